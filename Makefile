@@ -1,0 +1,44 @@
+# Two commands: `make demo` runs the whole journey on the shipped sample, `make test` runs every check.
+# Both install the locked dependencies into .venv the first time and reuse it afterwards.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_ENABLE_ONEDNN_OPTS ?= 1
+
+.PHONY: demo test check format lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: check
+	$(BIN)/python -m pytest
+
+# What pre-commit runs too: lint, format, types.
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The lock names torch by version and the hash of its CPU build; where the configured index has only the CUDA build,
+# the second attempt asks PyTorch's own index for it.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+$(VENV)/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} was found; name one with make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX)
+	@touch $@
+
+# Resolve the dependencies anew (needs uv); the lock carries versions and hashes, no addresses.
+lock:
+	uv pip compile pyproject.toml --extra test --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --extra-index-url $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match -o requirements.lock
+	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
+
+clean:
+	rm -rf demo_output .pytest_cache .ruff_cache .hypothesis
