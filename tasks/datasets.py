@@ -1,0 +1,213 @@
+"""The rows of datasets.toml and the files they name: labelled examples from TAB separated text or JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from absl.app import UsageError
+
+ROWS_FILE = Path(__file__).with_name("datasets.toml")
+
+# What published files call the columns; the first name that a header line or a JSON object holds is the column.
+HEADER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "text_a": ("text_a", "sentence1", "question1", "query1", "premise", "sentence", "text", "review", "title"),
+    "text_b": ("text_b", "sentence2", "question2", "query2", "hypothesis", "hypo"),
+    "label": ("label", "gold_label", "label_id"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text or pair of texts; `label` is None where the file does not tell (a test file)."""
+
+    text_a: str
+    text_b: str | None
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRow:
+    """One row of datasets.toml; the comments there define the fields."""
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metric: str
+    files: Mapping[str, tuple[str, ...]]
+    label_names: Mapping[str, str] = field(default_factory=dict)
+    ignored_labels: tuple[str, ...] = ()
+
+    @property
+    def is_pair(self) -> bool:
+        return "text_b" in self.columns
+
+
+def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
+    """Reads the rows of a TOML file.
+
+    Raises:
+        UsageError: the file is missing or no TOML, or a row has an unknown or missing field.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no such file of task rows: {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML file of task rows: {error}") from None
+    return {name: _row(name, table, path) for name, table in tables.items()}
+
+
+def _row(name: str, table: object, path: Path) -> DatasetRow:
+    known = {f.name: f for f in dataclasses.fields(DatasetRow) if f.name != "name"}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {name} is not a table; write [{name}] and its fields below")
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{path}: [{name}] has the unknown field {key!r}{nearest(key, known)}")
+    missing = [key for key in ("columns", "labels", "metric", "files") if key not in table]
+    if missing:
+        raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
+    for column in table["columns"]:
+        if column not in (*HEADER_NAMES, "-"):
+            raise UsageError(f"{path}: [{name}] has the unknown column {column!r}; known: {', '.join(HEADER_NAMES)}, -")
+    files = {split: tuple(candidates) for split, candidates in table["files"].items()}
+    lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
+    return DatasetRow(name=name, **{**table, **lists, "files": files})
+
+
+def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    """`"; did you mean X?"` where something known is near, else the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
+    """Returns the row called `task_name` (case and '-' or '_' do not matter), also looking into the user's `task_file`.
+
+    Raises:
+        UsageError: no such row; the message names the nearest and all.
+    """
+    rows = load_rows() | (load_rows(task_file) if task_file else {})
+    name = task_name.lower().replace("-", "_")
+    if name not in rows:
+        raise UsageError(f"unknown --task_name {task_name!r}{nearest(name, rows)} known: {', '.join(sorted(rows))}")
+    return rows[name]
+
+
+def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
+    """Returns the first candidate of `split` that exists in `data_dir`.
+
+    Raises:
+        UsageError: none does; the message names the candidates.
+    """
+    if not data_dir.is_dir():
+        raise UsageError(f"--data_dir={data_dir} is not a folder")
+    for candidate in row.files.get(split, ()):
+        if (data_dir / candidate).is_file():
+            return data_dir / candidate
+    raise UsageError(
+        f"--data_dir={data_dir} holds none of {', '.join(row.files.get(split, ()))} for {split} ({row.name})"
+    )
+
+
+def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:
+    """Reads all examples of a file in order.
+
+    A first line whose label is no label of the row is a header line; without one the columns stand in the row's order.
+
+    Args:
+        row: the columns and labels.
+        path: .json and .jsonl are JSON lines, everything else is TAB separated; UTF-8, a BOM is skipped.
+        need_labels: whether an example without a label is an error (training) or allowed (prediction).
+
+    Raises:
+        UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
+    """
+    records = _json_records(path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
+    examples = []
+    for line_number, record in records:
+        where = f"{path}:{line_number}"
+        label = record.get("label")
+        if label is not None:
+            label = row.label_names.get(label, label)
+            if label in row.ignored_labels:
+                continue
+            if label not in row.labels:
+                hint = nearest(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
+                raise UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")
+        elif need_labels:
+            raise UsageError(f"{where}: no label; training and evaluation need {', '.join(row.columns)}")
+        for column in ("text_a", "text_b"):
+            if column in row.columns and not record.get(column, "").strip():
+                raise UsageError(f"{where}: {column} is missing or empty; expected {', '.join(row.columns)}")
+        examples.append(Example(record["text_a"], record.get("text_b") if row.is_pair else None, label))
+    if not examples:
+        raise UsageError(f"{path} holds no example")
+    return examples
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    # Split on LF only: str.splitlines would cut at U+2028 and friends, which occur inside real questions.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        try:
+            for line_number, line in enumerate(file, start=1):
+                line = line.rstrip("\r\n")
+                if line:
+                    yield line_number, line
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text ({error}); convert it first") from None
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    for line_number, line in _lines(path):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}:{line_number}: not a JSON object ({error.msg})") from None
+        if not isinstance(fields, dict):
+            raise UsageError(f"{path}:{line_number}: not a JSON object but {type(fields).__name__}")
+        yield (
+            line_number,
+            {
+                column: str(fields[name])
+                for column, names in HEADER_NAMES.items()
+                for name in [next((n for n in names if n in fields), None)]
+                if name is not None
+            },
+        )
+
+
+def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    columns: tuple[str, ...] = row.columns
+    unlabelled = tuple(column for column in columns if column != "label")
+    for order, (line_number, line) in enumerate(_lines(path)):
+        cells = line.split("\t")
+        if order == 0 and (header := _header(row, cells)):
+            columns = unlabelled = header
+            continue
+        names = columns if len(cells) == len(columns) else unlabelled
+        if len(cells) != len(names):
+            raise UsageError(
+                f"{path}:{line_number}: got {len(cells)} TAB separated columns, expected {', '.join(columns)}"
+            )
+        yield line_number, {name: cell for name, cell in zip(names, cells, strict=True) if name != "-"}
+
+
+def _header(row: DatasetRow, cells: Sequence[str]) -> tuple[str, ...] | None:
+    """The columns in the order of a header line, or None where the line is an example."""
+    of_name = {name: column for column, names in HEADER_NAMES.items() for name in names}
+    named = tuple(of_name.get(cell.strip().lower(), "-") for cell in cells)
+    if set(named) >= set(row.columns) - {"label", "-"}:
+        return named
+    if len(cells) == len(row.columns) and "label" in row.columns:
+        label = cells[row.columns.index("label")]
+        # A header in words of its own: by position, and only where the cell cannot be a mistyped label.
+        if row.label_names.get(label, label) not in (*row.labels, *row.ignored_labels) and "label" in label.lower():
+            return row.columns
+    return None

@@ -1,0 +1,53 @@
+"""The flags that every training verb has, in groups that the verbs' options inherit; names and defaults are BERT's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.flags import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where a run computes."""
+
+    use_tpu: bool = flag(False, help="train on a TPU; needs --tpu_name or a TPU VM")
+    tpu_name: str | None = flag(None, help="name or grpc address of the TPU")
+    tpu_zone: str | None = flag(None, help="zone of the TPU, where it is not the default one")
+    gcp_project: str | None = flag(None, help="Google Cloud project of the TPU, where it is not the default one")
+    master: str | None = flag(None, help="grpc address of a TPU worker; the older name of --tpu_name")
+    num_tpu_cores: int = flag(8, help="TPU cores to use", minimum=1)
+    iterations_per_loop: int = flag(
+        1000, help="steps between two looks of the host at the results, at most", unit="steps", minimum=1
+    )
+    precision: str = flag("float32", help="compute precision; weights stay float32", choices=("float32", "bfloat16"))
+    remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """How gradients become updates; the defaults are those of BERT and ALBERT."""
+
+    weight_decay: float = flag(0.01, help="decoupled weight decay; LayerNorm and biases are exempt", minimum=0)
+    adam_beta1: float = flag(0.9, help="decay of the first moment", minimum=0, maximum=1)
+    adam_beta2: float = flag(0.999, help="decay of the second moment", minimum=0, maximum=1)
+    adam_epsilon: float = flag(1e-6, help="added to the root of the second moment", minimum=0)
+    clip_norm: float = flag(1.0, help="largest global norm of the gradient; 0 does not clip", minimum=0)
+    ema_decay: float = flag(
+        0.0, help="decay of an average of the weights for evaluation; 0 keeps none", minimum=0, maximum=1
+    )
+    gradient_accumulation_steps: int = flag(
+        1, help="micro-batches that a batch is computed in; the update equals that of the whole batch", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run keeps and tells."""
+
+    output_dir: str = flag(
+        help="folder for checkpoints, metrics and results; a run that finds its checkpoints continues"
+    )
+    seed: int = flag(12345, help="decides initial weights, order of examples and dropout", minimum=0)
+    log_steps: int = flag(50, help="how often a line of metrics is written", unit="steps", minimum=1)
+    keep_checkpoint_max: int = flag(5, help="newest checkpoints that are kept", minimum=1)
