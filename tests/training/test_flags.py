@@ -1,0 +1,178 @@
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from absl.app import UsageError
+
+from training.flags import flag, help_text, nearest, parse, run, write_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains a toy."""
+
+    input_file: tuple[str, ...] = flag(help="shards")
+    output_dir: str = flag(help="folder")
+    learning_rate: float = flag(5e-5, help="peak rate", minimum=0, unit="per step")
+    num_train_steps: int = flag(100, help="steps", minimum=1, maximum=1000, unit="steps")
+    do_train: bool = flag(False, help="train")
+    init_checkpoint: str | None = flag(None, help="weights")
+    optimizer: str = flag("lamb", help="rule", choices=("lamb", "adamw"))
+    config_file: str = flag("", help="model", aliases=("bert_config_file",))
+
+
+NEEDED = ["--input_file=a", "--output_dir=o"]
+
+
+def parsed(*arguments):
+    return parse(Options, [*NEEDED, *arguments])
+
+
+def test_defaults_and_every_way_to_write_a_value():
+    assert parsed() == Options(input_file=("a",), output_dir="o")
+    assert parse(Options, ["--input_file", "a, b*,c", "--output_dir", "o"]).input_file == ("a", "b*", "c")
+    assert parsed("--learning_rate=1e-3").learning_rate == 1e-3
+    assert parsed("--learning_rate", "1").learning_rate == 1.0
+    assert parsed("--bert_config_file=x").config_file == "x"
+    assert parsed("--init_checkpoint=x", "--init_checkpoint=").init_checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("--do_train", True),
+        ("--do_train=True", True),
+        ("--do_train=true", True),
+        ("--nodo_train", False),
+        ("--do_train=False", False),
+    ],
+)
+def test_booleans(text, value):
+    assert parsed(f"--do_train={not value}", text).do_train is value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lerning_rate=1"], "unknown flag --lerning_rate; the nearest is --learning_rate"),
+        (["--nodo_trian"], "unknown flag --nodo_trian; the nearest is --do_train"),
+        (["--learning_rate=fast"], "--learning_rate=fast: expected a number"),
+        (["--num_train_steps=1.5"], "--num_train_steps=1.5: expected a whole number"),
+        (["--num_train_steps=0"], "--num_train_steps=0: expected at least 1"),
+        (["--num_train_steps=1001"], "--num_train_steps=1001: expected at most 1000"),
+        (["--do_train=perhaps"], "--do_train=perhaps: expected true or false"),
+        (["--optimizer=sgd"], "--optimizer=sgd: expected one of lamb, adamw"),
+        (["--do_train", "True"], "unexpected argument 'True'; write flags as --name=value"),
+        (["--learning_rate"], "Missing value for flag --learning_rate"),
+        (["--output_dir="], "missing required flag: --output_dir"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UsageError) as error:
+        parsed(*arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_all_missing_flags_are_named_at_once():
+    with pytest.raises(UsageError, match=r"^missing required flags: --input_file, --output_dir$"):
+        parse(Options, [])
+
+
+def test_config_round_trip_and_command_line_wins(tmp_path):
+    options = parsed("--learning_rate=0.25", "--do_train", "--init_checkpoint=x")
+    write_config(options, tmp_path / "run" / "config.json")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    argument = f"--config={tmp_path}/run/config.json"
+    assert parse(Options, [argument]) == options
+    assert parse(Options, [argument, "--nodo_train"]).do_train is False
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"optimiser": "lamb"}', "unknown flag 'optimiser'; the nearest is 'optimizer'"),
+        ('{"num_train_steps": "7"}', "--num_train_steps=7: expected a whole number"),
+        ('{"num_train_steps": true}', "--num_train_steps=True: expected a whole number"),
+        ('{"input_file": 3}', "--input_file=3: expected a list of text"),
+        ("[]", "expected a JSON object of flags, got a list"),
+        ("{", "not a JSON file"),
+    ],
+)
+def test_config_mistakes_name_the_file(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UsageError) as error:
+        parsed(f"--config={path}")
+    assert str(error.value).startswith(f"--config={path}: ")
+    assert message in str(error.value)
+
+
+def test_nearest():
+    assert nearest("lcqmc", ["xnli", "lcqmc_pair"]) == "lcqmc_pair"
+
+
+def raising(error):
+    def main(options):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "message"),
+    [
+        (lambda options: None, 0, ""),
+        (lambda options: 7, 7, ""),
+        (raising(UsageError("two\nlines")), 2, "two lines"),
+        (
+            raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "x.txt")),
+            1,
+            "No such file or directory: x.txt",
+        ),
+        (raising(OSError(errno.ENOSPC, "No space left on device", "y")), 1, "disk full: y"),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
+    ],
+)
+def test_run_exit_codes_and_lines(capsys, monkeypatch, main, code, message):
+    monkeypatch.setattr(sys, "argv", ["verbs/verb.py", *NEEDED])
+    with pytest.raises(SystemExit) as stop:
+        run(main, Options)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == (f"verb.py: {message}\n" if message else "")
+
+
+def test_our_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()), Options, NEEDED)
+
+
+def test_help_names_every_flag_and_exits_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(lambda options: 1, Options, ["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.strip() == help_text(Options, out.split(":")[0])
+    for expected in (
+        "Trains a toy.",
+        "--input_file (required)",
+        "--learning_rate (5e-05)",
+        "lamb|adamw",
+        "also --bert_config_file",
+    ):
+        assert expected in out
+
+
+def test_nothing_slow_is_imported():
+    code = (
+        "import sys, training.flags, training.progress; print({'numpy','tensorflow','keras','rich'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_config_is_plain_json(tmp_path):
+    write_config(parsed(), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 5e-5

@@ -1,0 +1,1 @@
+"""Drives any task on any engine; knows nothing of language."""
