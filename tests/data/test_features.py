@@ -1,0 +1,100 @@
+"""Laws of fine-tuning batches: truncation as BERT's, every example once an epoch, padding that weighs nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.features import ClassificationDataset, encode_examples
+
+CLS, SEP = 2, 3
+
+
+class Characters:
+    """A tokenizer of one id a character, so that the texts can be read off the batch."""
+
+    cls_id, sep_id = CLS, SEP
+
+    def encode_batch(self, texts):
+        ids = [np.array([ord(c) for c in text], np.int32) for text in texts]
+        return SimpleNamespace(
+            ids=np.concatenate(ids or [np.zeros(0, np.int32)]),
+            splits=np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64),
+        )
+
+
+def popped(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[int]]:
+    """BERT's truncation, one token at a time."""
+    a, b = list(a), list(b)
+    while len(a) + len(b) > budget:
+        (a if len(a) > len(b) else b).pop()
+    return a, b
+
+
+texts = st.text(alphabet="abcdefgh", min_size=1, max_size=24)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8), st.integers(5, 40))
+def test_pairs_are_cut_like_one_token_at_a_time_from_the_longer_side(pairs, max_seq_length):
+    encoded = encode_examples(
+        [a for a, _ in pairs], [b for _, b in pairs], [0] * len(pairs), Characters(), max_seq_length
+    )
+    for i, (text_a, text_b) in enumerate(pairs):
+        a, b = popped([ord(c) for c in text_a], [ord(c) for c in text_b], max_seq_length - 3)
+        span = slice(encoded.splits[i], encoded.splits[i + 1])
+        assert encoded.ids[span].tolist() == [CLS, *a, SEP, *b, SEP]
+        assert encoded.segments[span].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+@given(st.lists(texts, min_size=1, max_size=8), st.integers(3, 30))
+def test_single_texts_are_cut_at_the_end(singles, max_seq_length):
+    encoded = encode_examples(singles, None, [0] * len(singles), Characters(), max_seq_length)
+    for i, text in enumerate(singles):
+        expected = [CLS, *(ord(c) for c in text[: max_seq_length - 2]), SEP]
+        assert encoded.ids[encoded.splits[i] : encoded.splits[i + 1]].tolist() == expected
+    assert encoded.truncated_examples == sum(len(text) > max_seq_length - 2 for text in singles)
+
+
+def rows(batch: dict[str, np.ndarray]) -> list[tuple]:
+    """The real rows of a batch as comparable tuples."""
+    real = batch["input_mask"][:, 0] == 1
+    return [
+        (tuple(ids[mask == 1]), int(label))
+        for ids, mask, label in zip(
+            batch["input_ids"][real], batch["input_mask"][real], batch["label_ids"][real], strict=True
+        )
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(texts, st.integers(0, 1)), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 3))
+def test_every_epoch_holds_every_example_once_and_depends_on_seed_and_step_only(examples, batch_size, epoch):
+    encoded = encode_examples([t for t, _ in examples], None, [y for _, y in examples], Characters(), 20)
+    dataset = ClassificationDataset(encoded, batch_size, 20, seed=7)
+    steps = [epoch * dataset.steps_per_epoch + i for i in range(dataset.steps_per_epoch)]
+    seen = [row for step in steps for row in rows(dataset.batch(step))]
+    every = [row for batch in dataset.evaluation_batches(3) for row in rows(batch)]
+    assert sorted(seen) == sorted(every)
+    assert len(every) == len(examples)
+    again = ClassificationDataset(encoded, batch_size, 20, seed=7)
+    for step in reversed(steps):
+        for name, values in again.batch(step).items():
+            np.testing.assert_array_equal(values, dataset.batch(step)[name])
+
+
+def test_evaluation_order_leads_back_to_the_file():
+    encoded = encode_examples(["aaa", "b", "cc", "dddd"], None, [0, 1, 2, 3], Characters(), 16)
+    dataset = ClassificationDataset(encoded, 2, 16)
+    labels = np.concatenate([batch["label_ids"] for batch in dataset.evaluation_batches(3)])[:4]
+    back = np.empty(4, int)
+    back[dataset.evaluation_order()] = labels
+    assert back.tolist() == [0, 1, 2, 3]
+
+
+def test_a_batch_is_padded_to_its_own_longest_example():
+    encoded = encode_examples(["a" * 10] * 4 + ["a" * 90], None, [0] * 5, Characters(), 128)
+    lengths = {batch["input_ids"].shape[1] for batch in ClassificationDataset(encoded, 2, 128).evaluation_batches(2)}
+    assert lengths == {16, 96}

@@ -1,0 +1,103 @@
+"""Reading labelled files: with and without header lines, JSON lines, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from absl.app import UsageError
+
+from tasks.datasets import Example, find_file, find_row, load_rows, read_examples
+from tasks.metrics import CLASSIFICATION_METRICS
+
+PAIR = find_row("lcqmc_pair")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_every_row_is_complete():
+    for row in load_rows().values():
+        assert row.metric in CLASSIFICATION_METRICS
+        assert {"text_a", "label"} <= set(row.columns)
+        assert set(row.files) == {"train", "dev", "test"}
+        assert len(set(row.labels)) == len(row.labels) >= 2
+
+
+@pytest.mark.parametrize(
+    "head", ["", "sentence1\tsentence2\tlabel\n", "text_a\ttext_b\tlabel\n", "\ufefftext_a\ttext_b\tlabel\r\n"]
+)
+def test_a_header_line_is_seen_as_what_it_is(tmp_path: Path, head: str):
+    path = write(tmp_path / "train.txt", head + "甲\t乙\t1\n丙\t丁\t0")
+    assert read_examples(PAIR, path, need_labels=True) == [Example("甲", "乙", "1"), Example("丙", "丁", "0")]
+
+
+def test_header_names_decide_over_the_order_of_the_row(tmp_path: Path):
+    path = write(tmp_path / "train.tsv", "id\tlabel\tquestion1\tquestion2\n7\t1\t甲\t乙\n")
+    assert read_examples(PAIR, path, need_labels=True) == [Example("甲", "乙", "1")]
+
+
+def test_sentence_pair_has_its_label_first(tmp_path: Path):
+    path = write(tmp_path / "train.tsv", "1\t甲\t乙\n")
+    assert read_examples(find_row("sentence_pair"), path, need_labels=True) == [Example("甲", "乙", "1")]
+
+
+def test_json_lines_and_ignored_labels(tmp_path: Path):
+    kept = '{"sentence1": "甲", "sentence2": "乙", "label": "neutral"}\n'
+    ignored = '{"sentence1": "丙", "sentence2": "丁", "label": "-"}\n'
+    path = write(tmp_path / "dev.json", kept + ignored)
+    assert read_examples(find_row("ocnli"), path, need_labels=True) == [Example("甲", "乙", "neutral")]
+
+
+def test_a_test_file_may_lack_labels_but_a_training_file_may_not(tmp_path: Path):
+    path = write(tmp_path / "test.txt", "甲\t乙\n丙\t丁\n")
+    assert [example.label for example in read_examples(PAIR, path, need_labels=False)] == [None, None]
+    with pytest.raises(UsageError, match=r"test\.txt:1: no label"):
+        read_examples(PAIR, path, need_labels=True)
+
+
+def test_a_line_separator_inside_a_text_does_not_end_it(tmp_path: Path):
+    path = write(tmp_path / "train.txt", "甲\u2028甲\t乙\t1\n")
+    assert read_examples(PAIR, path, need_labels=True)[0].text_a == "甲\u2028甲"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("甲\t乙\t1\n甲乙\t1\t2\t3\n", r"train\.txt:2: got 4 TAB separated columns, expected text_a, text_b, label"),
+        ("甲\t乙\t1\n甲\t乙\t7\n", r"train\.txt:2: label '7' is not a label of lcqmc_pair; expected one of 0, 1"),
+        ("甲\t乙\t1\n\t乙\t1\n", r"train\.txt:2: text_a is missing or empty"),
+        ("", r"holds no example"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, content: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        read_examples(PAIR, write(tmp_path / "train.txt", content), need_labels=True)
+
+
+def test_text_that_is_no_utf8_or_no_json_is_named(tmp_path: Path):
+    (tmp_path / "gbk.txt").write_bytes("甲乙".encode("gbk"))
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        read_examples(PAIR, tmp_path / "gbk.txt", need_labels=True)
+    with pytest.raises(UsageError, match=r"x\.json:1: not a JSON object"):
+        read_examples(PAIR, write(tmp_path / "x.json", "{oops\n"), need_labels=True)
+
+
+def test_unknown_task_missing_folder_and_missing_file_name_what_was_expected(tmp_path: Path):
+    with pytest.raises(UsageError, match="did you mean 'lcqmc_pair'"):
+        find_row("lcqmc_pairs")
+    with pytest.raises(UsageError, match="is not a folder"):
+        find_file(PAIR, tmp_path / "nowhere", "train")
+    with pytest.raises(UsageError, match=r"holds none of train\.txt, train\.tsv for train"):
+        find_file(PAIR, tmp_path, "train")
+
+
+def test_a_row_of_the_user_s_own(tmp_path: Path):
+    row = (
+        '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric = "f1"\nfiles = {train = ["t.tsv"]}\n'
+    )
+    assert find_row("mood", write(tmp_path / "rows.toml", row)).labels == ("bad", "good")
+    with pytest.raises(UsageError, match="unknown field 'colums'; did you mean 'columns'"):
+        find_row("mood", write(tmp_path / "rows.toml", row.replace("columns", "colums")))

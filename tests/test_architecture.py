@@ -1,0 +1,124 @@
+"""Laws of the house: who may import whom, which flags exist, and that the pages name the files that are there."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "modeling": set(),
+    "data": set(),
+    "optimization": set(),
+    "training": set(),
+    "tasks": {"modeling", "data"},
+    "conversion": {"modeling"},
+}
+VERBS = sorted(path.stem for path in ROOT.glob("*.py"))
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_folder_imports_only_what_the_table_allows(folder: str):
+    for path in (ROOT / folder).rglob("*.py"):
+        ours = imports_of(path) & (set(MAY_IMPORT) | {"serving", "benchmarks", "examples", *VERBS})
+        assert ours <= MAY_IMPORT[folder] | {folder}, f"{path.relative_to(ROOT)} imports {ours}"
+
+
+@pytest.mark.parametrize("folder", ["modeling", "optimization", "tasks"])
+def test_models_and_optimizers_use_no_backend_directly(folder: str):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not imports_of(path) & {"tensorflow", "jax", "torch"}, path
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "test_changes"])
+def test_verbs_check_flags_before_anything_slow_is_imported(verb: str):
+    script = f"import sys, {verb}; print([m for m in ('numpy', 'tensorflow', 'keras', 'torch') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def flags_of(verb: str) -> list[str]:
+    return sorted(field.name for field in dataclasses.fields(importlib.import_module(verb).Options))
+
+
+def test_flags_are_those_of_the_frozen_list():
+    """A flag that comes or goes is a decision: change tests/frozen_flags.json with it."""
+    frozen = json.loads((ROOT / "tests/frozen_flags.json").read_text())
+    verbs = [verb for verb in VERBS if hasattr(importlib.import_module(verb), "Options")]
+    assert {verb: flags_of(verb) for verb in verbs} == frozen
+
+
+ALBERT_ZH = {
+    "create_pretraining_data": "input_file output_file vocab_file do_lower_case do_whole_word_mask max_seq_length "
+    "max_predictions_per_seq random_seed dupe_factor masked_lm_prob short_seq_prob non_chinese",
+    "run_pretraining": "bert_config_file input_file output_dir init_checkpoint max_seq_length max_predictions_per_seq "
+    "do_train do_eval train_batch_size eval_batch_size learning_rate num_train_steps num_warmup_steps "
+    "save_checkpoints_steps iterations_per_loop max_eval_steps use_tpu tpu_name tpu_zone gcp_project master "
+    "num_tpu_cores",
+    "run_classifier": "data_dir bert_config_file task_name vocab_file output_dir init_checkpoint do_lower_case "
+    "max_seq_length do_train do_eval do_predict train_batch_size eval_batch_size predict_batch_size learning_rate "
+    "num_train_epochs warmup_proportion save_checkpoints_steps iterations_per_loop use_tpu tpu_name tpu_zone "
+    "gcp_project master num_tpu_cores",
+    "convert_albert_tf_checkpoint_to_pytorch": "tf_checkpoint_path bert_config_file pytorch_dump_path share_type",
+}
+
+
+@pytest.mark.parametrize("verb", ALBERT_ZH)
+def test_every_flag_of_albert_zh_exists(verb: str):
+    assert set(ALBERT_ZH[verb].split()) <= set(flags_of(verb))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_readme_tree_names_the_files_that_are_there(page: str):
+    if not TRACKED[0]:
+        pytest.skip("not a git checkout")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tree = re.search(r"```tree\n(.*?)```", text, re.DOTALL)
+    assert tree, f"{page} has no ```tree block"
+    named = set(re.findall(r"^(\S+)", tree[1], re.MULTILINE))
+    at_root = {path.split("/")[0] + ("/" if "/" in path else "") for path in TRACKED if path}
+    shown = {path for path in at_root if not path.startswith(".")}
+    assert named == shown, f"missing {shown - named}, gone {named - shown}"
+    folders = {name for name in named if name.endswith("/")} - {"tests/", "albert_config/", "benchmarks/", "examples/"}
+    for folder in sorted(folders):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.stem == "__init__" or re.search(rf"\b{path.stem}\b", tree[1]), f"{page}: {folder}{path.name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_paths_that_pages_name_exist(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path in re.findall(
+        r"`((?:modeling|data|optimization|training|tasks|conversion|tests|examples|benchmarks)/[\w./]*)`", text
+    ):
+        assert (ROOT / path).exists(), f"{page} names {path}"
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (ROOT / target).exists(), f"{page} links to {target}"
+
+
+def test_readmes_show_the_same_commands():
+    commands = [
+        re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+        for page in ("README.md", "README.zh.md")
+    ]
+    strip = [[re.sub(r"\s*#.*", "", block).strip() for block in blocks] for blocks in commands]
+    assert strip[0] == strip[1]
