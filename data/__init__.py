@@ -1,0 +1,1 @@
+"""Text -> ids -> examples -> records -> batches: NumPy only, never TensorFlow up to the records."""

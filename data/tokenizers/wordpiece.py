@@ -1,0 +1,330 @@
+"""BERT's WordPiece tokenizer (Devlin et al. 2018), normative in plain Python and fast in NumPy with equal output.
+
+The normative path is BERT's original: cleaning, ideographs set apart, optional lower case without accents, punctuation
+split off, then the greedy longest match. It differs from ports of it in three ways that show in real text: private-use
+and unassigned code points are kept, U+2028 and U+2029 separate words, and words are looked up to 200 characters. As in
+the original, '[MASK]' typed in raw text is the three words '[', 'mask', ']': text never yields a special id but [UNK].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from absl import app
+
+from data.tokenizers import Encoding
+
+MAX_WORD_CHARACTERS = 200
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
+# The blocks that BERT calls Chinese: CJK Unified Ideographs, extensions A to E, and both compatibility blocks.
+IDEOGRAPH_RANGES = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+_CAPITAL_SIGMA = 0x3A3  # the one character whose lower case depends on its neighbours, over punctuation too
+_UNKNOWN, _SPACE, _DROPPED, _SINGLE, _WORD = range(5)
+_MEMO_WORDS = 1 << 17
+_MEMO_WORD_CHARACTERS = 64
+
+
+def is_ideograph(character: str) -> bool:
+    """Whether BERT sets the character apart as a word of its own."""
+    code = ord(character)
+    return any(first <= code <= last for first, last in IDEOGRAPH_RANGES)
+
+
+def is_punctuation(character: str) -> bool:
+    """Whether the character is of a punctuation category, or is ASCII and neither letter, digit, space nor control."""
+    if character.isascii():
+        return "!" <= character <= "~" and not character.isalnum()
+    return unicodedata.category(character).startswith("P")
+
+
+def is_space(character: str) -> bool:
+    """Whether the character separates words: Unicode's separators, tab, line feed and carriage return."""
+    return character in "\t\n\r" or unicodedata.category(character).startswith("Z")
+
+
+def is_dropped(character: str) -> bool:
+    """Whether cleaning removes the character: NUL, U+FFFD, control and format characters but tab and line ends."""
+    return character == "\ufffd" or (character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cf"))
+
+
+def split_words(text: str, *, do_lower_case: bool) -> list[tuple[str, list[int]]]:
+    """The words of a text after BERT's basic tokenization, each with the position in `text` of its every character."""
+    words: list[tuple[str, list[int]]] = []
+    run: list[int] = []
+    for position, character in enumerate(text):
+        if is_dropped(character):
+            continue
+        if is_space(character):
+            words += _split_run(text, run, do_lower_case)
+            run = []
+        elif is_ideograph(character):
+            words += _split_run(text, run, do_lower_case)
+            words += _split_run(text, [position], do_lower_case)
+            run = []
+        else:
+            run.append(position)
+    return words + _split_run(text, run, do_lower_case)
+
+
+def _split_run(text: str, origins: list[int], do_lower_case: bool) -> list[tuple[str, list[int]]]:
+    run = "".join([text[position] for position in origins])
+    if do_lower_case:
+        if not run.isascii():
+            # Decomposition may reorder marks, so the text comes from the whole and only the counts from the parts.
+            origins = [p for p in origins for _ in _without_accents(text[p].lower())]
+        run = _without_accents(run.lower())
+    words: list[tuple[str, list[int]]] = []
+    joins = False
+    for character, origin in zip(run, origins, strict=True):
+        if is_punctuation(character):
+            words.append((character, [origin]))
+            joins = False
+        elif joins:
+            word, positions = words[-1]
+            words[-1] = (word + character, [*positions, origin])
+        else:
+            words.append((character, [origin]))
+            joins = True
+    return words
+
+
+def _without_accents(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join([c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn"])
+
+
+class _Memo(dict[str, tuple[int, ...]]):
+    """Word -> (id, start, end) triples, flattened; filled by the normative path, emptied when full."""
+
+    def __init__(self, encode):
+        self._encode = encode
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        triples = tuple(chain.from_iterable(self._encode(word)))
+        if len(word) <= _MEMO_WORD_CHARACTERS:
+            if len(self) >= _MEMO_WORDS:
+                self.clear()
+            self[word] = triples
+        return triples
+
+
+class WordPieceTokenizer:
+    """WordPiece over a vocabulary list: a token's id is its place in the list."""
+
+    def __init__(self, vocabulary: Sequence[str], *, do_lower_case: bool = True):
+        self.vocabulary = tuple(vocabulary)
+        self.do_lower_case = do_lower_case
+        self._id_of = {token: i for i, token in enumerate(self.vocabulary)}
+        missing = [token for token in SPECIAL_TOKENS if token not in self._id_of]
+        if missing:
+            raise app.UsageError(
+                f"the vocabulary of {len(self.vocabulary)} tokens lacks {', '.join(missing)}; "
+                "expected a BERT vocab.txt with one token a line"
+            )
+        self.vocab_size = len(self.vocabulary)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self._id_of[t] for t in SPECIAL_TOKENS)
+        self.special_ids = frozenset(
+            i for i, token in enumerate(self.vocabulary) if token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token)
+        )
+        # Unicode's version classifies characters.
+        settings = f"wordpiece lower={do_lower_case} unicode={unicodedata.unidata_version}"
+        self.fingerprint = hashlib.sha256("\n".join((settings, *self.vocabulary)).encode()).hexdigest()
+        self._longest_piece = max(map(len, self.vocabulary))
+        self._is_continuation = np.array([token.startswith("##") for token in self.vocabulary])
+        # Zero pages cost nothing until a character of theirs is met; both tables are filled as text is read.
+        self._class_of = np.zeros(0x110000, np.uint8)
+        self._single_id = np.zeros(0x110000, np.int32)
+        self._replacement_ids: np.ndarray | None = None
+        self._memo = _Memo(self.encode_normatively)
+
+    @classmethod
+    def load(cls, vocab_file: Path, *, do_lower_case: bool = True) -> WordPieceTokenizer:
+        """Reads a token a line. Lines end at LF (or CRLF) only: Google's Chinese vocabulary holds U+2028 as a token.
+
+        Of tab-separated columns (ERNIE's and SentencePiece's .vocab files) the first is the token.
+        """
+        try:
+            text = vocab_file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise app.UsageError(
+                f"{vocab_file}: not UTF-8 at byte {error.start}; expected a vocabulary, one token a line"
+            ) from error
+        lines = text.removesuffix("\n").split("\n")
+        try:
+            return cls([line.removesuffix("\r").split("\t")[0] for line in lines], do_lower_case=do_lower_case)
+        except app.UsageError as error:
+            raise app.UsageError(f"{vocab_file}: {error}") from None
+
+    def encode_normatively(self, text: str) -> list[tuple[int, int, int]]:
+        """The slow path that defines the output: (id, start, end) for every token, offsets in characters of `text`."""
+        tokens: list[tuple[int, int, int]] = []
+        for word, origins in split_words(text, do_lower_case=self.do_lower_case):
+            pieces = self._longest_matches(word)
+            tokens += [(i, origins[start], origins[end - 1] + 1) for i, start, end in pieces]
+        return tokens
+
+    def _longest_matches(self, word: str) -> list[tuple[int, int, int]]:
+        unknown = [(self.unk_id, 0, len(word))]
+        if len(word) > MAX_WORD_CHARACTERS:
+            return unknown
+        pieces: list[tuple[int, int, int]] = []
+        start = 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            for end in range(min(len(word), start + self._longest_piece), start, -1):
+                token_id = self._id_of.get(prefix + word[start:end])
+                if token_id is not None:
+                    break
+            else:
+                return unknown
+            pieces.append((token_id, start, end))
+            start = end
+        return pieces
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of one text, without [CLS] and [SEP]."""
+        return self.encode_batch([text]).ids.tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoding:
+        """Encodes many texts at once; equal to `encode_normatively` on each.
+
+        Nearly every Chinese character is a word of its own, so characters are looked up in a table over code points,
+        and only the runs between them (Latin words, numbers) are cut out as strings, each distinct one tokenized once.
+        """
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        joined = "\n".join(texts)
+        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        classes = self._class_of[codes]
+        if not classes.all():
+            self._learn(np.unique(codes[classes == _UNKNOWN]))
+            classes = self._class_of[codes]
+        kept = None
+        if (classes == _DROPPED).any():
+            kept = np.flatnonzero(classes != _DROPPED)
+            codes, classes = codes[kept], classes[kept]
+            joined = codes.tobytes().decode("utf-32-le", "surrogatepass")
+        if self.do_lower_case:
+            self._join_around_sigma(codes, classes)
+
+        in_word = np.zeros(len(codes) + 2, bool)
+        np.equal(classes, _WORD, out=in_word[1:-1])
+        run_begins = in_word[1:-1] & ~in_word[:-2]
+        run_starts = np.flatnonzero(run_begins)
+        run_ends = np.flatnonzero(in_word[1:-1] & ~in_word[2:]) + 1
+        memo = self._memo
+        entries = [memo[joined[s:e]] for s, e in zip(run_starts.tolist(), run_ends.tolist(), strict=True)]
+        run_counts = np.fromiter(map(len, entries), np.int64, len(entries)) // 3
+        triples = np.fromiter(chain.from_iterable(entries), np.int32, 3 * int(run_counts.sum())).reshape(-1, 3)
+
+        units = np.flatnonzero((classes == _SINGLE) | run_begins)
+        is_run = in_word[1:-1][units]
+        unit_counts = np.ones(len(units), np.int64)
+        unit_counts[is_run] = run_counts
+        from_run = np.repeat(is_run, unit_counts)
+        starts = np.repeat(units, unit_counts)
+        last = starts.copy()
+        ids = self._single_id[codes[starts]]
+        ids[from_run] = triples[:, 0]
+        starts[from_run] += triples[:, 1]
+        last[from_run] += triples[:, 2] - 1
+        if kept is not None:
+            starts, last = kept[starts], kept[last]
+
+        bases = np.cumsum(lengths + 1) - (lengths + 1)
+        splits = np.append(np.searchsorted(starts, bases), len(starts))
+        shift = np.repeat(bases, np.diff(splits))
+        return Encoding(
+            ids=ids,
+            splits=splits,
+            starts=(starts - shift).astype(np.int32),
+            ends=(last + 1 - shift).astype(np.int32),
+            continuation=self._is_continuation[ids],
+        )
+
+    def _learn(self, codes: np.ndarray) -> None:
+        for code in codes.tolist():
+            character = chr(code)
+            kind = _WORD
+            if is_dropped(character):
+                kind = _DROPPED
+            elif is_space(character):
+                kind = _SPACE
+            elif is_ideograph(character) or is_punctuation(character):
+                tokens = self.encode_normatively(character)
+                if len(tokens) == 1:
+                    kind = _SINGLE
+                    self._single_id[code] = tokens[0][0]
+            self._class_of[code] = kind
+
+    def _join_around_sigma(self, codes: np.ndarray, classes: np.ndarray) -> None:
+        """Makes the whole of each space-separated run that holds a capital sigma one run for the normative path."""
+        for position in np.flatnonzero(codes == _CAPITAL_SIGMA).tolist():
+            for step in (-1, 1):
+                place = position + step
+                while 0 <= place < len(codes) and classes[place] != _SPACE and not is_ideograph(chr(codes[place])):
+                    classes[place] = _WORD
+                    place += step
+
+    @property
+    def replacement_ids(self) -> np.ndarray:
+        """int32, ascending: ids that some text can yield, other than the special ones."""
+        if self._replacement_ids is None:
+            ids = [i for i, t in enumerate(self.vocabulary) if i not in self.special_ids and self._can_occur(t, i)]
+            self._replacement_ids = np.array(ids, np.int32)
+        return self._replacement_ids
+
+    def _can_occur(self, token: str, token_id: int) -> bool:
+        if self._id_of[token] != token_id:
+            return False
+        word = "a" + token[2:] if token.startswith("##") and len(token) > 2 else token
+        return [w for w, _ in split_words(word, do_lower_case=self.do_lower_case)] == [word]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Returns the vocabulary's strings, '##' included."""
+        return [self.vocabulary[i] for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Joins tokens into readable text: pieces joined, spaces between words except beside ideographs."""
+        text = ""
+        for token in self.tokens(ids):
+            if token.startswith("##") and len(token) > 2:
+                text += token[2:]
+            elif text and not (_stands_alone(token[:1]) or _stands_alone(text[-1])):
+                text += " " + token
+            else:
+                text += token
+        return text
+
+    def save(self, directory: Path) -> list[Path]:
+        """Writes `vocab.txt`, a token a line; casing is the caller's to keep."""
+        path = directory / "vocab.txt"
+        write_vocabulary(path, self.vocabulary)
+        return [path]
+
+
+def write_vocabulary(path: Path, vocabulary: Sequence[str]) -> None:
+    """Writes one token a line, LF only, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes("".join(f"{token}\n" for token in vocabulary).encode("utf-8"))
+    temporary.replace(path)
+
+
+def _stands_alone(character: str) -> bool:
+    return bool(character) and (is_ideograph(character) or (is_punctuation(character) and not character.isascii()))
