@@ -1,0 +1,121 @@
+"""The Transformer decoder: causal self-attention, optional cross-attention, cached steps (Vaswani et al. 2017).
+
+Serves PALM and PLUG (causal, with cross-attention) and VECO (not causal; the same bricks with and without a memory).
+"""
+
+from typing import Any
+
+import keras
+
+from modeling import masks
+from modeling.config import Config
+from modeling.encoder import Encoder
+from modeling.layers import Attention, KeyValue
+from modeling.randomness import next_key, seeded
+from modeling.variables import Initialization
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+Cache = dict[str, list[KeyValue]]
+
+
+class Decoder(Encoder):
+    """An encoder whose blocks may also attend to a memory, and which can run one position at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        *,
+        causal: bool = True,
+        cross_attention: bool = True,
+        remat: bool = False,
+        dtype: Any,
+        name: str = "decoder",
+    ) -> None:
+        super().__init__(config, initialization, remat=remat, dtype=dtype, name=name)
+        self.causal = causal
+        self.cross_attentions = [
+            Attention(config, initialization, dtype=dtype, name=f"cross_{attention.name}")
+            for attention in (self.attentions if cross_attention else ())
+        ]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build every distinct brick once."""
+        super().build(input_shape)
+        for layer in self.cross_attentions:
+            layer.build(None)
+
+    def call(
+        self,
+        x_BLD: Tensor,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+        memory_BSD: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run all blocks over a whole sequence.
+
+        Args:
+            x_BLD: embedded tokens.
+            attention_mask: boolean, broadcasts to [B, N, L, L]; a causal decoder adds its own.
+            training: apply dropout; needs a `seeded` scope.
+            memory_BSD: what cross-attention reads; without it the blocks skip their cross-attention.
+            memory_mask: boolean, broadcasts to [B, N, L, S].
+
+        Returns:
+            As Encoder.
+        """
+        if self.causal:
+            length = ops.shape(x_BLD)[1]
+            causal = masks.causal_mask(length, length)
+            attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
+        states = [x_BLD]
+        for attention_index, feed_forward_index in self.order:
+            key = next_key() if training else None
+
+            def block(x: Tensor, *memory: Tensor, i=attention_index, j=feed_forward_index, key=key) -> Tensor:
+                with seeded(key):
+                    x = self.attentions[i](x, attention_mask=attention_mask, training=training)
+                    if memory:
+                        cross = self.cross_attentions[i]
+                        x = cross(x, memory=cross.keys_values(*memory), attention_mask=memory_mask, training=training)
+                    return self.feed_forwards[j](x, training=training)
+
+            inputs = (states[-1],) if memory_BSD is None else (states[-1], memory_BSD)
+            states.append(keras.remat(block)(*inputs) if self.remat and training else block(*inputs))
+        last = states[-1] if self.layer_norm is None else self.layer_norm(states[-1])
+        return last, states
+
+    def start_cache(self, batch: int, length: int, memory_BSD: Tensor | None = None) -> Cache:
+        """Room for `length` positions per block, and the memory's keys and values, projected once."""
+        attention = self.attentions[0]
+        empty = ops.zeros((batch, attention.heads, length, attention.head_size), self.compute_dtype)
+        cache: Cache = {"self": [(empty, empty) for _ in self.order], "memory": []}
+        if memory_BSD is not None:
+            cache["memory"] = [self.cross_attentions[i].keys_values(memory_BSD) for i, _ in self.order]
+        return cache
+
+    def step(
+        self, x_BLD: Tensor, cache: Cache, position: int | Tensor, memory_mask: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Run all blocks over the next positions, `position` being the index of the first; equals `call` on the whole.
+
+        Args:
+            x_BLD: the new tokens, embedded at their positions; L is 1 when generating.
+            cache: from `start_cache` or the step before.
+            position: how many positions the cache holds already.
+            memory_mask: as in `call`.
+        """
+        length = cache["self"][0][0].shape[2]
+        mask = masks.causal_mask(x_BLD.shape[1], length, position)
+        written = []
+        for block, (i, j) in enumerate(self.order):
+            x_BLD, pair = self.attentions[i](x_BLD, attention_mask=mask, cache=cache["self"][block], position=position)
+            written.append(pair)
+            if cache["memory"]:
+                x_BLD = self.cross_attentions[i](x_BLD, memory=cache["memory"][block], attention_mask=memory_mask)
+            x_BLD = self.feed_forwards[j](x_BLD)
+        x_BLD = x_BLD if self.layer_norm is None else self.layer_norm(x_BLD)
+        return x_BLD, {"self": written, "memory": cache["memory"]}

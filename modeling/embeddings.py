@@ -1,0 +1,115 @@
+"""Token, position and segment embeddings, and the same word table as output layer (BERT; ALBERT's factorised table).
+
+Google's ALBERT normalises in the embedding width and projects afterwards, with a bias; albert_zh projects the word
+vector first, without a bias, and adds positions and segments in the model's width.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from modeling.config import Config
+from modeling.layers import Dense, LayerNorm
+from modeling.randomness import dropout
+from modeling.variables import Initialization
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+
+
+class Embeddings(keras.layers.Layer):
+    """input_ids -> x_BLD, and hidden states -> scores over the vocabulary through the same table."""
+
+    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str = "embeddings") -> None:
+        super().__init__(dtype=dtype, name=name)
+        self.config = config
+        self.initialization = initialization
+        self.projects_first = config.family == "albert_zh"
+        self.sum_width = config.hidden_size if self.projects_first else config.embedding_size
+        self.layer_norm = LayerNorm(self.sum_width, config.layer_norm_eps, dtype=dtype)
+        self.projection = None
+        if config.embedding_size != config.hidden_size:
+            self.projection = Dense(
+                config.embedding_size,
+                config.hidden_size,
+                initialization,
+                use_bias=not self.projects_first,
+                dtype=dtype,
+                name="projection",
+            )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create the tables, the LayerNorm and the projection."""
+        config = self.config
+        self.word_embeddings = self._table("word_embeddings", config.padded_vocab_size, config.embedding_size)
+        self.position_embeddings = self._table("position_embeddings", config.max_position_embeddings, self.sum_width)
+        self.token_type_embeddings = None
+        if config.type_vocab_size:
+            self.token_type_embeddings = self._table("token_type_embeddings", config.type_vocab_size, self.sum_width)
+        self.layer_norm.build(None)
+        if self.projection is not None:
+            self.projection.build(None)
+
+    def _table(self, name: str, rows: int, width: int) -> keras.Variable:
+        initializer = self.initialization.truncated_normal(self, name)
+        return self.add_weight(shape=(rows, width), initializer=initializer, name=name)
+
+    def call(
+        self,
+        input_ids_BL: Tensor,
+        segment_ids_BL: Tensor | None = None,
+        position: int | Tensor = 0,
+        word_noise_BLE: Tensor | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        """Embed tokens.
+
+        Args:
+            input_ids_BL: token ids.
+            segment_ids_BL: token types; all 0 by default.
+            position: position of the first token (cached decoding).
+            word_noise_BLE: added to the looked-up word vectors (adversarial training).
+            training: apply dropout.
+
+        Raises:
+            absl.app.UsageError: the sequence is longer than the position table.
+        """
+        length = input_ids_BL.shape[1]
+        if length is not None:
+            self.config.check_sequence_length(length)
+        x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
+        if word_noise_BLE is not None:
+            x = x + ops.cast(word_noise_BLE, x.dtype)
+        if self.projection is not None and self.projects_first:
+            x = self.projection(x)
+        start = (self.config.position_offset + position, 0)
+        positions_LX = ops.slice(
+            ops.convert_to_tensor(self.position_embeddings), start, (ops.shape(input_ids_BL)[1], self.sum_width)
+        )
+        if self.token_type_embeddings is not None:
+            if segment_ids_BL is None:
+                positions_LX = positions_LX + self.token_type_embeddings[0]
+            else:
+                # A product with one-hot rows: the gradient of so small a table is then dense and reproducible.
+                one_hot_BLT = ops.one_hot(segment_ids_BL, self.config.type_vocab_size, dtype=self.compute_dtype)
+                x = x + ops.matmul(one_hot_BLT, self.token_type_embeddings)
+        x = self.layer_norm(x + positions_LX)
+        x = dropout(x, self.config.hidden_dropout_prob, training)
+        if self.projection is not None and not self.projects_first:
+            x = self.projection(x)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Score every word: [.., D] (albert_zh: both factors, transposed) or [.., E] -> float32 [.., V].
+
+        Rows that only pad the table score so low that their probability is exactly 0.
+        """
+        if self.projection is not None and self.projects_first:
+            x = ops.matmul(x, ops.transpose(self.projection.kernel))
+        scores = ops.cast(ops.matmul(x, ops.transpose(self.word_embeddings)), "float32")
+        vocab_size, rows = self.config.vocab_size, self.config.padded_vocab_size
+        if rows > vocab_size:
+            scores = ops.where(ops.arange(rows) < vocab_size, scores, float(np.finfo(np.float32).min) / 2)
+        return scores

@@ -1,0 +1,237 @@
+"""The bricks of every Transformer here: dense, LayerNorm, activations, attention, feed-forward (Vaswani et al. 2017).
+
+Attention and FeedForward each carry their residual connection and LayerNorm, before (pre-LN) or after (post-LN).
+
+Legend of shapes: B batch, L length, S key length, D width, E embedding width, F feed-forward width, N heads,
+H head size, V vocabulary, P predictions, C classes, M rows (all leading axes as one).
+"""
+
+import math
+from typing import Any
+
+import keras
+
+from modeling import masks
+from modeling.config import Config
+from modeling.randomness import dropout
+from modeling.variables import Initialization
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+KeyValue = tuple[Tensor, Tensor]
+
+
+def activation(name: str, x: Tensor) -> Tensor:
+    """Apply the activation `name` of Config.hidden_act."""
+    if name == "gelu":
+        # Written out because the stock form raises to the third power with pow, many times slower on a CPU.
+        return 0.5 * x * (1.0 + ops.tanh(x * (0.7978845608028654 + 0.035677408136300125 * ops.square(x))))
+    if name == "gelu_erf":
+        return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+    return {"relu": ops.relu, "swish": ops.silu, "tanh": ops.tanh, "linear": lambda y: y}[name](x)
+
+
+class Dense(keras.layers.Layer):
+    """x_..I -> x_..O: one 2-D product over all leading axes, plus bias."""
+
+    def __init__(
+        self, inputs: int, outputs: int, initialization: Initialization, *, use_bias: bool = True, dtype: Any, name: str
+    ) -> None:
+        super().__init__(dtype=dtype, name=name)
+        self.inputs = inputs
+        self.outputs = outputs
+        self.initialization = initialization
+        self.use_bias = use_bias
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create kernel [I, O] and bias [O]."""
+        self.kernel = self.add_weight(
+            shape=(self.inputs, self.outputs),
+            initializer=self.initialization.truncated_normal(self, "kernel"),
+            name="kernel",
+        )
+        self.bias = self.add_weight(shape=(self.outputs,), initializer="zeros", name="bias") if self.use_bias else None
+
+    def call(self, x: Tensor) -> Tensor:
+        """Project the last axis."""
+        y_MO = ops.matmul(ops.reshape(x, (-1, self.inputs)), self.kernel)
+        if self.bias is not None:
+            y_MO = y_MO + self.bias
+        return ops.reshape(y_MO, (*ops.shape(x)[:-1], self.outputs))
+
+
+class LayerNorm(keras.layers.Layer):
+    """Layer normalisation over the last axis (Ba et al. 2016), computed in float32 whatever the policy."""
+
+    def __init__(self, width: int, epsilon: float, *, dtype: Any, name: str = "layer_norm") -> None:
+        super().__init__(dtype=dtype, name=name)
+        self.width = width
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create gamma and beta [D]."""
+        self.gamma = self.add_weight(shape=(self.width,), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(self.width,), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift; the result has the compute dtype."""
+        x = ops.cast(x, "float32")
+        centered = x - ops.mean(x, axis=-1, keepdims=True)
+        variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
+        y = centered * ops.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+        return ops.cast(y, self.compute_dtype)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head attention, residual and LayerNorm: self, cross, causal or cached, by what it is called with.
+
+    Keys and values are a pair of [B, N, S, H]; a cache is such a pair with room for later positions.
+    """
+
+    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+        super().__init__(dtype=dtype, name=name)
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.head_size = width // self.heads
+        self.preln = config.ln_type == "preln"
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.hidden_dropout = config.hidden_dropout_prob
+        self.query = Dense(width, width, initialization, dtype=dtype, name="query")
+        self.key = Dense(width, width, initialization, dtype=dtype, name="key")
+        self.value = Dense(width, width, initialization, dtype=dtype, name="value")
+        self.output_projection = Dense(width, width, initialization, dtype=dtype, name="output")
+        self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build the projections and the LayerNorm."""
+        for layer in (self.query, self.key, self.value, self.output_projection, self.layer_norm):
+            layer.build(None)
+
+    def keys_values(self, memory_BSD: Tensor) -> KeyValue:
+        """Project what is attended to; what a decoder keeps of its source between steps."""
+        return self._split(self.key(memory_BSD)), self._split(self.value(memory_BSD))
+
+    def call(
+        self,
+        x_BLD: Tensor,
+        memory: KeyValue | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KeyValue | None = None,
+        position: int | Tensor = 0,
+        training: bool = False,
+    ) -> Any:
+        """Attend, add to the input and normalise.
+
+        Args:
+            x_BLD: queries.
+            memory: keys and values of another sequence (`keys_values`); by default those of `x_BLD` itself.
+            attention_mask: boolean, broadcasts to [B, N, L, S]; True keeps.
+            cache: keys and values of earlier positions; those of `x_BLD` are written at `position`.
+            position: index in the cache of the first query.
+            training: apply dropout.
+
+        Returns:
+            x_BLD, or (x_BLD, cache) when a cache was given.
+        """
+        h_BLD = self.layer_norm(x_BLD) if self.preln else x_BLD
+        if memory is None:
+            memory = self.keys_values(h_BLD)
+            if cache is not None:
+                start = (0, 0, position, 0)
+                key_BNSH, value_BNSH = cache
+                key_BNLH, value_BNLH = memory
+                memory = cache = (
+                    ops.slice_update(key_BNSH, start, key_BNLH),
+                    ops.slice_update(value_BNSH, start, value_BNLH),
+                )
+        context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training)
+        y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
+        y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
+        return y_BLD if cache is None else (y_BLD, cache)
+
+    def _split(self, x_BLD: Tensor) -> Tensor:
+        batch, length = ops.shape(x_BLD)[:2]
+        return ops.transpose(ops.reshape(x_BLD, (batch, length, self.heads, self.head_size)), (0, 2, 1, 3))
+
+    def _attend(self, query_BNLH: Tensor, memory: KeyValue, mask: Tensor | None, training: bool) -> Tensor:
+        key_BNSH, value_BNSH = memory
+        scale = self.head_size**-0.5
+        batch, _, length, _ = ops.shape(query_BNLH)
+        if keras.config.backend() == "jax" and not (training and self.attention_dropout):
+            query_BLNH, key_BSNH, value_BSNH = (
+                ops.transpose(x, (0, 2, 1, 3)) for x in (query_BNLH, key_BNSH, value_BNSH)
+            )
+            context_BLNH = ops.dot_product_attention(query_BLNH, key_BSNH, value_BSNH, mask=mask, scale=scale)
+        else:
+            scores_BNLS = ops.matmul(query_BNLH * scale, ops.transpose(key_BNSH, (0, 1, 3, 2)))
+            scores_BNLS = ops.cast(scores_BNLS, "float32")
+            if mask is not None:
+                scores_BNLS = scores_BNLS + masks.additive(mask)
+            weights_BNLS = ops.cast(ops.softmax(scores_BNLS), self.compute_dtype)
+            weights_BNLS = dropout(weights_BNLS, self.attention_dropout, training)
+            context_BLNH = ops.transpose(ops.matmul(weights_BNLS, value_BNSH), (0, 2, 1, 3))
+        return ops.reshape(context_BLNH, (batch, length, self.heads * self.head_size))
+
+
+class FeedForward(keras.layers.Layer):
+    """Dense, activation, dense, residual and LayerNorm; the dense layers fall into `ffn_groups` independent parts."""
+
+    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+        super().__init__(dtype=dtype, name=name)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.preln = config.ln_type == "preln"
+        self.hidden_act = config.hidden_act
+        self.hidden_dropout = config.hidden_dropout_prob
+        if config.ffn_groups == 1:
+            self.intermediate = Dense(width, inner, initialization, dtype=dtype, name="intermediate")
+            self.output_projection = Dense(inner, width, initialization, dtype=dtype, name="output")
+        else:
+            groups = config.ffn_groups
+            self.intermediate = GroupedDense(width, inner, groups, initialization, dtype=dtype, name="intermediate")
+            self.output_projection = GroupedDense(inner, width, groups, initialization, dtype=dtype, name="output")
+        self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build both dense layers and the LayerNorm."""
+        for layer in (self.intermediate, self.output_projection, self.layer_norm):
+            layer.build(None)
+
+    def call(self, x_BLD: Tensor, training: bool = False) -> Tensor:
+        """Transform every position alone."""
+        h_BLD = self.layer_norm(x_BLD) if self.preln else x_BLD
+        h_BLF = activation(self.hidden_act, self.intermediate(h_BLD))
+        y_BLD = x_BLD + dropout(self.output_projection(h_BLF), self.hidden_dropout, training)
+        return y_BLD if self.preln else self.layer_norm(y_BLD)
+
+
+class GroupedDense(keras.layers.Layer):
+    """Dense in independent groups (albert_zh's modeling_google_fast): input interleaved, output group after group.
+
+    Input feature i belongs to group i mod G; group g makes the outputs g*O/G ... (g+1)*O/G - 1.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, groups: int, initialization: Initialization, *, dtype: Any, name: str
+    ) -> None:
+        super().__init__(dtype=dtype, name=name)
+        self.inputs = inputs
+        self.outputs = outputs
+        self.groups = groups
+        self.initialization = initialization
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create kernel [I/G, O/G, G] and bias [O]."""
+        self.kernel = self.add_weight(
+            shape=(self.inputs // self.groups, self.outputs // self.groups, self.groups),
+            initializer=self.initialization.truncated_normal(self, "kernel"),
+            name="kernel",
+        )
+        self.bias = self.add_weight(shape=(self.outputs,), initializer="zeros", name="bias")
+
+    def call(self, x: Tensor) -> Tensor:
+        """Project the last axis."""
+        x_MIG = ops.reshape(x, (-1, self.inputs // self.groups, self.groups))
+        y_GMO = ops.matmul(ops.transpose(x_MIG, (2, 0, 1)), ops.transpose(self.kernel, (2, 0, 1)))
+        y_MGO = ops.transpose(y_GMO, (1, 0, 2))
+        return ops.reshape(y_MGO, (*ops.shape(x)[:-1], self.outputs)) + self.bias

@@ -1,0 +1,39 @@
+"""The one cross-entropy: a weighted sum and its weight, so that replicas and micro-batches add up exactly."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+
+# Logits below this are no words: rows that only pad the vocabulary.
+_NO_WORD = float(np.finfo(np.float32).min) / 4
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over positions of weight * -log p(label), and the sum of weights; float32 scalars, in nats.
+
+    Args:
+        logits: [..., C].
+        labels: integer [...], or a distribution over classes, floating [..., C].
+        weights: [...]; 1 everywhere by default.
+        label_smoothing: share of the target spread evenly over all C classes (Szegedy et al. 2016).
+    """
+    logits = ops.cast(logits, "float32")
+    labels = ops.convert_to_tensor(labels)
+    soft = len(labels.shape) == len(logits.shape)
+    weights = ops.ones(ops.shape(logits)[:-1]) if weights is None else ops.cast(weights, "float32")
+    if not soft and not label_smoothing:
+        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        return ops.sum(losses * weights), ops.sum(weights)
+    real = ops.cast(logits > _NO_WORD, "float32")
+    targets = ops.cast(labels, "float32") if soft else ops.one_hot(labels, logits.shape[-1], dtype="float32")
+    if label_smoothing:
+        targets = (1.0 - label_smoothing) * targets + label_smoothing * real / ops.sum(real, axis=-1, keepdims=True)
+    losses = -ops.sum(targets * real * ops.log_softmax(logits), axis=-1)
+    return ops.sum(losses * weights), ops.sum(weights)

@@ -1,0 +1,30 @@
+"""Who may attend to whom, as boolean tensors that broadcast to [B, N, L, S]; True keeps."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+
+
+def padding_mask(input_mask_BS: Tensor) -> Tensor:
+    """Keep the keys whose `input_mask` is not zero: [B, S] -> [B, 1, 1, S]."""
+    return ops.cast(input_mask_BS, "bool")[:, None, None, :]
+
+
+def causal_mask(length: int, memory_length: int, position: int | Tensor = 0) -> Tensor:
+    """Keep the keys at or before each query: [1, 1, L, S]; the first query stands at `position` of the keys."""
+    query_L1 = ops.arange(length, dtype="int32")[:, None] + position
+    key_1S = ops.arange(memory_length, dtype="int32")[None, :]
+    return (key_1S <= query_L1)[None, None]
+
+
+def additive(mask: Tensor) -> Tensor:
+    """A boolean mask as float32 to be added to scores: 0 where kept, else finite and below every real score.
+
+    Half of the lowest float32: a row with no key left becomes uniform instead of NaN.
+    """
+    return ops.where(mask, 0.0, float(np.finfo(np.float32).min) / 2)

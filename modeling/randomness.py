@@ -1,0 +1,94 @@
+"""Randomness without hidden state: every dropout mask is a function of a key and of the order of calls.
+
+A key is uint32[2]. Inside `with seeded(key)` the n-th draw uses fold_in(key, n); blocks under rematerialisation
+re-enter the scope with a key drawn before, so that the recomputed mask is the same.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+
+
+class _Scope:
+    def __init__(self, key: Tensor | None) -> None:
+        self.key = key
+        self.calls = 0
+
+
+_current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("seeded", default=None)
+
+
+def fold_in(key: Tensor, value: int | Tensor) -> Tensor:
+    """Derive an independent key: uint32[2] and an integer -> uint32[2], alike on every backend.
+
+    Two rounds of MurmurHash3's finaliser with the words exchanged in between.
+    """
+    key = ops.cast(key, "uint32")
+    mixed = key + ops.cast(value, "uint32") * ops.convert_to_tensor([0x9E3779B9, 0x85EBCA77], "uint32")
+    return _mix(ops.flip(_mix(mixed), axis=0) + key)
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, ops.cast(shift, "uint32")))
+        x = x * ops.cast(factor, "uint32")
+    return ops.bitwise_xor(x, ops.bitwise_right_shift(x, ops.cast(16, "uint32")))
+
+
+@contextlib.contextmanager
+def seeded(key: Tensor | None) -> Iterator[None]:
+    """Let every dropout inside derive its mask from `key` (uint32[2]) and the number of draws before it.
+
+    None stands for no randomness: a draw inside is an error.
+    """
+    token = _current.set(_Scope(key))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def seeded_by_default(generator: keras.random.SeedGenerator, training: bool) -> Iterator[None]:
+    """Keep the scope there is; when training outside of any (plain `model.fit`) take a key from `generator`."""
+    if not training or _current.get() is not None:
+        yield
+        return
+    with seeded(ops.cast(generator.next(), "uint32")):
+        yield
+
+
+def next_key() -> Tensor:
+    """The next key of the surrounding scope, uint32[2]."""
+    scope = _current.get()
+    if scope is None or scope.key is None:
+        raise RuntimeError("a random draw outside of `with seeded(key)`")
+    scope.calls += 1
+    return fold_in(scope.key, scope.calls)
+
+
+class _Key(keras.random.SeedGenerator):
+    """A given key in the only form that keras.random accepts; holds no variable."""
+
+    def __init__(self, key: Tensor) -> None:
+        self.key = key
+
+    def next(self, ordered: bool = True) -> Tensor:
+        """The key as the backend wants it: 31 bits signed for TensorFlow."""
+        if keras.config.backend() == "tensorflow":
+            return ops.cast(ops.bitwise_right_shift(self.key, ops.cast(1, "uint32")), "int32")
+        return self.key
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zero each element with probability `rate` and scale the others by 1 / (1 - rate), when training."""
+    if not training or rate == 0.0:
+        return x
+    return keras.random.dropout(x, rate, seed=_Key(next_key()))

@@ -1,0 +1,70 @@
+"""Variables by name: the checkpoint format, initial values from seed and name alone, shapes without allocation."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Initializer = Callable[..., Any]
+
+
+class Initialization:
+    """Initial values per variable name: BERT's truncated normal for tables and kernels.
+
+    A value depends on (seed, name, shape) alone: not on the order of creation, the backend or the rest of the model.
+    """
+
+    def __init__(self, stddev: float, seed: int) -> None:
+        self.stddev = stddev
+        self.seed = seed
+
+    def truncated_normal(self, layer: keras.layers.Layer, name: str) -> Initializer:
+        """Initializer of variable `name` of `layer` (being built): normal, redrawn beyond two deviations."""
+        # The model's own name is no part of a variable's name.
+        full_name = f"{str(layer.path).partition('/')[2]}/{name}"
+
+        def initializer(shape: tuple[int, ...], dtype: Any = None) -> Any:
+            words = np.frombuffer(hashlib.sha256(full_name.encode()).digest(), np.uint32)
+            generator = np.random.default_rng([self.seed, *words.tolist()])
+            values = generator.standard_normal(int(np.prod(shape)), np.float32)
+            while (outside := np.flatnonzero(np.abs(values) > 2.0)).size:
+                values[outside] = generator.standard_normal(outside.size, np.float32)
+            return ops.convert_to_tensor(self.stddev * values.reshape(shape), dtype)
+
+        return initializer
+
+
+def named_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Every weight by its stable name, relative to the model; the table of names stands in ARCHITECTURE.md."""
+    return {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
+
+
+def variable_shapes(build: Callable[[], keras.Model]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model that `build` makes, without allocating it: a 200M-parameter model costs nothing."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    failure: list[BaseException] = []
+
+    def declare() -> None:
+        try:
+            with keras.StatelessScope(initialize_variables=False):
+                shapes.update({name: tuple(variable.shape) for name, variable in named_variables(build()).items()})
+        except BaseException as error:
+            failure.append(error)
+
+    # Keras keeps declared variables in a list of the thread and would allocate them at its next stateless scope.
+    thread = threading.Thread(target=declare)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return shapes
+
+
+def count_parameters(build: Callable[[], keras.Model]) -> int:
+    """Number of parameters of the model that `build` makes, without allocating it."""
+    return sum(int(np.prod(shape)) for shape in variable_shapes(build).values())
