@@ -1,0 +1,1 @@
+"""Checkpoint names and formats of others, read in both directions."""

@@ -1,0 +1,152 @@
+"""Put a checkpoint into a model strictly: every tensor is loaded, or named with the reason why not.
+
+Differs from TF 1's assignment maps, which skip silently whatever does not match and so train from random weights.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl.app import UsageError
+
+from conversion.name_maps import GRAPH_TITLES, graph_of
+from conversion.readers import Checkpoint
+
+_SHOWN_TENSORS = 6
+_BRICK = re.compile(r"(backbone/encoder/(?:attention|feed_forward)_)(\d+)/(.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of the model and of the checkpoint, by our names."""
+
+    loaded: list[str]
+    untied: list[str]  # of the model, copied from the one shared brick of the checkpoint
+    missing: list[str]  # of the model, left as it was initialised
+    unexpected: list[str]  # of the checkpoint, not used
+    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # checkpoint's and model's
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        if self.untied:
+            parts.append(f"{len(self.untied)} copied from shared ones")
+        if self.missing:
+            parts.append(f"new: {', '.join(self.missing)}")
+        if self.unexpected:
+            parts.append(f"not used: {', '.join(self.unexpected)}")
+        return "; ".join(parts)
+
+
+def load_into(
+    model: Any,
+    checkpoint: Checkpoint,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    untie: bool = False,
+) -> LoadReport:
+    """Assign `checkpoint` to the variables of the built `model` and report; nothing is assigned unless all fits.
+
+    `allow_missing` and `allow_unexpected` are patterns that whole names of *heads* may match (a new `classifier/.*`,
+    pretraining heads that fine-tuning drops); the backbone always has to match in full. `untie=True` lets a model with
+    own bricks in every layer start from a checkpoint that shares one. Raises `UsageError` with a listing, + for what
+    only the checkpoint has, - for what only the model has.
+    """
+    from modeling import named_variables
+
+    variables = named_variables(model)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    values, report = plan(
+        shapes, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected, untie=untie
+    )
+    for name, value in values.items():
+        variables[name].assign(value)
+    return report
+
+
+def plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    checkpoint: Checkpoint,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    untie: bool = False,
+) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """Decide which tensor goes to which of the named `shapes` of a model; raises what `load_into` raises."""
+    tensors = checkpoint.tensors
+    sources = {name: _source(name, tensors, untie) for name in shapes}
+    wrong_shape = {
+        name: (tensors[source].shape, shapes[name])
+        for name, source in sources.items()
+        if source is not None and tensors[source].shape != shapes[name]
+    }
+    used = {source for source in sources.values() if source is not None}
+    report = LoadReport(
+        loaded=sorted(name for name, source in sources.items() if source == name and name not in wrong_shape),
+        untied=sorted(name for name, source in sources.items() if source not in (name, None)),
+        missing=sorted(name for name, source in sources.items() if source is None),
+        unexpected=sorted(set(tensors) - used),
+        wrong_shape=wrong_shape,
+    )
+    missing = [name for name in report.missing if not _allowed(name, allow_missing)]
+    unexpected = [name for name in report.unexpected if not _allowed(name, allow_unexpected)]
+    if missing or unexpected or wrong_shape:
+        raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
+    return {name: tensors[source] for name, source in sources.items() if source is not None}, report
+
+
+def _source(name: str, tensors: Mapping[str, np.ndarray], untie: bool) -> str | None:
+    if name in tensors:
+        return name
+    brick = _BRICK.fullmatch(name) if untie else None
+    if brick is None or any(name.startswith(f"{brick[1]}1/") for name in tensors):
+        return None
+    shared = f"{brick[1]}0/{brick[3]}"
+    return shared if shared in tensors else None
+
+
+def _allowed(name: str, patterns: Sequence[str]) -> bool:
+    return not name.startswith("backbone/") and any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _complaint(
+    shapes: Mapping[str, tuple[int, ...]],
+    checkpoint: Checkpoint,
+    missing: list[str],
+    unexpected: list[str],
+    wrong_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> str:
+    where = f"checkpoint {checkpoint.path}"
+    theirs, ours = graph_of(checkpoint.tensors), graph_of(shapes)
+    if theirs != ours:
+        return (
+            f"{where} is of the {GRAPH_TITLES[theirs]}, the model is the {GRAPH_TITLES[ours]}; "
+            "use the config that was published with the checkpoint"
+        )
+    table = "backbone/embeddings/word_embeddings"
+    if table in wrong_shape and wrong_shape[table][0][1:] == wrong_shape[table][1][1:]:
+        (rows, _), (expected, _) = wrong_shape[table]
+        return (
+            f"{where} has a vocabulary of {rows} tokens, the model's config says vocab_size {expected}; "
+            "use the vocabulary and the config that belong to the checkpoint"
+        )
+    tensors = checkpoint.tensors
+    changed = [f"- {name} {list(e)} + {name} {list(g)}" for name, (g, e) in sorted(wrong_shape.items())]
+    absent = [f"- {name} {list(shapes[name])}" for name in missing]
+    surplus = [f"+ {name} {list(tensors[name].shape)}" for name in unexpected]
+    lines = [line for part in (changed, absent, surplus) for line in _first(part)]
+    hint = ""
+    if not wrong_shape and not unexpected and all(_BRICK.fullmatch(name) for name in missing):
+        hint = "; its layers are shared, the model's are not"
+    return (
+        f"{where} does not fit the model (- model, + checkpoint): {len(wrong_shape)} of another shape, "
+        f"{len(missing)} missing, {len(unexpected)} unexpected{hint}:\n" + "\n".join(lines)
+    )
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    lines = list(lines)
+    rest = len(lines) - _SHOWN_TENSORS
+    return lines[:_SHOWN_TENSORS] + ([f"{lines[0][0]} ... {rest} more"] if rest > 0 else [])

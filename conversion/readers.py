@@ -1,0 +1,275 @@
+"""Read a checkpoint of ours, of TF 1 or of transformers under our names (specs: BERT, ALBERT, albert_zh, StructBERT).
+
+Differs from the originals, which skip what does not match: optimizer slots and counters are left out and listed, a
+backbone tensor that no rule names is an error, and the graph is detected from names and shapes.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl.app import UsageError
+
+from conversion.name_maps import (
+    GRAPH_TITLES,
+    NameMap,
+    canonical_name,
+    detect_layout,
+    graph_of,
+    graph_of_config,
+    is_backbone,
+    tied_to,
+)
+from modeling.config import Config, load_config
+
+_SHOWN_NAMES = 4
+_OUR_TENSORS, _OUR_STATE = "model.safetensors", "state.json"
+_TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
+_STEP_FOLDER = re.compile(r"step_(\d+)")
+_ACCEPTED = (
+    "a run's output folder, a step_* folder, a TF 1 checkpoint (prefix, .index or folder), a transformers folder, "
+    "a .safetensors or a .bin file"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Tensors under our names, what is known of their config, and where they came from."""
+
+    tensors: dict[str, np.ndarray]
+    config: Config | None
+    source_format: str
+    unused: list[str]
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the files, where a vocabulary may lie too."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_best: bool = False) -> Checkpoint:
+    """Read `path` in any accepted format; matrices come as [in, out], tables as [rows, width], all float32.
+
+    `config` replaces the one found beside the weights. In a run's output folder the newest step is read, or `best/`
+    where it exists and `prefer_best`. The kind of LayerNorm (pre or post) of albert_zh is not in the tensors: it comes
+    from the config alone. Raises `UsageError` when nothing is there, when the layout is unknown, when tensors of the
+    backbone have no place in it, or when the config describes another graph.
+    """
+    kind, where = locate(path, prefer_best=prefer_best)
+    if kind == "ours":
+        tensors = _as_float32(_safetensors(where / _OUR_TENSORS))
+        found = _load_config_of_state(where / _OUR_STATE)
+        checkpoint = Checkpoint(tensors, config or found, "ours", [], where)
+    elif kind == "tf1":
+        checkpoint = _read_tf1(where, config)
+    else:
+        file, configuration = where, where.parent / "config.json"
+        named = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+        if any(name.startswith("backbone/") for name in named):
+            return Checkpoint(_as_float32(named), config, "ours", [], where)
+        if config is None and configuration.exists():
+            config = load_config(configuration)
+        checkpoint = _renamed(named, config, where)
+    if checkpoint.config is not None:
+        check_graph(checkpoint.tensors, checkpoint.config, str(where))
+    return checkpoint
+
+
+def locate(path: str | Path, *, prefer_best: bool = False) -> tuple[str, Path]:
+    """Resolve what a person may pass to ("ours", folder), ("tf1", prefix) or ("torch", file); raises `UsageError`."""
+    path = Path(path)
+    if path.is_dir():
+        return _locate_in_folder(path, prefer_best)
+    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
+    if Path(f"{prefix}.index").exists():
+        return "tf1", Path(prefix)
+    if path.is_file():
+        if path.suffix in (".safetensors", ".bin", ".pt"):
+            return "torch", path
+        if path.name == "checkpoint":
+            return _locate_in_folder(path.parent, prefer_best)
+    hint = f"; the folder has {_few(sorted(p.name for p in path.parent.iterdir()))}" if path.parent.is_dir() else ""
+    reason = "is not a checkpoint" if path.exists() else "does not exist"
+    raise UsageError(f"checkpoint {path} {reason}{hint}; expected {_ACCEPTED}")
+
+
+def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
+    if (folder / _OUR_STATE).exists() and (folder / _OUR_TENSORS).exists():
+        return "ours", folder
+    runs = [folder / "checkpoints", folder]
+    steps = [p for run in runs if run.is_dir() for p in run.iterdir() if _STEP_FOLDER.fullmatch(p.name)]
+    steps.sort(key=lambda p: int(p.name.removeprefix("step_")))
+    best = folder / "best"
+    if (best / _OUR_STATE).exists() and (prefer_best or not steps):
+        return "ours", best
+    if steps:
+        return "ours", steps[-1]
+    for name in _TRANSFORMERS_TENSORS:
+        if (folder / name).exists():
+            return "torch", folder / name
+    indices = sorted(folder.glob("*.index"))
+    if (folder / "checkpoint").exists() and indices:
+        # State files in published archives name paths of their author's machine, so only the last part is looked at.
+        named = re.search(r'^model_checkpoint_path: *"(.*)"', (folder / "checkpoint").read_text(), re.MULTILINE)
+        prefix = folder / Path(named[1]).name if named else folder
+        if Path(f"{prefix}.index").exists():
+            return "tf1", prefix
+    if len(indices) == 1:
+        return "tf1", indices[0].with_suffix("")
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt"))
+    if not indices and len(files) == 1:
+        return "torch", files[0]
+    candidates = [p.name for p in (indices or files)]
+    if candidates:
+        raise UsageError(f"{folder} holds several checkpoints and nothing says which: {_few(candidates)}; name one")
+    raise UsageError(
+        f"no checkpoint in {folder}, which holds {_few(sorted(p.name for p in folder.iterdir()))}; expected {_ACCEPTED}"
+    )
+
+
+def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
+    """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph."""
+    got, expected = graph_of(tensors), graph_of_config(config)
+    if got != expected:
+        raise UsageError(
+            f"checkpoint {where} is of the {GRAPH_TITLES[got]}, the config describes the {GRAPH_TITLES[expected]}; "
+            "use the config that was published with the checkpoint"
+        )
+
+
+def few_names(names: Iterable[str]) -> str:
+    """Name at most four, and how many more there are."""
+    return _few(list(names))
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES]) or "nothing"
+    return shown + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")
+
+
+def _as_float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors then returns
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
+
+
+def _torch_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UsageError(f"reading {path} needs PyTorch: pip install torch, or pass a .safetensors file") from None
+    import pickle
+    import zipfile
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        raise UsageError(f"{path} is not a PyTorch state dict: {str(error).splitlines()[0]}") from None
+    return {name: value.float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _load_config_of_state(path: Path) -> Config | None:
+    state: dict[str, Any] = json.loads(path.read_text())
+    return Config(**state["config"]) if state.get("config") else None
+
+
+def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
+    import tensorflow as tf
+
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+    except (tf.errors.OpError, ValueError) as error:
+        raise UsageError(f"{prefix} is not a whole TF 1 checkpoint: {str(error).splitlines()[0]}") from None
+    names = sorted(reader.get_variable_to_shape_map())
+    layout = _require_layout(names, prefix)
+    named = {}
+    for name in names:
+        if canonical_name(layout.layout, name) is not None:
+            try:
+                named[name] = reader.get_tensor(name)
+            except tf.errors.OpError as error:
+                told = str(error).splitlines()[0]
+                raise UsageError(f"cannot read {name} of {prefix}: {told}; is {prefix}.data-* whole?") from None
+    skipped = [name for name in names if name not in named]
+    checkpoint = _renamed(named, config, prefix)
+    found = config or _config_beside(prefix.parent, checkpoint.tensors)
+    if found is not None:
+        found = _told_by_tensors(found, layout, checkpoint.tensors)
+    return dataclasses.replace(checkpoint, config=found, unused=sorted([*checkpoint.unused, *skipped]))
+
+
+def _require_layout(names: list[str], where: Path) -> NameMap:
+    layout = detect_layout(names)
+    if layout is None:
+        raise UsageError(
+            f"no known layout in {where}: it has {_few(names)}; expected BERT, ALBERT or albert_zh of TF 1, or "
+            "BERT or ALBERT of transformers"
+        )
+    return layout
+
+
+def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path) -> Checkpoint:
+    """Foreign tensors under our names; raises `UsageError` for a backbone tensor without a place, or one untied."""
+    layout = _require_layout(sorted(named), where)
+    canonical = {name: canonical_name(layout.layout, name) for name in named}
+    by_canonical = {spelt: named[name] for name, spelt in canonical.items() if spelt is not None}
+    tensors, unused, lost = {}, [name for name, spelt in canonical.items() if spelt is None], []
+    for name, spelt in canonical.items():
+        if spelt is None:
+            continue
+        repeated = tied_to(spelt)
+        place = layout.to_ours(spelt)
+        if repeated is not None:
+            if repeated in by_canonical and not np.array_equal(by_canonical[repeated], named[name]):
+                raise UsageError(f"{name} of {where} differs from {repeated}: an output table of its own has no place")
+            unused.append(name)
+        elif place is not None:
+            tensors[place[0]] = np.asarray(named[name].T if place[1] else named[name], np.float32)
+        else:
+            (lost if is_backbone(spelt) else unused).append(name)
+    if lost:
+        raise UsageError(f"{where} looks like {layout.layout}, but has no place for {_few(sorted(lost))}")
+    projection = "backbone/embeddings/projection"
+    if layout.layout == "transformers_albert" and f"{projection}/kernel" in tensors:
+        kernel, bias = tensors[f"{projection}/kernel"], tensors[f"{projection}/bias"]
+        if kernel.shape[0] == kernel.shape[1] and not bias.any() and np.array_equal(kernel, np.eye(len(kernel))):
+            # transformers always has the mapping; the graphs here have none between equal widths.
+            del tensors[f"{projection}/kernel"], tensors[f"{projection}/bias"]
+    return Checkpoint(tensors, config, layout.layout, sorted(unused), where)
+
+
+def _told_by_tensors(config: Config, layout: NameMap, tensors: Mapping[str, np.ndarray]) -> Config:
+    """The config with what TF 1 configs do not say but names and shapes do: sharing, grouped feed-forward."""
+    if layout.layout == "albert_zh_tf1" and config.family == "albert_zh":
+        return dataclasses.replace(config, sharing=layout.sharing)
+    kernel = tensors.get("backbone/encoder/feed_forward_0/intermediate/kernel")
+    if layout.layout == "albert_google_tf1" and config.family == "albert" and kernel is not None and kernel.ndim == 3:
+        return dataclasses.replace(config, ffn_groups=kernel.shape[2])
+    return config
+
+
+def _config_beside(folder: Path, tensors: Mapping[str, np.ndarray]) -> Config | None:
+    """The one config in the folder of a TF 1 checkpoint that fits its word table; None where none or several do."""
+    fitting = []
+    for path in sorted(folder.glob("*config*.json")):
+        try:
+            config = load_config(path)
+        except UsageError:
+            continue
+        if tensors["backbone/embeddings/word_embeddings"].shape[0] == config.vocab_size:
+            fitting.append(config)
+    return fitting[0] if len(fitting) == 1 else None
