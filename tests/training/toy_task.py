@@ -1,0 +1,77 @@
+"""A small task for the engine's tests: a bag of embeddings with dropout, two losses with weights of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ops: Any = keras.ops
+
+
+class ToyModel(keras.Model):
+    def __init__(self, seed: int = 0):
+        super().__init__(name="toy")
+
+        def normal(offset: int) -> Any:
+            return keras.initializers.RandomNormal(0.5, seed=seed + offset)
+
+        self.embed = keras.layers.Embedding(11, 6, embeddings_initializer=normal(0), name="embed")
+        self.score = keras.layers.Dense(5, kernel_initializer=normal(1), name="score")
+        self.unused = keras.layers.Dense(2, kernel_initializer=normal(2), name="unused")
+        self.embed.build((None, None))
+        self.score.build((None, 6))
+        self.unused.build((None, 6))
+        self.built = True
+
+    def call(self, ids_BL, mask_BL6=None):
+        x_BL6 = self.embed(ids_BL)
+        return self.score(x_BL6 if mask_BL6 is None else x_BL6 * mask_BL6)
+
+
+class ToyTask:
+    def __init__(self, dropout: float = 0.0, seed: int = 0):
+        self.dropout, self.seed = dropout, seed
+        self.loss_weights = {"label": 1.0, "size": 0.5}
+
+    def build_model(self):
+        return ToyModel(self.seed)
+
+    def normalizers(self, batch):
+        return {"label": ops.sum(batch["weights"]), "size": ops.cast(ops.shape(batch["ids"])[0], "float32")}
+
+    def terms(self, model, batch, *, seed, training):
+        mask = None
+        if training and self.dropout:
+            bits = ops.cast(ops.bitwise_right_shift(seed, ops.cast(1, "uint32")), "int32")
+            noise = tf.random.stateless_uniform((*batch["ids"].shape, 6), bits)
+            mask = ops.cast(noise > self.dropout, "float32") / (1 - self.dropout)
+        logits = model(batch["ids"], mask)
+        crossed = keras.losses.sparse_categorical_crossentropy(batch["labels"], logits, from_logits=True)
+        weights = batch["weights"]
+        hits = ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(batch["labels"], "int64")), "float32")
+        size = ops.sum(ops.mean(ops.square(logits), (1, 2))), ops.cast(ops.shape(logits)[0], "float32")
+        return (
+            {"label": (ops.sum(crossed * weights), ops.sum(weights)), "size": size},
+            {"label_accuracy": (ops.sum(hits * weights), ops.sum(weights))},
+        )
+
+    def predictions(self, model, batch):
+        return {"label": ops.argmax(model(batch["ids"]), -1)}
+
+
+class ToyDataset:
+    num_examples = 1000
+
+    def __init__(self, batch_size: int = 8, seed: int = 0, poison: tuple[int, ...] = ()):
+        self.batch_size, self.seed, self.poison = batch_size, seed, poison
+
+    def batch(self, step: int):
+        rng = np.random.default_rng([self.seed, step])
+        ids = rng.integers(0, 11, (self.batch_size, 4)).astype("int32")
+        weights = (rng.random((self.batch_size, 4)) < 0.6).astype("float32")
+        if step in self.poison:
+            weights[0, 0] = np.nan
+        return {"ids": ids, "labels": ids % 5, "weights": weights}
