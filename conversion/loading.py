@@ -14,6 +14,7 @@ from absl.app import UsageError
 from conversion.name_maps import GRAPH_TITLES, graph_of
 from conversion.readers import Checkpoint
 
+HEADS = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "pooled_layer_norm/.*")
 _SHOWN_TENSORS = 6
 _BRICK = re.compile(r"(backbone/encoder/(?:attention|feed_forward)_)(\d+)/(.*)")
 
@@ -64,6 +65,22 @@ def load_into(
     for name, value in values.items():
         variables[name].assign(value)
     return report
+
+
+def check_fits(checkpoint: Checkpoint) -> None:
+    """Raise `UsageError` where the tensors are not those of the checkpoint's own config; allocates no model."""
+    from modeling import PretrainingModel, variable_shapes
+
+    config = checkpoint.config
+    if config is None:
+        raise UsageError(
+            f"no config beside {checkpoint.path} fits it, and the number of heads and layers, the activation and the "
+            "kind of LayerNorm cannot be seen in the weights: pass --config_file"
+        )
+    bias = checkpoint.tensors.get("sentence_pair/bias")
+    labels = 2 if bias is None else len(bias)
+    shapes = variable_shapes(lambda: PretrainingModel(config, num_pair_labels=labels))
+    plan(shapes, checkpoint, allow_missing=HEADS, allow_unexpected=("classifier/.*", "pooled_layer_norm/.*"))
 
 
 def plan(

@@ -243,7 +243,7 @@ def name_map(layout: str, *, sharing: str = "all", inner_group_num: int = 1) -> 
         case _:
             raise ValueError(f"no layout {layout!r} among {LAYOUTS}")
     grouped = layout in ("albert_google_tf1", "transformers_albert")
-    return NameMap(layout, rules, sharing, inner_group_num if grouped else 1)
+    return NameMap(layout, rules, sharing if layout == "albert_zh_tf1" else "all", inner_group_num if grouped else 1)
 
 
 def detect_layout(names: Iterable[str]) -> NameMap | None:

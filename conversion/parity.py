@@ -1,0 +1,123 @@
+"""Compare our model with what stock transformers makes of the written folder: same weights, same random input.
+
+The input has padding and both segments; the two programs share no code, so agreement says that names, transposes,
+activation, LayerNorm placement and head sharing were all written right.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.loading import HEADS, load_into
+from conversion.readers import Checkpoint
+from modeling.config import Config
+
+_BATCH, _LENGTH = 3, 24
+
+
+def random_features(config: Config, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """int32 [3, L]: random ids, both segments; the first row is whole, the others end in 1/3 and 2/3 padding."""
+    generator = np.random.default_rng(seed)
+    length = min(_LENGTH, config.max_sequence_length)
+    real_B1 = np.array([[length], [length - length // 3], [max(1, length // 3)]])
+    mask_BL = (np.arange(length) < real_B1).astype(np.int32)
+    ids_BL = generator.integers(0, config.vocab_size, (_BATCH, length)) * mask_BL
+    segments_BL = (np.arange(length) >= real_B1 // 2) * mask_BL * (config.type_vocab_size > 1)
+    return {
+        "input_ids": ids_BL.astype(np.int32),
+        "input_mask": mask_BL,
+        "segment_ids": segments_BL.astype(np.int32),
+    }
+
+
+def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of our model and of the heads that the checkpoint has; raises `UsageError` where they do not fit."""
+    from keras import ops
+
+    from modeling import ClassifierModel, PretrainingModel
+
+    config, tensors = checkpoint.config, checkpoint.tensors
+    assert config is not None
+    pair_labels = tensors["sentence_pair/bias"].shape[0] if "sentence_pair/bias" in tensors else 2
+    model = PretrainingModel(config, num_pair_labels=pair_labels)
+    load_into(model, checkpoint, allow_missing=HEADS, allow_unexpected=HEADS)
+    raw = model(dict(features))
+    outputs = {"last hidden state": raw["sequence_output"], "pooled output": raw["pooled_output"]}
+    outputs["hidden states"] = ops.stack(raw["hidden_states"])
+    if "masked_lm/output_bias" in tensors:
+        outputs["masked-LM logits"] = raw["masked_lm_logits"][..., : config.vocab_size]
+    if "sentence_pair/kernel" in tensors:
+        outputs["sentence-pair logits"] = raw["sentence_pair_logits"]
+    if "classifier/kernel" in tensors:
+        classifier = ClassifierModel(config, tensors["classifier/bias"].shape[0])
+        load_into(classifier, checkpoint, allow_unexpected=HEADS)
+        outputs["classifier logits"] = classifier(dict(features))["logits"]
+    return {name: np.asarray(ops.convert_to_numpy(value)) for name, value in outputs.items()}
+
+
+def transformers_outputs(directory: Path, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What transformers' own Auto classes compute from the folder, under the names of `our_outputs`."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory)
+    architecture = str((config.architectures or [""])[0])
+    torch_features = {
+        "input_ids": torch.from_numpy(features["input_ids"]).long(),
+        "attention_mask": torch.from_numpy(features["input_mask"]).long(),
+        "token_type_ids": torch.from_numpy(features["segment_ids"]).long(),
+    }
+    heads = {
+        "ForPreTraining": transformers.AutoModelForPreTraining,
+        "ForMaskedLM": transformers.AutoModelForMaskedLM,
+        "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+    }
+    head = next((name for name in heads if architecture.endswith(name)), "")
+    with _quiet(transformers):
+        model: Any = heads.get(head, transformers.AutoModel).from_pretrained(directory)
+    model.eval()
+    with torch.inference_mode():
+        backbone = model.base_model(**torch_features, output_hidden_states=True)
+        scores = model(**torch_features)
+    outputs = {
+        "last hidden state": backbone.last_hidden_state,
+        "pooled output": backbone.pooler_output,
+        "hidden states": torch.stack(backbone.hidden_states),
+    }
+    if head == "ForPreTraining":
+        outputs["masked-LM logits"] = scores.prediction_logits
+        pair = "sop_logits" if "sop_logits" in scores else "seq_relationship_logits"
+        outputs["sentence-pair logits"] = scores[pair]
+    elif head:
+        outputs["masked-LM logits" if head == "ForMaskedLM" else "classifier logits"] = scores.logits
+    return {name: value.numpy() for name, value in outputs.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and reports of transformers, which would stand between the lines of ours."""
+    logging = transformers.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def largest_differences(checkpoint: Checkpoint, directory: Path, *, seed: int = 0) -> dict[str, float]:
+    """Largest absolute difference per output that both sides have; hidden states only where both report every block."""
+    assert checkpoint.config is not None
+    features = random_features(checkpoint.config, seed=seed)
+    ours, theirs = our_outputs(checkpoint, features), transformers_outputs(directory, features)
+    return {
+        name: float(np.max(np.abs(value - theirs[name])))
+        for name, value in ours.items()
+        if name in theirs and value.shape == theirs[name].shape
+    }

@@ -1,0 +1,149 @@
+"""Convert a checkpoint between TF 1, transformers (PyTorch) and this project, and prove the outputs equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl.app import UsageError
+
+from training.flags import flag, run
+
+if TYPE_CHECKING:
+    from conversion.readers import Checkpoint
+    from conversion.writers import Written
+
+_TOLERANCE = 1e-4
+_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Convert a checkpoint between TF 1, transformers (PyTorch) and this project, and prove the outputs equal."""
+
+    input: str = flag(
+        help="a run's output folder or a step_* folder, a TF 1 prefix, .index or folder, a transformers folder, "
+        "a .safetensors or a .bin file",
+        aliases=("init_checkpoint",),
+    )
+    output: str | None = flag(None, help="folder to write; may hold nothing but a former conversion")
+    format: str = flag("transformers", help="what to write", choices=("transformers", "tf1", "ours"))
+    config_file: str | None = flag(
+        None, help="config of the model, where none lies beside the checkpoint", aliases=("bert_config_file",)
+    )
+    vocab_file: str | None = flag(
+        None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the checkpoint"
+    )
+    model_type: str = flag(
+        "auto",
+        help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
+        choices=("auto", "albert", "bert"),
+    )
+    pytorch_model_bin: bool = flag(False, help="also write pytorch_model.bin, for tools that read no safetensors")
+    do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
+    labels: tuple[str, ...] = flag((), help="names of a classifier's classes, in order")
+    best: bool = flag(False, help="of a run's output folder, take best/ instead of the newest step")
+    list: bool = flag(False, help="only print names and shapes of --input under our names")
+
+
+def main(options: Options) -> int:
+    """Read, write, compare; 1 when the written folder computes something else."""
+    if options.output is None and not options.list:
+        raise UsageError("missing required flag: --output (or --list, to look only)")
+
+    from conversion.loading import check_fits
+    from conversion.readers import read_checkpoint
+    from conversion.writers import write_ours, write_tf1, write_transformers
+    from modeling.config import load_config
+
+    config = None if options.config_file is None else load_config(options.config_file)
+    checkpoint = read_checkpoint(options.input, config=config, prefer_best=options.best)
+    if options.list:
+        print_names(checkpoint)
+        return 0
+    assert options.output is not None
+    check_fits(checkpoint)
+    config = checkpoint.config
+    assert config is not None
+    vocabulary = find_vocabulary(checkpoint, options.vocab_file)
+    if options.format == "transformers":
+        written = write_transformers(
+            options.output,
+            config,
+            checkpoint.tensors,
+            vocabulary,
+            model_type=options.model_type,
+            pytorch_bin=options.pytorch_model_bin,
+            do_lower_case=options.do_lower_case,
+            labels=options.labels,
+        )
+    else:
+        write = write_tf1 if options.format == "tf1" else write_ours
+        written = write(options.output, config, checkpoint.tensors, vocabulary)
+    return report(checkpoint, written, vocabulary)
+
+
+def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
+    """The vocabulary to copy: the given one, else the first found beside the checkpoint or in the run's folder."""
+    if given is not None:
+        return [Path(given)]
+    folders = [checkpoint.folder]
+    if checkpoint.source_format == "ours":
+        folders += list(checkpoint.folder.resolve().parents)[:2]
+    found = [folder / name for folder in folders for name in _VOCABULARIES if (folder / name).exists()]
+    return found[:1]
+
+
+def print_names(checkpoint: Checkpoint) -> None:
+    """Print every tensor, then what the checkpoint is."""
+    for name, value in sorted(checkpoint.tensors.items()):
+        print(f"{name}  {list(value.shape)}")
+    total = sum(value.size for value in checkpoint.tensors.values())
+    print(f"{len(checkpoint.tensors)} tensors, {total:,} parameters, read as {checkpoint.source_format}")
+    if checkpoint.unused:
+        print(f"not read: {', '.join(checkpoint.unused)}")
+
+
+def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], where: Path | None = None) -> int:
+    """Print what was written (in the end to `where`), left out, and the largest differences; returns the exit code."""
+    import numpy as np
+
+    from conversion.readers import few_names, read_checkpoint
+
+    where = where or written.directory
+    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {where} ({written.layout})")
+    if checkpoint.unused:
+        print(f"not read: {few_names(checkpoint.unused)}")
+    for name in written.dropped:
+        print(f"dropped: {name} has no place in {written.layout}")
+    if not vocabulary:
+        print("no vocabulary found: pass --vocab_file to write one beside the weights")
+    if written.layout.startswith("transformers") and importlib.util.find_spec("transformers") is not None:
+        from conversion.parity import largest_differences
+
+        differences = largest_differences(checkpoint, written.directory)
+        print("largest difference from transformers on random input with padding:")
+    else:
+        if written.layout.startswith("transformers"):
+            print("outputs not compared: transformers is not installed (pip install transformers torch)")
+        again = read_checkpoint(written.directory, config=written.config).tensors
+        differences = {"tensors read back": float(again.keys() != written.tensors.keys())}
+        for name, value in written.tensors.items():
+            if name in again and again[name].shape == value.shape:
+                gap = float(np.max(np.abs(again[name] - value), initial=0.0))
+                differences["tensors read back"] = max(differences["tensors read back"], gap)
+            else:
+                differences[name] = float("inf")
+    for name, value in differences.items():
+        print(f"  {name:22} {value:.1e}")
+    # A comparison that is not at most the tolerance includes NaN.
+    if not all(value <= _TOLERANCE for value in differences.values()):
+        print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {where}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,118 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.app import UsageError
+from conversion_cases import CONFIGS, random_tensors
+
+from conversion.graphs import as_albert, as_bert
+from conversion.parity import largest_differences, our_outputs, random_features
+from conversion.readers import Checkpoint
+from conversion.writers import write_transformers
+
+EXPRESSIBLE = [
+    ("bert", "bert"),
+    ("bert", "albert"),
+    ("bert_erf", "bert"),
+    ("bert_shared", "bert"),
+    ("bert_shared", "albert"),
+    ("google", "albert"),
+    ("google_groups", "albert"),
+    ("google_more_groups", "albert"),
+    ("google_unshared_ffn", "albert"),
+    ("google_wide", "albert"),
+    ("google_wide", "bert"),
+    ("zh_all", "bert"),
+    ("zh_all", "albert"),
+    ("zh_attention", "bert"),
+    ("zh_ffn", "bert"),
+    ("zh_ffn", "albert"),
+    ("zh_none", "bert"),
+    ("padded", "bert"),
+]
+
+
+def _checkpoint(graph: str, **heads: int) -> Checkpoint:
+    return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", [], Path("memory"))
+
+
+@pytest.mark.parametrize(("graph", "model_type"), EXPRESSIBLE)
+def test_stock_transformers_computes_the_same(graph: str, model_type: str, tmp_path: Path):
+    checkpoint = _checkpoint(graph)
+    write_transformers(tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type)
+    differences = largest_differences(checkpoint, tmp_path / "out")
+    compared = {"last hidden state", "pooled output", "masked-LM logits", "sentence-pair logits"}
+    if graph != "google_groups":  # transformers reports one state a group there
+        compared |= {"hidden states"}
+    assert compared <= differences.keys()
+    assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize(("graph", "model_type"), [("zh_all", "bert"), ("zh_all", "albert"), ("google", "albert")])
+def test_classifier_computes_the_same(graph: str, model_type: str, tmp_path: Path):
+    checkpoint = _checkpoint(graph, num_labels=3)
+    write_transformers(
+        tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type, labels=("no", "yes", "perhaps")
+    )
+    differences = largest_differences(checkpoint, tmp_path / "out")
+    assert differences["classifier logits"] < 1e-5
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.id2label == {0: "no", 1: "yes", 2: "perhaps"}
+
+
+def test_a_wrong_weight_is_seen(tmp_path: Path):
+    checkpoint = _checkpoint("google")
+    changed = {name: value.T if "query/kernel" in name else value for name, value in checkpoint.tensors.items()}
+    write_transformers(tmp_path / "out", CONFIGS["google"], changed)
+    assert largest_differences(checkpoint, tmp_path / "out")["last hidden state"] > 1e-3
+
+
+def test_three_way_pair_head_is_dropped_and_named(tmp_path: Path):
+    checkpoint = _checkpoint("bert", num_pair_labels=3)
+    written = write_transformers(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors)
+    assert written.dropped == ["sentence_pair/bias", "sentence_pair/kernel"]
+    differences = largest_differences(checkpoint, tmp_path / "out")
+    assert "sentence-pair logits" not in differences
+    assert differences["masked-LM logits"] < 1e-5
+
+
+@pytest.mark.parametrize(("graph", "rewrite"), [("zh_all", as_bert), ("zh_attention", as_albert), ("padded", as_bert)])
+def test_rewritten_graph_is_the_same_function_here(graph: str, rewrite):
+    checkpoint = _checkpoint(graph)
+    config, tensors = rewrite(CONFIGS[graph], checkpoint.tensors)
+    features = random_features(CONFIGS[graph])
+    before = our_outputs(checkpoint, features)
+    after = our_outputs(dataclasses.replace(checkpoint, config=config, tensors=tensors), features)
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-5, err_msg=name)
+
+
+def test_random_features_pad_and_use_both_segments():
+    features = random_features(CONFIGS["bert"])
+    assert set(np.unique(features["input_mask"])) == set(np.unique(features["segment_ids"])) == {0, 1}
+    assert not (features["segment_ids"] > features["input_mask"]).any()
+
+
+@pytest.mark.parametrize(
+    ("graph", "model_type", "message"),
+    [
+        ("zh_preln", "auto", "layers are pre-LN"),
+        ("google_fast", "auto", "feed-forward is split in 4 groups"),
+        ("google", "bert", "LayerNorm comes before the projection from 4 to 8"),
+    ],
+)
+def test_what_transformers_cannot_express_is_refused(graph: str, model_type: str, message: str, tmp_path: Path):
+    with pytest.raises(UsageError, match=message):
+        write_transformers(tmp_path / "out", CONFIGS[graph], random_tensors(graph), model_type=model_type)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_depths_where_their_group_arithmetic_is_off_are_refused():
+    config = dataclasses.replace(CONFIGS["zh_none"], num_hidden_layers=22)
+    tensors = random_tensors("zh_none")
+    with pytest.raises(UsageError, match="22 layers in 22 groups"):
+        as_albert(config, tensors)
+    assert as_bert(config, tensors)[0].num_hidden_layers == 22
