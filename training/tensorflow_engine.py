@@ -61,8 +61,6 @@ class TensorFlowEngine:
         self._train_step = tf.function(self._replica_step, autograph=False)
         self._evaluate_step = tf.function(self._evaluation_sums, autograph=False)
         self._predict_step = tf.function(lambda batch: task.predictions(self.model, batch), autograph=False)
-        # Fused by XLA the update reads and writes each tensor once.
-        self._update = tf.function(optimizer.update, autograph=False, jit_compile=True)
 
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         """Take one optimizer step a batch; raises `UsageError` for a batch that cannot be cut into micro-batches."""
@@ -179,7 +177,7 @@ class TensorFlowEngine:
             slot: {name: tf.convert_to_tensor(values[name]) for name in gradients}
             for slot, values in self._slots.items()
         }
-        new, new_slots, info = self._update(gradients, old, old_slots, step)
+        new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(info["gradient_norm"])
 
         def apply() -> Tensor:

@@ -1,0 +1,146 @@
+import errno
+import json
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from absl.app import UsageError
+
+from training.checkpoints import (
+    Checkpoint,
+    CorruptCheckpointError,
+    best_of,
+    checkpoint_folder,
+    latest_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    rotate,
+    write_checkpoint,
+)
+
+STATE = {
+    "model/a/kernel": np.arange(6, dtype="float32").reshape(2, 3),
+    "model/步/bias": np.zeros(0, "float32"),
+    "optimizer/m/a/kernel": np.ones((2, 3), "float32"),
+    "ema/a/kernel": np.full((2, 3), 2.0, "float32"),
+}
+
+
+def checkpoint(step=7, state=STATE):
+    return Checkpoint(step, 2**40, {"hidden_size": 8, "name": "小"}, {"best": 0.5}, state)
+
+
+def written(tmp_path, *steps):
+    for step in steps:
+        write_checkpoint(checkpoint_folder(tmp_path, step), checkpoint(step))
+    return list_checkpoints(tmp_path)
+
+
+def assert_equal(one, two):
+    assert (one.step, one.seed, one.config, one.progress) == (two.step, two.seed, two.config, two.progress)
+    assert one.state.keys() == two.state.keys()
+    for name in one.state:
+        np.testing.assert_array_equal(one.state[name], two.state[name])
+
+
+def test_round_trip_and_layout(tmp_path):
+    (folder,) = written(tmp_path, 7)
+    assert folder == tmp_path / "checkpoints" / "step_00000007"
+    names = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert_equal(read_checkpoint(folder), checkpoint())
+    write_checkpoint(folder, checkpoint(7, {"model/b": np.ones(1)}))
+    assert list(read_checkpoint(folder).state) == ["model/b"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_any_flipped_byte_is_noticed(tmp_path):
+    (folder,) = written(tmp_path, 7)
+    path = folder / "model.safetensors"
+    good = path.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(CorruptCheckpointError):
+            read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "state", "no_state"])
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(tmp_path, capsys, damage):
+    newest = written(tmp_path, 1, 2)[-1]
+    if damage == "truncate":
+        path = newest / "optimizer.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "remove":
+        (newest / "model.safetensors").unlink()
+    elif damage == "state":
+        (newest / "state.json").write_text('{"step": 2')
+    else:
+        (newest / "state.json").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert capsys.readouterr().err.startswith("warning: passing over step_00000002: ")
+
+
+def test_none_and_none_readable(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    for folder in written(tmp_path, 1, 2):
+        (folder / "state.json").unlink()
+    with pytest.raises(UsageError, match=r"none of the 2 checkpoints in .*checkpoints can be read: remove that folder"):
+        latest_checkpoint(tmp_path)
+
+
+def test_what_a_crash_leaves_is_cleared_or_brought_back(tmp_path):
+    written(tmp_path, 1, 2, 3)
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints / "step_00000003", checkpoints / ".step_00000004.new")
+    # Killed between the two renames of an overwritten folder, and amid a removal.
+    shutil.copytree(checkpoints / "step_00000003", checkpoints / ".step_00000003.new")
+    (checkpoints / "step_00000003").rename(checkpoints / ".step_00000003.old")
+    (checkpoints / "step_00000001").rename(checkpoints / ".step_00000001.old")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 3
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(0, [5, 10, 20, 100]), (1, [100]), (3, [10, 20, 100]), (9, [5, 10, 20, 100])]
+)
+def test_rotation_keeps_the_newest(tmp_path, keep, left):
+    written(tmp_path, 5, 10, 20, 100)
+    rotate(tmp_path, keep)
+    assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == left
+
+
+def test_best_keeps_the_evaluated_weights_only():
+    kept = best_of(checkpoint()).state
+    assert set(kept) == {"model/a/kernel", "model/步/bias"}
+    np.testing.assert_array_equal(kept["model/a/kernel"], STATE["ema/a/kernel"])
+
+
+def test_a_failed_write_leaves_the_former_checkpoint_and_names_the_folder(tmp_path):
+    (folder,) = written(tmp_path, 7)
+    large = {"model/x": np.zeros(100_000, "float32")}
+    former, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, former[1]))
+    try:
+        with pytest.raises(OSError, match=r"step_00000007") as error:
+            write_checkpoint(folder, checkpoint(7, large))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert error.value.errno in (errno.EIO, errno.EFBIG)
+    assert_equal(read_checkpoint(folder), checkpoint())
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_state_names_what_it_holds(tmp_path):
+    (folder,) = written(tmp_path, 7)
+    facts = json.loads((folder / "state.json").read_text())
+    assert (facts["step"], facts["seed"], facts["config"]["name"]) == (7, 2**40, "小")
+    assert set(facts["files"]) == {"model.safetensors", "optimizer.safetensors", "ema.safetensors"}
