@@ -244,6 +244,8 @@ def _plain_documents(stream: io.BufferedReader, span: Span, counts: Counts) -> I
                 if sentences:
                     yield sentences
                 sentences, characters, in_document = [], 0, False
+            else:
+                in_document = True  # white space without end is no blank line, neither here nor to _seek_document
             continue
         if characters + len(text) > MAX_DOCUMENT_CHARACTERS and sentences:
             counts.split_documents += 1
@@ -445,7 +447,7 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
         else:
             # bz2 reports damage as a bare OSError.
             damage = (OSError, *damage) if compression == "bz2" else damage
-            raw = {"gz": gzip.GzipFile, "xz": lzma.LZMAFile, "bz2": bz2.BZ2File}[compression](file)
+            raw = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}[compression](file)
         try:
             stream = io.BufferedReader(raw, _READ_BYTES)
             if stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
