@@ -1,0 +1,183 @@
+"""Makes pretraining examples from raw text: the flags of albert_zh's and Google's script of this name, and ours.
+
+create_pretrain_data.sh is an example of its use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl.app import UsageError
+
+from training.flags import flag, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Make shards of masked, paired pretraining examples from raw text."""
+
+    input_file: tuple[str, ...] = flag(
+        help="text: paths, patterns or tfds:NAME, separated by commas; a sentence a line and a blank line between "
+        "documents, or JSON lines; .gz, .xz, .zst and .bz2 are decompressed"
+    )
+    output_file: tuple[str, ...] = flag(
+        help="TFRecord files to write, separated by commas; examples are dealt over them"
+    )
+    vocab_file: str | None = flag(None, help="WordPiece vocabulary, a token a line")
+    spm_model_file: str | None = flag(None, help="SentencePiece model, which wins over --vocab_file")
+    do_lower_case: bool = flag(True, help="lower-case the text and strip accents")
+
+    objective: str = flag(
+        "albert",
+        help="albert: masked tokens and sentence order; bert: masked tokens and next sentence; masked_lm: no pairs",
+        choices=("albert", "bert", "masked_lm"),
+    )
+    random_next_sentence: bool = flag(False, help="Google's name for --objective=bert")
+    do_whole_word_mask: bool = flag(False, help="hide whole words, Chinese ones by --segmenter, rather than tokens")
+    segmenter: str = flag("rjieba", help="what finds Chinese words", choices=("rjieba", "jieba", "none"))
+    non_chinese: bool = flag(False, help="albert_zh's name for --segmenter=none")
+    ngram: int = flag(
+        1, help="hide up to this many words in a row, n with probability ~ 1/n; ALBERT used 3", unit="words", minimum=1
+    )
+    favor_shorter_ngram: bool = flag(
+        True, help="false reverses the probabilities of n; albert_zh's False was Google's True by mistake"
+    )
+    masking: str = flag(
+        "static",
+        help="dynamic writes compact examples that run_pretraining.py masks anew in every epoch",
+        choices=("static", "dynamic"),
+    )
+    max_seq_length: int = flag(128, help="length of an example, specials counted", unit="tokens", minimum=5)
+    max_predictions_per_seq: int = flag(20, help="most predictions of an example", unit="tokens", minimum=1)
+    masked_lm_prob: float = flag(
+        0.15, help="share of tokens that is predicted; 0 hides nothing", minimum=0.0, maximum=1.0
+    )
+    short_seq_prob: float = flag(
+        0.1,
+        help="share of examples with a shorter target length, drawn for each example (albert_zh: for each document)",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    dupe_factor: int = flag(10, help="passes over the text, each with its own pairs and masks", minimum=1)
+    random_seed: int = flag(12345, help="of all draws; the same seed and text give the same bytes", minimum=0)
+    albert_zh_labels: bool = flag(
+        False,
+        help="label a character inside a word ##X where the vocabulary has it: for going on from albert_zh's published "
+        "weights, which learnt that",
+    )
+    input_file_mode: str = flag(
+        "r", help="taken from Google's command lines; text is read as UTF-8 either way", choices=("r", "rb")
+    )
+    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
+
+    num_workers: int = flag(0, help="processes; 0: one a core; the shards do not depend on it", minimum=0)
+    num_shards: int | None = flag(
+        None, help="write this many files NAME-00000-of-000NN.tfrecord of the one --output_file", minimum=1
+    )
+    shard_size: int | None = flag(
+        None, help="write as many such files as hold this many examples each", unit="examples", minimum=1
+    )
+
+
+def main(options: Options) -> int:
+    """Makes the shards; prints what was read and written. Raises `UsageError` for flags that do not go together."""
+    if not (options.vocab_file or options.spm_model_file):
+        raise UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")
+    if not options.output_file:
+        raise UsageError("--output_file is empty: give the TFRecord file to write")
+    if options.num_shards and options.shard_size:
+        raise UsageError("--num_shards and --shard_size exclude each other: give one of them")
+    if len(options.output_file) > 1 and (options.num_shards or options.shard_size):
+        raise UsageError(
+            f"--output_file names {len(options.output_file)} files but --num_shards and --shard_size make "
+            "numbered files of one name: give one name, or leave the other flag out"
+        )
+    if len(set(options.output_file)) < len(options.output_file):
+        raise UsageError(f"--output_file={','.join(options.output_file)}: a file is named twice")
+    if options.random_next_sentence and options.objective == "masked_lm":
+        raise UsageError("--random_next_sentence=True asks for pairs, --objective=masked_lm for none: drop one of them")
+
+    # Tokenizers start threads of their own otherwise; the processes are ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from data.corpus import expand_inputs
+    from data.masking import Masking
+    from data.pretraining import Output, Recipe, create_examples
+    from data.tokenizers import load_tokenizer
+    from training.progress import Progress
+
+    inputs = expand_inputs(options.input_file)
+    tokenizer = load_tokenizer(
+        vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
+    )
+    recipe = Recipe(
+        objective="bert" if options.random_next_sentence else options.objective,
+        masking=Masking(
+            rate=options.masked_lm_prob,
+            max_predictions=options.max_predictions_per_seq,
+            ngram=options.ngram,
+            favor_shorter_ngram=options.favor_shorter_ngram,
+        ),
+        dynamic=options.masking == "dynamic",
+        whole_word=options.do_whole_word_mask,
+        segmenter="none" if options.non_chinese else options.segmenter,
+        max_seq_length=options.max_seq_length,
+        dupe_factor=options.dupe_factor,
+        short_seq_prob=options.short_seq_prob,
+        seed=options.random_seed,
+        albert_zh_labels=options.albert_zh_labels,
+        text_field=options.text_field,
+    )
+    output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
+    bars: dict[str, Progress] = {}
+
+    def report(stage: str, done: float, total: float) -> None:
+        if stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            scale = 1e6 if stage == "reading" else 1
+            bars[stage] = Progress(total / scale, "MB" if scale > 1 else "examples", stage, done=done / scale)
+        bars[stage].update(done / (1e6 if stage == "reading" else 1))
+
+    try:
+        result = create_examples(
+            inputs,
+            output,
+            recipe,
+            tokenizer,
+            num_workers=options.num_workers or len(os.sched_getaffinity(0)),
+            vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
+            flags=dataclasses.asdict(options),
+            report=report,
+        )
+    finally:
+        for bar in bars.values():
+            bar.close()
+    print(summary(result.manifest))
+    return 0
+
+
+def summary(manifest: dict) -> str:
+    """A few lines on what was read and written, for a person."""
+    counts = manifest["counts"]
+    labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
+    lines = [
+        f"read     {counts['read_documents']:,} documents, {counts['read_sentences']:,} sentences, "
+        f"{counts['tokens']:,} tokens, {counts.get('unknown_tokens', 0) / max(counts['tokens'], 1):.2%} unknown",
+        f"wrote    {manifest['num_examples']:,} examples of {counts['example_tokens'] / manifest['num_examples']:.1f} "
+        f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
+        f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
+        f"{counts.get('documents_too_short_to_pair', 0):,} documents of one word were left out",
+    ]
+    if "predictions" in counts:
+        lines[1] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.platform == "win32":
+        raise SystemExit("create_pretraining_data.py needs a POSIX system")
+    run(main, Options)

@@ -1,0 +1,217 @@
+"""Hides tokens for masked language modelling: BERT (Devlin et al. 2019, section 3.1) with whole words, and n-grams of
+words (ALBERT, Lan et al. 2020, section 4.1), for a batch of examples at once.
+
+Unlike albert_zh, labels are the input ids, words of any length stay whole, a word never reaches across [SEP], and
+random replacements come from real tokens only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from data.randomness import random_below, random_bits, stream_number
+
+MASK_SHARE = 0.8
+KEEP_SHARE = 0.1
+
+_ORDER = stream_number("word order")
+_NGRAM = stream_number("n-gram length")
+_ACTION = stream_number("mask, keep or replace")
+_REPLACEMENT = stream_number("replacement")
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How many tokens are hidden, and in what pieces.
+
+    Attributes:
+        rate: share of an example's tokens, specials counted, that is predicted; 0 hides nothing.
+        max_predictions: upper bound per example; also the width of the label arrays.
+        ngram: up to how many words in a row are hidden together, n drawn with probability ~ 1/n.
+        favor_shorter_ngram: False reverses the probabilities of the n.
+    """
+
+    rate: float
+    max_predictions: int
+    ngram: int = 1
+    favor_shorter_ngram: bool = True
+
+    def budget_tokens(self, lengths_N: np.ndarray) -> np.ndarray:
+        """Predictions wanted per example of `lengths_N` tokens (BERT's rounding, at least one)."""
+        if self.rate == 0:
+            return np.zeros(len(lengths_N), np.int64)
+        wanted = np.maximum(1, np.rint(lengths_N * self.rate)).astype(np.int64)
+        return np.minimum(self.max_predictions, wanted)
+
+    @cached_property
+    def cumulative_ngram(self) -> np.ndarray:
+        """Row m: thresholds on [0, 2**32) of n = 1 .. ngram when only m words are to be had; float64."""
+        weights = 1.0 / np.arange(1, self.ngram + 1)
+        if not self.favor_shorter_ngram:
+            weights = weights[::-1]
+        table = np.ones((self.ngram + 1, self.ngram))
+        for available in range(1, self.ngram + 1):
+            table[available, :available] = np.cumsum(weights[:available]) / weights[:available].sum()
+        return table * 2.0**32
+
+
+@dataclass(frozen=True)
+class MaskVocabulary:
+    """What masking has to know of a vocabulary."""
+
+    mask_id: int
+    replacement_ids: np.ndarray  # int32, what a random replacement is drawn from
+    special: np.ndarray  # bool [V], ids that are never hidden
+    # int32 [V], label of a token inside a word; None: the token's own id. albert_zh's labels need '##X' for X there.
+    inside_labels: np.ndarray | None = None
+
+
+def mask_examples(
+    input_ids_NL: np.ndarray,
+    word_starts_NL: np.ndarray,
+    lengths_N: np.ndarray,
+    keys_N: np.ndarray,
+    masking: Masking,
+    vocabulary: MaskVocabulary,
+) -> dict[str, np.ndarray]:
+    """Hides tokens of N examples; row n depends on its own arguments and keys_N[n] alone.
+
+    Words are taken in random order, each whole or not at all, as long as they fit into what is left of the budget. Of
+    the tokens taken 80 % become [MASK], 10 % stay, 10 % become a random token, each token by itself. A word that holds
+    a special id, such as [UNK], is left alone.
+
+    Args:
+        input_ids_NL: int32 token ids with their specials, zero padded.
+        word_starts_NL: bool, first token of a word; specials have to be words of their own ([CLS] first in every row).
+        lengths_N: tokens per row, without padding.
+        keys_N: uint64 from `data.randomness.keys`.
+        masking: amounts.
+        vocabulary: ids.
+
+    Returns:
+        `input_ids` int32 [N, L]; `masked_lm_positions`, `masked_lm_ids` int32 [N, P] ascending and zero padded;
+        `masked_lm_weights` float32 [N, P].
+    """
+    N, L = input_ids_NL.shape
+    hidden_NL = np.zeros((N, L), bool)
+    rows, starts, counts = _choose_words(input_ids_NL, word_starts_NL, lengths_N, keys_N, masking, vocabulary)
+    hidden_NL.ravel()[_spans(rows * L + starts, counts)] = True
+
+    flat = np.flatnonzero(hidden_NL)
+    row = flat // L
+    slot = np.arange(len(flat)) - np.searchsorted(row, np.arange(N))[row]
+    P = masking.max_predictions
+    positions_NP, labels_NP = np.zeros((N, P), np.int32), np.zeros((N, P), np.int32)
+    weights_NP = np.zeros((N, P), np.float32)
+    originals = input_ids_NL.ravel()[flat]
+    positions_NP[row, slot] = flat % L
+    weights_NP[row, slot] = 1.0
+    if vocabulary.inside_labels is None:
+        labels_NP[row, slot] = originals
+    else:
+        inside = ~word_starts_NL.ravel()[flat]
+        labels_NP[row, slot] = np.where(inside, vocabulary.inside_labels[originals], originals)
+
+    action = random_bits(keys_N, P, _ACTION)[row, slot]
+    replacement = random_below(random_bits(keys_N, P, _REPLACEMENT)[row, slot], len(vocabulary.replacement_ids))
+    shown = np.where(action < np.uint32(MASK_SHARE * 2**32), np.int32(vocabulary.mask_id), originals)
+    replaced = action >= np.uint32((MASK_SHARE + KEEP_SHARE) * 2**32)
+    shown[replaced] = vocabulary.replacement_ids[replacement[replaced]]
+    masked_ids_NL = input_ids_NL.copy()
+    masked_ids_NL.ravel()[flat] = shown
+    return {
+        "input_ids": masked_ids_NL,
+        "masked_lm_positions": positions_NP,
+        "masked_lm_ids": labels_NP,
+        "masked_lm_weights": weights_NP,
+    }
+
+
+def _choose_words(
+    input_ids_NL: np.ndarray,
+    word_starts_NL: np.ndarray,
+    lengths_N: np.ndarray,
+    keys_N: np.ndarray,
+    masking: Masking,
+    vocabulary: MaskVocabulary,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what is to be hidden as (row, first position, number of tokens), int64, in no particular order.
+
+    All rows go through their shuffled words in step: one pass of the loop offers every row its next word.
+    """
+    N, L = input_ids_NL.shape
+    special_NL = vocabulary.special[input_ids_NL]
+    # All of the padding is one more "word" of specials, which ends the last real word.
+    column_L = np.arange(L)
+    special_NL |= column_L >= lengths_N[:, None]
+    boundary_NL = word_starts_NL & (column_L < lengths_N[:, None])
+    boundary_NL |= column_L == lengths_N[:, None]
+    boundary_NL[:, 0] = True
+    word_flat = np.flatnonzero(boundary_NL)
+    size = np.diff(word_flat, append=N * L)
+    candidate = ~np.logical_or.reduceat(special_NL.ravel(), word_flat)
+    if not candidate.any():
+        empty = np.zeros(0, np.int64)
+        return empty, empty, empty
+
+    word_at_NL = np.zeros(N * L, np.int32)
+    word_at_NL[word_flat] = np.arange(len(word_flat))
+    word_at_NL = word_at_NL.reshape(N, L)
+    available = candidate.astype(np.int64)
+    for _ in range(masking.ngram - 1):
+        # Words in a row from here on; specials are no candidates, so neither [SEP] nor a row's end is crossed.
+        available = np.where(candidate, 1 + np.minimum(np.append(available[1:], 0), masking.ngram - 1), 0)
+
+    # Sorting (random bits, position) packed in one integer shuffles every row; what is no candidate sorts last.
+    position_bits = max(1, (L - 1).bit_length())
+    position_mask = np.uint32(2**position_bits - 1)
+    order_NL = np.full((N, L), np.iinfo(np.uint32).max, np.uint32)
+    at = word_flat[candidate]
+    bits = random_bits(keys_N, L, _ORDER).ravel()[at]
+    order_NL.ravel()[at] = (bits & ~position_mask) | (at % L).astype(np.uint32)
+    order_NL.sort(axis=1)
+    num_candidates_N = np.bincount(at // L, minlength=N)
+    ngram_NL = random_bits(keys_N, L, _NGRAM) if masking.ngram > 1 else None
+
+    remaining_N = masking.budget_tokens(lengths_N)
+    covered = np.zeros(len(word_flat), bool)
+    end = word_flat + size
+    taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    active = np.flatnonzero((remaining_N > 0) & (num_candidates_N > 0))
+    step = 0
+    while len(active):
+        column = (order_NL[active, step] & position_mask).astype(np.int64)
+        word = word_at_NL[active, column]
+        left = remaining_N[active]
+        if ngram_NL is None:
+            tokens = size[word]
+            fits = tokens <= left
+        else:
+            reach = available[word]
+            draw = ngram_NL[active, column]
+            n = 1 + (draw[:, None] >= masking.cumulative_ngram[reach]).sum(axis=1)
+            n = np.minimum(n, reach)
+            tokens = end[word + n - 1] - word_flat[word]
+            for _ in range(masking.ngram - 1):
+                n = np.where((tokens > left) & (n > 1), n - 1, n)
+                tokens = end[word + n - 1] - word_flat[word]
+            fits = tokens <= left
+            for i in range(masking.ngram):
+                fits &= ~(covered[np.minimum(word + i, len(covered) - 1)] & (i < n))
+            for i in range(masking.ngram):
+                covered[word[fits & (i < n)] + i] = True
+        taken.append((active[fits], column[fits], tokens[fits]))
+        remaining_N[active[fits]] -= tokens[fits]
+        step += 1
+        active = active[(remaining_N[active] > 0) & (num_candidates_N[active] > step)]
+    rows, starts, counts = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+    return rows, starts, counts
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices of all spans [start, start + length), one span after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

@@ -1,0 +1,253 @@
+"""Cuts documents into pairs of segments: sentence order (ALBERT, Lan et al. 2020, section 3.1), next sentence (BERT,
+Devlin et al. 2019, section 3.1), or single segments.
+
+Sentences are gathered up to a target length as BERT's script does. What differs: no sentence is dropped for want of a
+partner, the length of short examples is drawn for each of them and not once a document, and swapped pairs are never
+mixed with random ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# A sentence too long for one example is cut into pieces of about this share of an example, so that little is truncated.
+_PIECES_PER_EXAMPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some documents, tokenised, one after the other.
+
+    Attributes:
+        sentences: int64 [S + 1], token offsets of the sentences.
+        begin, end: int64 [D], the sentences [begin, end) of each document.
+    """
+
+    sentences: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Consecutive sentences [begin, end) of a document each, about to be paired; all int64 [C]."""
+
+    begin: np.ndarray
+    end: np.ndarray
+    document: np.ndarray
+    target_tokens: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Two spans of tokens each: start and length of what becomes segment A and B; label by the pairing. int64 [C]."""
+
+    first_start: np.ndarray
+    first_length: np.ndarray
+    second_start: np.ndarray
+    second_length: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def _spans_of(block: Block, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    start = block.sentences[begin]
+    return start, block.sentences[end] - start
+
+
+def _split_points(chunks: Chunks, random: np.random.Generator) -> np.ndarray:
+    """The sentence that segment B begins with: uniform over the inner boundaries of a chunk; its end if it has none."""
+    count = chunks.end - chunks.begin
+    return chunks.begin + 1 + (random.random(len(count)) * np.maximum(count - 1, 1)).astype(np.int64)
+
+
+def _swap(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """Label 0: natural order; 1: swapped."""
+    middle = _split_points(chunks, random)
+    swapped = random.random(len(middle)) < 0.5
+    first_begin, first_end = np.where(swapped, middle, chunks.begin), np.where(swapped, chunks.end, middle)
+    second_begin, second_end = np.where(swapped, chunks.begin, middle), np.where(swapped, middle, chunks.end)
+    first, second = _spans_of(block, first_begin, first_end), _spans_of(block, second_begin, second_end)
+    return Pairs(*first, *second, swapped.astype(np.int64)), chunks.end
+
+
+def _next_sentence(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """Label 0: B follows A; 1: B is from another document of the block, and the true B is used again."""
+    middle = _split_points(chunks, random)
+    unrelated = random.random(len(middle)) < 0.5
+    step = 1 + (random.random(len(middle)) * max(block.num_documents - 1, 1)).astype(np.int64)
+    other = (chunks.document + step) % block.num_documents
+    other_begin, other_end = block.begin[other], block.end[other]
+    b_begin = other_begin + (random.random(len(middle)) * (other_end - other_begin)).astype(np.int64)
+    first_start, first_length = _spans_of(block, chunks.begin, middle)
+    unrelated |= middle == chunks.end
+    if block.num_documents == 1:
+        unrelated[:] = False
+    wanted = np.maximum(1, chunks.target_tokens - first_length)
+    b_end = np.searchsorted(block.sentences, block.sentences[b_begin] + wanted)
+    b_end = np.minimum(np.maximum(b_end, b_begin + 1), other_end)
+    begin, end = np.where(unrelated, b_begin, middle), np.where(unrelated, b_end, chunks.end)
+    pairs = Pairs(first_start, first_length, *_spans_of(block, begin, end), unrelated.astype(np.int64))
+    return pairs, np.where(unrelated, middle, chunks.end)
+
+
+def _single(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """One segment; the label is always 0."""
+    del random
+    zeros = np.zeros_like(chunks.begin)
+    return Pairs(*_spans_of(block, chunks.begin, chunks.end), zeros, zeros, zeros), chunks.end
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How a chunk becomes the segments of an example.
+
+    Attributes:
+        num_segments: 1 or 2.
+        num_labels: classes of `next_sentence_labels`.
+        pair: chunks -> (pairs, the sentence to go on with).
+    """
+
+    num_segments: int
+    num_labels: int
+    pair: Callable[[Chunks, Block, np.random.Generator], tuple[Pairs, np.ndarray]]
+
+    def max_tokens(self, max_seq_length: int) -> int:
+        """Tokens of text that fit beside [CLS] and the [SEP]s."""
+        return max_seq_length - 1 - self.num_segments
+
+
+PAIRINGS: dict[str, Pairing] = {
+    "sop": Pairing(num_segments=2, num_labels=2, pair=_swap),
+    "nsp": Pairing(num_segments=2, num_labels=2, pair=_next_sentence),
+    "single": Pairing(num_segments=1, num_labels=1, pair=_single),
+}
+
+
+def make_divisible(
+    block: Block, word_starts: np.ndarray, clause_ends: np.ndarray, max_tokens: int, num_segments: int
+) -> tuple[Block, int]:
+    """Cuts what could not be used whole, and leaves out what cannot be used at all.
+
+    Sentences of more than `max_tokens` tokens are cut into pieces of about an eighth of that, after a clause if there
+    is one near; for pairs, the only sentence of a document is cut in two. Empty sentences and documents vanish.
+
+    Args:
+        block: documents of `len(word_starts)` tokens.
+        word_starts: bool [tokens].
+        clause_ends: bool [tokens], commas and the like.
+        max_tokens: of an example.
+        num_segments: segments that every document must yield.
+
+    Returns:
+        The block, and how many documents of one single word are missing from it.
+    """
+    lengths = np.diff(block.sentences)
+    piece_tokens = max(1, max_tokens // _PIECES_PER_EXAMPLE)
+    num_pieces = np.where(lengths > max_tokens, -(-lengths // piece_tokens), 1)
+    first_token, last_token = block.sentences[block.begin], block.sentences[block.end]
+    if num_segments > 1:
+        filled = np.append(0, np.cumsum(lengths > 0))
+        lonely = filled[block.end] - filled[block.begin] == 1
+        sentence = np.searchsorted(block.sentences, first_token[lonely], side="right") - 1
+        num_pieces[sentence] = np.maximum(num_pieces[sentence], num_segments)
+    cuts = [
+        _cuts(block.sentences[i], block.sentences[i + 1], num_pieces[i], word_starts, clause_ends)
+        for i in np.flatnonzero(num_pieces > 1)
+    ]
+    sentences = np.unique(np.concatenate([block.sentences, *cuts]))
+    begin, end = np.searchsorted(sentences, first_token), np.searchsorted(sentences, last_token)
+    enough = end - begin >= num_segments
+    return Block(sentences, begin[enough], end[enough]), int((~enough & (end > begin)).sum())
+
+
+def _cuts(begin: int, end: int, num_pieces: int, word_starts: np.ndarray, clause_ends: np.ndarray) -> np.ndarray:
+    """Up to num_pieces - 1 offsets inside a sentence, nearest to even: at clauses if near enough, else at words."""
+    even = begin + (end - begin) * np.arange(1, num_pieces) / num_pieces
+    words = begin + 1 + np.flatnonzero(word_starts[begin + 1 : end])
+    if not len(words):
+        return np.zeros(0, np.int64)
+    cuts = _nearest(words, even)
+    clauses = words[clause_ends[words - 1]]
+    if len(clauses):
+        near = _nearest(clauses, even)
+        cuts = np.where(np.abs(near - even) <= (end - begin) / num_pieces / 2, near, cuts)
+    return cuts
+
+
+def _nearest(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    after = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
+    before = np.maximum(after - 1, 0)
+    closer = np.abs(sorted_values[before] - wanted) <= np.abs(sorted_values[after] - wanted)
+    return np.where(closer, sorted_values[before], sorted_values[after])
+
+
+def chunk_and_pair(
+    block: Block,
+    pairing: Pairing,
+    *,
+    num_passes: int,
+    max_tokens: int,
+    short_seq_prob: float,
+    random: np.random.Generator,
+) -> Pairs:
+    """Makes the pairs of a block, all documents and passes in step; lengths may exceed `max_tokens` (see `truncate`).
+
+    A chunk takes sentences until it has its target length: `max_tokens`, or with probability `short_seq_prob`, drawn
+    for every chunk, a uniform length from 2 up. It takes at least one sentence per segment. Where a single sentence
+    would be left over at a document's end it joins the last chunk if it fits; else the last chunk gives it a sentence
+    for company if it can.
+
+    Args:
+        block: what `make_divisible` returned: every document has a sentence for each segment.
+        pairing: an entry of `PAIRINGS`.
+        num_passes: passes over the block, each with its own draws (BERT's dupe_factor).
+        max_tokens: of an example, without specials.
+        short_seq_prob: share of chunks with a shorter target.
+        random: draws come from here, in an order that depends on the arguments alone.
+    """
+    document = np.tile(np.arange(block.num_documents), num_passes)
+    begin, last = block.begin[document], block.end[document]
+    parts: list[Pairs] = []
+    while len(document):
+        short = random.random(len(document)) < short_seq_prob
+        target = np.where(short, random.integers(2, max_tokens, len(document), endpoint=True), max_tokens)
+        end = np.searchsorted(block.sentences, block.sentences[begin] + target)
+        end = np.minimum(np.maximum(end, begin + pairing.num_segments), last)
+        if pairing.num_segments > 1:
+            leftover = last - end == 1
+            fits = block.sentences[last] - block.sentences[begin] <= max_tokens
+            can_give = end - begin > pairing.num_segments
+            end = np.where(leftover, np.where(can_give & ~fits, end - 1, last), end)
+        pairs, begin = pairing.pair(Chunks(begin, end, document, target), block, random)
+        parts.append(pairs)
+        unfinished = begin < last
+        document, begin, last = document[unfinished], begin[unfinished], last[unfinished]
+    if not parts:
+        empty = np.zeros(0, np.int64)
+        return Pairs(empty, empty, empty, empty, empty)
+    return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Pairs.__slots__))
+
+
+def truncate(pairs: Pairs, max_tokens: int, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """Shortens the longer segment until both fit `max_tokens`, each token from the front or the back at random.
+
+    Of two equally long segments the second is cut, as in BERT. Returns the pairs and int64 [C], the tokens cut.
+    """
+    a, b = pairs.first_length, pairs.second_length
+    half = max_tokens // 2
+    # Popping from the longer side first makes both equal and then alternates; in closed form:
+    kept_a = np.where(b <= half, np.minimum(a, max_tokens - b), np.minimum(a, max_tokens - half))
+    kept_b = np.minimum(b, max_tokens - kept_a)
+    front_a, front_b = random.binomial(a - kept_a, 0.5), random.binomial(b - kept_b, 0.5)
+    shortened = Pairs(pairs.first_start + front_a, kept_a, pairs.second_start + front_b, kept_b, pairs.label)
+    return shortened, a + b - kept_a - kept_b
