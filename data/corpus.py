@@ -33,7 +33,10 @@ _READ_BYTES = 1 << 20
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 _COMPRESSION_SUFFIXES = {".gz", ".xz", ".zst", ".bz2"}
 _TFDS = "tfds:"
-_MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "bz2": b"BZh", "zst": b"\x28\xb5\x2f\xfd"}
+# Long enough that no text begins so by chance.
+_MAGIC = re.compile(
+    rb"(?P<gz>\x1f\x8b\x08)|(?P<xz>\xfd7zXZ\0)|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<zst>\x28\xb5\x2f\xfd)"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = codecs.BOM_UTF8.decode()
 
@@ -459,9 +462,10 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
 
 def _compression(file: io.BufferedReader) -> str:
     """Returns the name of the compression that the first bytes tell, or an empty string."""
-    head = file.read(6)
+    head = file.read(16)
     file.seek(0)
-    return next((name for name, magic in _MAGIC.items() if head.startswith(magic)), "")
+    match = _MAGIC.match(head)
+    return match.lastgroup or "" if match else ""
 
 
 class _ZstdFile(io.RawIOBase):
