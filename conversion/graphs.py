@@ -53,14 +53,11 @@ def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config
     else:
         converted, width = _folded(config, converted), config.hidden_size
     layers, groups, inner = config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num
-    if config.family != "albert" or config.sharing != "all" or groups > layers:
+    # transformers picks the group in floating point, which is off by one for some depths (18 layers in 14 groups).
+    same_groups = all(int(i / (layers / groups)) == i * groups // layers for i in range(layers))
+    if config.family != "albert" or config.sharing != "all" or groups > layers or not same_groups:
         layers, groups, inner = len(bricks), 1 if len(set(bricks)) == 1 else len(bricks), 1
         converted = _renumbered(converted, bricks[:groups])
-    if [int(layer / (layers / groups)) for layer in range(layers)] != [i * groups // layers for i in range(layers)]:
-        raise UsageError(
-            f"this model cannot be written as transformers' ALBERT: with {layers} layers in {groups} groups the "
-            "floating-point arithmetic there picks another group for some layer; use --model_type=bert where possible"
-        )
     shape = {"num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner}
     return _plain_config(config, family="albert", sharing="all", embedding_size=width, **shape), converted
 

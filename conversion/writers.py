@@ -18,6 +18,7 @@ from absl.app import UsageError
 
 from conversion.graphs import Tensors, as_albert, as_bert
 from conversion.name_maps import NameMap, name_map
+from conversion.tokenizer_files import sentencepiece_pieces, unigram_json, wordpiece_entries, wordpiece_json
 from modeling.config import Config
 
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
@@ -40,6 +41,7 @@ _REPLACEABLE = (
     "model.safetensors",
     "pytorch_model.bin",
     "state.json",
+    "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
     "spiece.model",
@@ -95,7 +97,7 @@ def write_transformers(
         identity = np.eye(graph.hidden_size, dtype=np.float32)
         exported = kept | {f"{mapping}/kernel": identity, f"{mapping}/bias": np.zeros(graph.hidden_size, np.float32)}
     named = _foreign(layout, exported)
-    vocabulary = _vocabulary(vocab_files, config.vocab_size, do_lower_case)
+    vocabulary = _vocabulary(vocab_files, config, do_lower_case)
     description = _transformers_config(graph, model_type, kept, labels)
     with writing_directory(directory) as folder:
         _write_json(folder / "config.json", description)
@@ -121,7 +123,7 @@ def write_tf1(
         if name in kept:
             kept[name] = kept[name][: config.vocab_size]
     named = _foreign(layout, kept)
-    vocabulary = _vocabulary(vocab_files, config.vocab_size, do_lower_case=None)
+    vocabulary = _vocabulary(vocab_files, config, do_lower_case=None)
     with writing_directory(directory) as folder:
         _save_tf1(folder / "model.ckpt", named)
         state = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
@@ -137,7 +139,7 @@ def write_ours(
     directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
 ) -> Written:
     """Write model.safetensors and state.json, the form of a run's `best/` folder, at step 0."""
-    vocabulary = _vocabulary(vocab_files, config.vocab_size, do_lower_case=None)
+    vocabulary = _vocabulary(vocab_files, config, do_lower_case=None)
     with writing_directory(directory) as folder:
         save_safetensors(folder / "model.safetensors", tensors)
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -184,24 +186,27 @@ def _transformers_config(
     return values
 
 
-def _vocabulary(files: Sequence[str | Path], vocab_size: int, do_lower_case: bool | None) -> dict[str, bytes]:
-    """Contents by file name; with `do_lower_case` also what transformers needs to choose the tokenizer."""
+def _vocabulary(files: Sequence[str | Path], config: Config, do_lower_case: bool | None) -> dict[str, bytes]:
+    """Contents by file name; with `do_lower_case` also what makes transformers choose and build the tokenizer."""
     contents: dict[str, bytes] = {}
     for path in map(Path, files):
         content = path.read_bytes()
-        if path.suffix == ".model":
-            contents["spiece.model"] = content
-            tokenizer: dict[str, Any] = {"tokenizer_class": "AlbertTokenizer"}
-        else:
-            # Split on line feeds only: entry 343 of BERT's Chinese vocabulary is U+2028.
-            entries = content.decode().removesuffix("\n").split("\n")
-            if len(entries) != vocab_size:
-                raise UsageError(f"vocabulary {path} has {len(entries)} entries, the config says {vocab_size}")
-            contents["vocab.txt"] = content
-            tokenizer = {"tokenizer_class": "BertTokenizer", "tokenize_chinese_chars": True, "strip_accents": None}
-        if do_lower_case is not None:
-            tokenizer |= {"do_lower_case": do_lower_case, "model_max_length": 512}
-            contents["tokenizer_config.json"] = (json.dumps(tokenizer, indent=2) + "\n").encode()
+        try:
+            if path.suffix == ".model":
+                name, kind, count = "spiece.model", "AlbertTokenizer", len(sentencepiece_pieces(content)[0])
+            else:
+                name, kind, count = "vocab.txt", "BertTokenizer", len(wordpiece_entries(content))
+            if count != config.vocab_size:
+                raise UsageError(f"{count} entries, the config says {config.vocab_size}")
+            contents[name] = content
+            if do_lower_case is not None:
+                build = unigram_json if path.suffix == ".model" else wordpiece_json
+                contents["tokenizer.json"] = build(content, do_lower_case).encode()
+                told = {"tokenizer_class": kind, "do_lower_case": do_lower_case}
+                told |= {"model_max_length": config.max_sequence_length}
+                contents["tokenizer_config.json"] = (json.dumps(told, indent=2) + "\n").encode()
+        except UsageError as error:
+            raise UsageError(f"vocabulary {path}: {error}") from error
     return contents
 
 
@@ -213,7 +218,8 @@ def _tf1_form(config: Config) -> tuple[NameMap, dict[str, Any], str]:
         "it has no offset of positions": config.position_offset != 0,
         "it always has token types": config.type_vocab_size == 0,
         "it is post-LN": config.family != "albert_zh" and config.ln_type != "postln",
-        "it has no grouped feed-forward": config.family != "albert" and config.ffn_groups != 1,
+        "its feed-forward is whole, or google_fast's in 16 groups": config.ffn_groups != 1
+        and (config.family, config.ffn_groups) != ("albert", 16),
         "BERT shares no layers": config.family == "bert" and config.sharing != "none",
         "Google's ALBERT shares all of a layer": config.family == "albert" and config.sharing != "all",
         "albert_zh always has word_embeddings_2": config.family == "albert_zh"

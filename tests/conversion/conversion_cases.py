@@ -1,12 +1,13 @@
 """Tiny configs of every published graph and random tensors for them, without building a model twice."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from modeling.config import Config
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 32,
     "hidden_size": 8,
     "num_hidden_layers": 4,
@@ -16,6 +17,7 @@ _SIZES = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+_WIDE: dict[str, Any] = _SIZES | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 CONFIGS = {
     "bert": Config(family="bert", **_SIZES),
     "bert_erf": Config(family="bert", **(_SIZES | {"hidden_act": "gelu_erf"})),
@@ -25,9 +27,16 @@ CONFIGS = {
         family="albert", embedding_size=4, sharing="all", num_hidden_groups=2, inner_group_num=3, **_SIZES
     ),
     "google_more_groups": Config(family="albert", embedding_size=4, sharing="all", num_hidden_groups=12, **_SIZES),
+    "google_odd_groups": Config(
+        family="albert",
+        embedding_size=4,
+        sharing="all",
+        num_hidden_groups=14,
+        **(_SIZES | {"num_hidden_layers": 18}),
+    ),
     "google_unshared_ffn": Config(family="albert", embedding_size=4, sharing="attention", **_SIZES),
     "google_wide": Config(family="albert", embedding_size=8, sharing="all", **(_SIZES | {"hidden_act": "relu"})),
-    "google_fast": Config(family="albert", embedding_size=4, sharing="all", ffn_groups=4, **_SIZES),
+    "google_fast": Config(family="albert", embedding_size=4, sharing="all", ffn_groups=16, **_WIDE),
     "zh_all": Config(family="albert_zh", embedding_size=4, sharing="all", **_SIZES),
     "zh_attention": Config(family="albert_zh", embedding_size=4, sharing="attention", **_SIZES),
     "zh_ffn": Config(family="albert_zh", embedding_size=4, sharing="ffn", **_SIZES),

@@ -1,0 +1,118 @@
+"""A vocabulary as the tokenizer.json that stock transformers and `tokenizers` read: WordPiece (BERT), Unigram (ALBERT).
+
+Written because transformers' own readers lose U+2028, entry 343 of BERT's Chinese vocabulary, and cannot open a
+SentencePiece model beside TensorFlow, whose protobuf is older than the one that they expect.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from absl.app import UsageError
+
+_VARINT, _BYTES, _FIXED32, _FIXED64 = 0, 2, 5, 1
+_UNKNOWN_PIECE = 2
+
+
+def wordpiece_json(vocabulary: bytes, do_lower_case: bool) -> str:
+    """tokenizer.json of a WordPiece vocabulary file, split on line feeds; raises `UsageError` for a double entry."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+
+    entries = wordpiece_entries(vocabulary)
+    ids = {entry: i for i, entry in enumerate(entries)}
+    if len(ids) != len(entries):
+        double = next(entry for i, entry in enumerate(entries) if ids[entry] != i)
+        raise UsageError(f"the vocabulary has {double!r} twice; every entry needs an id of its own")
+    tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=do_lower_case)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return _with_specials(tokenizer, ids, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+
+
+def wordpiece_entries(vocabulary: bytes) -> list[str]:
+    """Entries by id; only line feeds separate them."""
+    return vocabulary.decode().removesuffix("\n").split("\n")
+
+
+def unigram_json(model: bytes, do_lower_case: bool) -> str:
+    """tokenizer.json of a SentencePiece unigram model with ALBERT's normalisation; raises `UsageError` for another."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import Unigram
+
+    pieces, charsmap = sentencepiece_pieces(model)
+    unknown = [i for i, (_, _, kind) in enumerate(pieces) if kind == _UNKNOWN_PIECE]
+    if len(unknown) != 1:
+        raise UsageError(f"not a SentencePiece model with one unknown piece: {len(unknown)} among {len(pieces)} pieces")
+    tokenizer = Tokenizer(Unigram([(piece, score) for piece, score, _ in pieces], unk_id=unknown[0]))
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    steps += [normalizers.Lowercase()] if do_lower_case else []
+    steps += [normalizers.Precompiled(charsmap)] if charsmap else []
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    ids = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    return _with_specials(tokenizer, ids, ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))
+
+
+def sentencepiece_pieces(model: bytes) -> tuple[list[tuple[str, float, int]], bytes]:
+    """(piece, score, type) by id and the compiled normalisation of a serialised SentencePiece ModelProto."""
+    pieces, charsmap = [], b""
+    try:
+        for field, value in _fields(model):
+            if field == 1:
+                piece = dict(_fields(value))
+                pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, 1)))
+            elif field == 3:
+                charsmap = dict(_fields(value)).get(2, b"")
+    except (IndexError, KeyError, ValueError, struct.error, TypeError) as error:
+        raise UsageError("not a SentencePiece model; expected the .model file that its trainer wrote") from error
+    return pieces, charsmap
+
+
+def _with_specials(tokenizer: Any, ids: dict[str, int], specials: tuple[str, ...]) -> str:
+    from tokenizers import AddedToken, processors
+
+    absent = [special for special in ("[CLS]", "[SEP]") if special not in ids]
+    if absent:
+        raise UsageError(f"the vocabulary lacks {' and '.join(absent)}, which every input begins and ends with")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(special, ids[special]) for special in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens([AddedToken(special, special=True) for special in specials if special in ids])
+    return tokenizer.to_str(pretty=False)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of a protobuf message: an int for varints, else bytes."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        kind = key & 7
+        if kind == _VARINT:
+            value, position = _varint(message, position)
+        elif kind in (_BYTES, _FIXED32, _FIXED64):
+            size = {_FIXED32: 4, _FIXED64: 8}.get(kind)
+            if size is None:
+                size, position = _varint(message, position)
+            value, position = message[position : position + size], position + size
+            if position > len(message):
+                raise ValueError("truncated")
+        else:
+            raise ValueError(f"wire type {kind}")
+        yield key >> 3, value
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
