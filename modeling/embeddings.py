@@ -77,7 +77,7 @@ class Embeddings(keras.layers.Layer):
             absl.app.UsageError: the sequence is longer than the position table.
         """
         length = input_ids_BL.shape[1]
-        if length is not None:
+        if isinstance(length, int):
             self.config.check_sequence_length(length)
         x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
         if word_noise_BLE is not None:

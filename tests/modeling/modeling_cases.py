@@ -1,0 +1,52 @@
+"""Small configurations and inputs that the model tests share; importable as is (also by subprocesses on JAX)."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from modeling import Config
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 37,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "initializer_range": 0.2,
+}
+BERT = Config(family="bert", **SMALL)
+ALBERT = Config(family="albert", sharing="all", embedding_size=8, **SMALL)
+ALBERT_ZH = dataclasses.replace(ALBERT, family="albert_zh")
+CONFIGS = {
+    "bert": BERT,
+    "bert_erf_offset_no_types": dataclasses.replace(
+        BERT, hidden_act="gelu_erf", position_offset=2, type_vocab_size=0, max_position_embeddings=14
+    ),
+    "bert_preln_final": dataclasses.replace(BERT, ln_type="preln", final_layer_norm=True),
+    "albert": dataclasses.replace(ALBERT, vocab_padding_multiple=8),
+    "albert_groups": dataclasses.replace(
+        ALBERT, hidden_act="relu", num_hidden_layers=4, num_hidden_groups=2, inner_group_num=2
+    ),
+    "albert_zh": ALBERT_ZH,
+    "albert_zh_preln": dataclasses.replace(ALBERT_ZH, ln_type="preln"),
+    "albert_zh_share_attention": dataclasses.replace(ALBERT_ZH, sharing="attention"),
+    "google_fast": dataclasses.replace(ALBERT, sharing="none", hidden_act="swish", ffn_groups=4),
+}
+
+
+def without_dropout(config: Config) -> Config:
+    return dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def features(seed: int = 0, batch: int = 3, length: int = 9, real: int = 6) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    mask = np.ones((batch, length), np.int32)
+    mask[1:, real:] = 0
+    return {
+        "input_ids": generator.integers(0, 37, (batch, length), dtype=np.int32),
+        "input_mask": mask,
+        "segment_ids": generator.integers(0, 2, (batch, length), dtype=np.int32),
+        "masked_lm_positions": generator.integers(0, real, (batch, 4), dtype=np.int32),
+    }
