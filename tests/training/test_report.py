@@ -1,0 +1,54 @@
+import itertools
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.report import ticks, write_report
+
+finite = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+@given(finite, finite, st.integers(3, 8))
+def test_ticks_cover_the_range_with_few_even_round_numbers(one, two, count):
+    low, high = sorted((one, two))
+    if 0 < high - low < 1e-9 * max(abs(low), abs(high)):
+        return
+    values = ticks(low, high, count)
+    slack = 1e-6 * (values[1] - values[0])
+    assert values[0] <= low + slack
+    assert values[-1] >= high - slack
+    assert 2 <= len(values) <= 2 * count + 2
+    steps = {round((after - before) / (values[1] - values[0]), 6) for before, after in itertools.pairwise(values)}
+    assert steps == {1.0}
+
+
+RECORDS = [
+    {
+        "step": step,
+        "phase": phase,
+        "time": 0.0,
+        "loss": 3.0 / step,
+        "tokens_per_second": 1e4,
+        "a<b": None if step == 2 else 1.0,
+    }
+    for step in range(1, 2000)
+    for phase in ("train", "eval")
+    if phase == "train" or step % 500 == 0
+]
+
+
+@pytest.mark.parametrize("records", [[], RECORDS[:1], RECORDS], ids=len)
+def test_page_is_well_formed_stands_alone_and_stays_small(tmp_path, records):
+    write_report(tmp_path / "report.html", "run <1>", {"model": "a & b"}, records)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(re.sub(r"<meta ([^>]*)>", r"<meta \1/>", page).replace("<!doctype html>", ""))
+    assert len(root.findall(".//svg")) == (3 if records else 0)
+    assert not re.search(r"https?://|<script|src=|@import|url\(", page)
+    assert len(page) < 60_000
+    assert "nan" not in page
+    for line in root.findall(".//svg/path"):
+        for number in re.findall(r"[\d.-]+", line.get("d") or ""):
+            assert 0 <= float(number) <= 460
