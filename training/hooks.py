@@ -143,7 +143,7 @@ class Terminal(Hook):
 
 
 class MetricsFile(Hook):
-    """`OUTPUT/metrics.jsonl`: a line is an object of `step`, `phase` (train, eval), `time` (Unix seconds) and values."""
+    """`OUTPUT/metrics.jsonl`: a line is an object of `step`, `phase` (train, eval), `time` (Unix seconds), values."""
 
     def __init__(self):
         self._path = Path()
