@@ -28,6 +28,8 @@ _INT64_LIST = 0x1A
 _VARINT_1 = 0x08
 _FIXED32_1 = 0x0D
 
+_SEARCH_BYTES = 1 << 16
+
 Rows = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
@@ -205,8 +207,10 @@ def _locate(records: Sequence[bytes]) -> tuple[np.ndarray, dict[str, _Lists], np
         step.bad |= value_end != entry_end
         filled = value < value_end
         kind = np.where(filled, content[value], 0)
-        values, values_end = step.message(value + filled, value_end)
+        inner = _Cursor(content, np.zeros(len(rows), bool))
+        values, values_end = inner.message(value + filled, value_end)
         values, values_end = np.where(filled, values, value), np.where(filled, values_end, value)
+        step.bad |= filled & (inner.bad | (values_end != value_end))
         at[rows] = entry_end
         _assign(features, content, rows, (key, key_end), (kind, values, values_end), step.bad, N)
         cursor.bad[rows] |= step.bad
@@ -406,13 +410,85 @@ class RecordFile:
 
 @dataclass
 class Scan:
-    """What is intact in a TFRecord file.
+    """What is intact in a TFRecord file, and what is not.
 
     Attributes:
-        begins, ends: byte ranges of the intact serialized examples.
-        damaged: byte ranges (with frames) that hold no intact record.
+        intact: byte ranges of the serialized examples whose checksum holds.
+        damaged: byte ranges, frames included, that hold no record whose checksum holds.
+        damaged_headers: intact records whose length or its checksum is damaged.
     """
 
-    begins: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    intact: list[tuple[int, int]] = field(default_factory=list)
     damaged: list[tuple[int, int]] = field(default_factory=list)
+    damaged_headers: int = 0
+
+
+def scan(content: bytes | mmap.mmap) -> Scan:
+    """Finds every intact record of a TFRecord file, whatever else is damaged.
+
+    Where a length cannot be trusted the next header is searched for byte by byte, so that a damaged byte costs the
+    record it is in at most, and none if it is in a header.
+    """
+    found, at, size = Scan(), 0, len(content)
+    while at < size:
+        length, header_intact = _header(content, at)
+        end = at + _FRAME_BYTES + length
+        intact = _data_intact(content, at, end)
+        if not intact and not (header_intact and (end == size or _header(content, end)[1])):
+            # Either the length is wrong or bytes are missing or too many: the next header tells where this record ends.
+            end = _next_header(content, at + 1)
+            intact = _data_intact(content, at, end)
+        if intact:
+            found.damaged_headers += not header_intact
+            found.intact.append((at + _HEADER_BYTES, end - _FOOTER_BYTES))
+        else:
+            found.damaged.append((at, end))
+        at = end
+    return found
+
+
+def _header(content: bytes | mmap.mmap, at: int) -> tuple[int, bool]:
+    header = content[at : at + _HEADER_BYTES]
+    if len(header) < _HEADER_BYTES:
+        return 0, False
+    length, crc = struct.unpack("<QI", header)
+    return length, masked_crc32c(header[:8]) == crc
+
+
+def _data_intact(content: bytes | mmap.mmap, begin: int, end: int) -> bool:
+    if end > len(content) or end - begin < _FRAME_BYTES:
+        return False
+    crc = int.from_bytes(content[end - _FOOTER_BYTES : end], "little")
+    return masked_crc32c(content[begin + _HEADER_BYTES : end - _FOOTER_BYTES]) == crc
+
+
+def _next_header(content: bytes | mmap.mmap, begin: int) -> int:
+    """The first position from `begin` on where a record with an intact header begins and ends inside; else the end."""
+    for window in range(begin, len(content), _SEARCH_BYTES):
+        raw = np.frombuffer(content[window : window + _SEARCH_BYTES + _HEADER_BYTES - 1], np.uint8)
+        count = len(raw) - _HEADER_BYTES + 1
+        if count <= 0:
+            break
+        crc = np.full(count, 0xFFFFFFFF, np.uint32)
+        for i in range(8):
+            crc = _CRC_TABLE[(crc ^ raw[i : i + count]) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
+        crc = ~crc
+        crc = ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(0xA282EAD8)
+        stored = np.zeros(count, np.uint32)
+        for i in range(4):
+            stored |= raw[8 + i : 8 + i + count].astype(np.uint32) << np.uint32(8 * i)
+        for candidate in np.flatnonzero(crc == stored).tolist():
+            at = window + candidate
+            if at + _FRAME_BYTES + _header(content, at)[0] <= len(content):
+                return at
+    return len(content)
+
+
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> np.uint32(1)) ^ np.where(table & np.uint32(1), np.uint32(0x82F63B78), np.uint32(0))
+    return table
+
+
+_CRC_TABLE = _crc_table()
