@@ -94,6 +94,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
             full = "No space left" in str(error)
             code = errno.ENOSPC if full else errno.EIO
             raise OSError(code, os.strerror(code) if full else str(error)) from None
+        # safetensors makes its files readable by their owner alone.
+        path.chmod(0o666 & ~_umask())
         files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
         _sync(path)
     facts = {
@@ -181,6 +183,12 @@ def _finish_interrupted_writes(output_dir: Path) -> None:
                 shutil.rmtree(left)
         for left in [*parent.glob(".step_*.new"), *parent.glob(".best.new")]:
             shutil.rmtree(left)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _digest(path: Path) -> str:

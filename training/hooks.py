@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from absl.app import UsageError
 
-from training.checkpoints import Checkpoint, write_checkpoint
+from training.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
 from training.engine import Batch, Engine
 from training.files import write_atomically
 from training.progress import Progress, format_duration, format_value
@@ -139,6 +139,7 @@ class Terminal(Hook):
         if run.progress.best_step:
             best = format_value(run.progress.best or 0.0)
             print(f"best      {run.output_dir / 'best'} (step {run.progress.best_step:,}: {best})", file=self._stream)
+        print(f"latest    {checkpoint_folder(run.output_dir, run.engine.step)}", file=self._stream)
         print(f"report    {run.output_dir / 'report.html'}", file=self._stream, flush=True)
 
 

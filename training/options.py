@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from training.flags import flag
 
+OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
@@ -28,10 +30,14 @@ class DeviceOptions:
 class OptimizerOptions:
     """How gradients become updates; the defaults are those of BERT and ALBERT."""
 
+    optimizer: str = flag("adamw", help="update rule", choices=OPTIMIZERS)
     weight_decay: float = flag(0.01, help="decoupled weight decay; LayerNorm and biases are exempt", minimum=0)
     adam_beta1: float = flag(0.9, help="decay of the first moment", minimum=0, maximum=1)
     adam_beta2: float = flag(0.999, help="decay of the second moment", minimum=0, maximum=1)
     adam_epsilon: float = flag(1e-6, help="added to the root of the second moment", minimum=0)
+    adam_bias_correction: bool = flag(
+        False, help="divide the moments by 1 - beta^t as the Adam paper does; BERT and ALBERT do not"
+    )
     clip_norm: float = flag(1.0, help="largest global norm of the gradient; 0 does not clip", minimum=0)
     ema_decay: float = flag(
         0.0, help="decay of an average of the weights for evaluation; 0 keeps none", minimum=0, maximum=1
@@ -51,3 +57,8 @@ class RunOptions:
     seed: int = flag(12345, help="decides initial weights, order of examples and dropout", minimum=0)
     log_steps: int = flag(50, help="how often a line of metrics is written", unit="steps", minimum=1)
     keep_checkpoint_max: int = flag(5, help="newest checkpoints that are kept", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions, OptimizerOptions, RunOptions):
+    """All of these groups."""

@@ -39,8 +39,8 @@ class TensorFlowEngine:
         self.model = task.build_model()
         self._task, self._optimizer = task, optimizer
         self._micro_batches, self._ema_decay = micro_batches, 0.0 if ema_decay is None else ema_decay
-        self._variables = {_name(self.model, variable): variable.value for variable in self.model.variables}
-        if len(self._variables) != len(self.model.variables):
+        self._variables = {_name(self.model, variable): variable.value for variable in self.model.weights}
+        if len(self._variables) != len(self.model.weights):
             raise ValueError(f"{self.model.name} has variables of equal names")
         trained = optimizer.trainable([_name(self.model, variable) for variable in self.model.trainable_variables])
         self._trained = {name: self._variables[name] for name in trained}

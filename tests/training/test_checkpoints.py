@@ -50,6 +50,7 @@ def test_round_trip_and_layout(tmp_path):
     assert folder == tmp_path / "checkpoints" / "step_00000007"
     names = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
     assert {path.name for path in folder.iterdir()} == names
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert_equal(read_checkpoint(folder), checkpoint())
     write_checkpoint(folder, checkpoint(7, {"model/b": np.ones(1)}))
     assert list(read_checkpoint(folder).state) == ["model/b"]
