@@ -155,7 +155,7 @@ def _complaint(
     surplus = [f"+ {name} {list(tensors[name].shape)}" for name in unexpected]
     lines = [line for part in (changed, absent, surplus) for line in _first(part)]
     hint = ""
-    if not wrong_shape and not unexpected and all(_BRICK.fullmatch(name) for name in missing):
+    if not wrong_shape and not unexpected and all(_source(name, tensors, untie=True) for name in missing):
         hint = "; its layers are shared, the model's are not"
     return (
         f"{where} does not fit the model (- model, + checkpoint): {len(wrong_shape)} of another shape, "

@@ -5,11 +5,11 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl.app import UsageError
@@ -62,9 +62,7 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
     """
     kind, where = locate(path, prefer_best=prefer_best)
     if kind == "ours":
-        tensors = _as_float32(_safetensors(where / _OUR_TENSORS))
-        found = _load_config_of_state(where / _OUR_STATE)
-        checkpoint = Checkpoint(tensors, config or found, "ours", [], where)
+        checkpoint = _read_ours(where, config)
     elif kind == "tf1":
         checkpoint = _read_tf1(where, config)
     else:
@@ -175,16 +173,32 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
     import pickle
     import zipfile
 
+    # A file that cannot be opened is told apart from one that torch, with the same exception, cannot read.
+    path.open("rb").close()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise UsageError(f"{path} is not a PyTorch state dict: {str(error).splitlines()[0]}") from None
     return {name: value.float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _load_config_of_state(path: Path) -> Config | None:
-    state: dict[str, Any] = json.loads(path.read_text())
-    return Config(**state["config"]) if state.get("config") else None
+def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
+    """A folder as `training/checkpoints.py` writes it; raises `UsageError` where it is not what was written."""
+    try:
+        state = json.loads((folder / _OUR_STATE).read_text(encoding="utf-8"))
+        expected = state["files"][_OUR_TENSORS]["sha256"]
+        values = state["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / _OUR_STATE} is not the state of a checkpoint ({error!r})") from None
+    with (folder / _OUR_TENSORS).open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+            raise UsageError(f"{folder / _OUR_TENSORS} does not match its checksum in {_OUR_STATE}; take another step")
+    if config is None and values:
+        unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
+        if unknown:
+            raise UsageError(f"the config in {folder / _OUR_STATE} has the unknown key {min(unknown)!r}")
+        config = Config(**values)
+    return Checkpoint(_as_float32(_safetensors(folder / _OUR_TENSORS)), config, "ours", [], folder)
 
 
 def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:

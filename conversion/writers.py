@@ -138,13 +138,14 @@ def write_tf1(
 def write_ours(
     directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
 ) -> Written:
-    """Write model.safetensors and state.json, the form of a run's `best/` folder, at step 0."""
+    """Write model.safetensors and state.json as `training/checkpoints.py` reads them: a `best/` folder at step 0."""
     vocabulary = _vocabulary(vocab_files, config, do_lower_case=None)
     with writing_directory(directory) as folder:
         save_safetensors(folder / "model.safetensors", tensors)
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        state = {"step": 0, "config": dataclasses.asdict(config), "checksums": {"model.safetensors": digest}}
-        _write_json(folder / "state.json", state)
+        content = (folder / "model.safetensors").read_bytes()
+        fact = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        state = {"format": 1, "step": 0, "seed": 0, "config": dataclasses.asdict(config), "progress": {}}
+        _write_json(folder / "state.json", state | {"files": {"model.safetensors": fact}})
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
     return Written(Path(directory), "ours", config, dict(tensors), [])

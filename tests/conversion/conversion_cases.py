@@ -1,50 +1,42 @@
 """Tiny configs of every published graph and random tensors for them, without building a model twice."""
 
+import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 
 from modeling.config import Config
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": 32,
-    "hidden_size": 8,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-_WIDE: dict[str, Any] = _SIZES | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+_BERT = Config(
+    family="bert",
+    vocab_size=32,
+    hidden_size=8,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=24,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+_GOOGLE = dataclasses.replace(_BERT, family="albert", embedding_size=4, sharing="all")
+_ZH = dataclasses.replace(_GOOGLE, family="albert_zh")
 CONFIGS = {
-    "bert": Config(family="bert", **_SIZES),
-    "bert_erf": Config(family="bert", **(_SIZES | {"hidden_act": "gelu_erf"})),
-    "bert_shared": Config(family="bert", sharing="all", **_SIZES),
-    "google": Config(family="albert", embedding_size=4, sharing="all", **_SIZES),
-    "google_groups": Config(
-        family="albert", embedding_size=4, sharing="all", num_hidden_groups=2, inner_group_num=3, **_SIZES
-    ),
-    "google_more_groups": Config(family="albert", embedding_size=4, sharing="all", num_hidden_groups=12, **_SIZES),
-    "google_odd_groups": Config(
-        family="albert",
-        embedding_size=4,
-        sharing="all",
-        num_hidden_groups=14,
-        **(_SIZES | {"num_hidden_layers": 18}),
-    ),
-    "google_unshared_ffn": Config(family="albert", embedding_size=4, sharing="attention", **_SIZES),
-    "google_wide": Config(family="albert", embedding_size=8, sharing="all", **(_SIZES | {"hidden_act": "relu"})),
-    "google_fast": Config(family="albert", embedding_size=4, sharing="all", ffn_groups=16, **_WIDE),
-    "zh_all": Config(family="albert_zh", embedding_size=4, sharing="all", **_SIZES),
-    "zh_attention": Config(family="albert_zh", embedding_size=4, sharing="attention", **_SIZES),
-    "zh_ffn": Config(family="albert_zh", embedding_size=4, sharing="ffn", **_SIZES),
-    "zh_none": Config(family="albert_zh", embedding_size=4, sharing="none", **_SIZES),
-    "zh_preln": Config(family="albert_zh", embedding_size=4, sharing="all", ln_type="preln", **_SIZES),
-    "padded": Config(
-        family="bert", vocab_padding_multiple=20, position_offset=2, **(_SIZES | {"num_hidden_layers": 2})
-    ),
+    "bert": _BERT,
+    "bert_erf": dataclasses.replace(_BERT, hidden_act="gelu_erf"),
+    "bert_shared": dataclasses.replace(_BERT, sharing="all"),
+    "google": _GOOGLE,
+    "google_groups": dataclasses.replace(_GOOGLE, num_hidden_groups=2, inner_group_num=3),
+    "google_more_groups": dataclasses.replace(_GOOGLE, num_hidden_groups=12),
+    "google_odd_groups": dataclasses.replace(_GOOGLE, num_hidden_layers=18, num_hidden_groups=14),
+    "google_unshared_ffn": dataclasses.replace(_GOOGLE, sharing="attention"),
+    "google_wide": dataclasses.replace(_GOOGLE, embedding_size=8, hidden_act="relu"),
+    "google_fast": dataclasses.replace(_GOOGLE, hidden_size=16, intermediate_size=32, ffn_groups=16),
+    "zh_all": _ZH,
+    "zh_attention": dataclasses.replace(_ZH, sharing="attention"),
+    "zh_ffn": dataclasses.replace(_ZH, sharing="ffn"),
+    "zh_none": dataclasses.replace(_ZH, sharing="none"),
+    "zh_preln": dataclasses.replace(_ZH, ln_type="preln"),
+    "padded": dataclasses.replace(_BERT, num_hidden_layers=2, vocab_padding_multiple=20, position_offset=2),
 }
 
 

@@ -1,0 +1,154 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.app import UsageError
+from conversion_cases import CONFIGS, random_tensors
+
+import convert_albert_tf_checkpoint_to_pytorch as lone_verb
+import convert_checkpoint as verb
+from conversion import parity
+from conversion.readers import read_checkpoint
+from conversion.writers import write_tf1
+from training.flags import parse
+
+ROOT = Path(verb.__file__).parent
+
+
+def _convert(*arguments: str) -> int:
+    return verb.main(parse(verb.Options, arguments))
+
+
+@pytest.fixture
+def zh(tmp_path: Path) -> Path:
+    vocabulary = tmp_path / "vocab.txt"
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(27))]
+    vocabulary.write_text("\n".join(entries) + "\n", encoding="utf-8")
+    write_tf1(tmp_path / "zh", CONFIGS["zh_all"], random_tensors("zh_all"), [vocabulary])
+    vocabulary.unlink()
+    return tmp_path / "zh"
+
+
+@pytest.mark.parametrize("model_type", ["auto", "albert", "bert"])
+def test_to_transformers_with_parity_report(
+    model_type: str, zh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert _convert(f"--input={zh}", f"--output={out}", f"--model_type={model_type}", "--pytorch_model_bin") == 0
+    told = capsys.readouterr().out
+    assert f"(albert_zh_tf1) -> {out}" in told
+    for name in ("last hidden state", "hidden states", "masked-LM logits", "sentence-pair logits"):
+        assert f"  {name:22} " in told
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+
+
+def test_there_and_back_through_every_format(zh: Path, tmp_path: Path):
+    expected = read_checkpoint(zh)
+    _convert(f"--input={zh}", f"--output={tmp_path / 'ours'}", "--format=ours")
+    _convert(f"--input={tmp_path / 'ours'}", f"--output={tmp_path / 'tf1'}", "--format=tf1")
+    got = read_checkpoint(tmp_path / "tf1")
+    assert got.config == expected.config
+    for name, value in expected.tensors.items():
+        np.testing.assert_array_equal(got.tensors[name], value)
+    assert (tmp_path / "tf1" / "vocab.txt").read_bytes() == (zh / "vocab.txt").read_bytes()
+
+
+def test_a_difference_is_told_and_fails(
+    zh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    original = parity.transformers_outputs
+    for change in (2e-4, float("nan")):
+        monkeypatch.setattr(
+            parity,
+            "transformers_outputs",
+            lambda *args, change=change: {name: value + change for name, value in original(*args).items()},
+        )
+        assert _convert(f"--input={zh}", f"--output={tmp_path / 'out'}") == 1
+        assert "NOT EQUAL" in capsys.readouterr().out
+
+
+def test_list_writes_nothing(zh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert _convert(f"--input={zh}", "--list") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "backbone/embeddings/projection/kernel  [4, 8]" in told
+    assert told[-1].startswith("31 tensors, ")
+    assert [path.name for path in tmp_path.iterdir()] == ["zh"]
+
+
+def test_names_what_is_not_read_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_tf1(tmp_path / "bert", CONFIGS["bert"], random_tensors("bert", num_pair_labels=3))
+    assert _convert(f"--input={tmp_path / 'bert'}", f"--output={tmp_path / 'out'}") == 0
+    told = capsys.readouterr().out
+    assert "dropped: sentence_pair/kernel has no place in transformers_bert" in told
+    assert "no vocabulary found: pass --vocab_file" in told
+
+
+def test_config_has_to_be_there_and_to_fit(zh: Path, tmp_path: Path):
+    (zh / "albert_config.json").rename(tmp_path / "kept.json")
+    with pytest.raises(UsageError, match="pass --config_file"):
+        _convert(f"--input={zh}", f"--output={tmp_path / 'out'}")
+    with pytest.raises(UsageError, match="missing required flag: --output"):
+        _convert(f"--input={zh}")
+    assert _convert(f"--input={zh}", f"--output={tmp_path / 'out'}", f"--config_file={tmp_path / 'kept.json'}") == 0
+
+
+def _lone(*arguments: str) -> int:
+    return lone_verb.main(parse(lone_verb.Options, arguments))
+
+
+def test_flags_of_albert_pytorch_write_one_file_with_its_config(zh: Path, tmp_path: Path):
+    dump = tmp_path / "prev_trained_model" / "pytorch_model.bin"
+    arguments = [
+        f"--tf_checkpoint_path={zh}/model.ckpt",
+        f"--bert_config_file={zh}/albert_config.json",
+        f"--pytorch_dump_path={dump}",
+    ]
+    assert _lone(*arguments, "--share_type=all") == 0
+    names = {path.name for path in dump.parent.iterdir()}
+    assert names == {"pytorch_model.bin", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    import transformers
+
+    model = transformers.AutoModelForPreTraining.from_pretrained(dump.parent)
+    assert type(model).__name__ == "AlbertForPreTraining"
+    before = dump.read_bytes()
+    with pytest.raises(UsageError, match=r"--share_type=None, but the layers of .* share 'all'; leave the flag out"):
+        _lone(*arguments, "--share_type=None")
+    (dump.parent / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"config.json exists and is another file; let --pytorch_dump_path name a new"):
+        _lone(*arguments)
+    assert dump.read_bytes() == before
+
+
+def test_flags_of_transformers_write_a_folder(zh: Path, tmp_path: Path):
+    arguments = [f"--tf_checkpoint_path={zh}", f"--albert_config_file={zh}/albert_config.json"]
+    assert _lone(*arguments, f"--pytorch_dump_path={tmp_path / 'out'}") == 0
+    assert {"pytorch_model.bin", "model.safetensors"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("convert_checkpoint.py", ["--inptu=x"], "unknown flag --inptu; the nearest is --input"),
+        ("convert_checkpoint.py", ["--input=/nowhere/model.ckpt", "--list"], "does not exist; expected a run's output"),
+        ("convert_albert_tf_checkpoint_to_pytorch.py", [], "missing required flags: --tf_checkpoint_path"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(script: str, arguments: list[str], message: str):
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert done.stdout == ""
