@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides the output: vocabulary, casing, Unicode and library versions."""
+        """SHA-256 over all that decides the output: algorithm and its version, vocabulary, casing."""
         ...
 
     def encode(self, text: str) -> list[int]: ...

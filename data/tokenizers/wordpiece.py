@@ -142,8 +142,7 @@ class WordPieceTokenizer:
         self.special_ids = frozenset(
             i for i, token in enumerate(self.vocabulary) if token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token)
         )
-        # Unicode's version classifies characters.
-        settings = f"wordpiece lower={do_lower_case} unicode={unicodedata.unidata_version}"
+        settings = f"wordpiece 1 lower={do_lower_case}"
         self.fingerprint = hashlib.sha256("\n".join((settings, *self.vocabulary)).encode()).hexdigest()
         self._longest_piece = max(map(len, self.vocabulary))
         self._is_continuation = np.array([token.startswith("##") for token in self.vocabulary])
@@ -314,16 +313,19 @@ class WordPieceTokenizer:
     def save(self, directory: Path) -> list[Path]:
         """Writes `vocab.txt`, a token a line; casing is the caller's to keep."""
         path = directory / "vocab.txt"
-        write_vocabulary(path, self.vocabulary)
+        write_bytes(path, "".join(f"{token}\n" for token in self.vocabulary).encode())
         return [path]
 
 
-def write_vocabulary(path: Path, vocabulary: Sequence[str]) -> None:
-    """Writes one token a line, LF only, under a temporary name first."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes under a temporary name first, so that the file is never half there; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes("".join(f"{token}\n" for token in vocabulary).encode("utf-8"))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _stands_alone(character: str) -> bool:
