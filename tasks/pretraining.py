@@ -6,10 +6,12 @@ names under which its losses are logged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from keras import ops
 
 from modeling import PretrainingModel
@@ -45,7 +47,8 @@ class PretrainingTask:
     Args:
         config: the model's.
         objective: a row of OBJECTIVES.
-        loss_weights: weight of each loss by its name, 1 where not named.
+        masked_lm_weight: weight of the masked-token loss.
+        sentence_weight: weight of the sentence-pair loss.
         dtype: Keras dtype policy of the model, "float32" or "mixed_bfloat16".
         seed: of the initial weights.
         remat: recompute activations in the backward pass instead of keeping them.
@@ -56,7 +59,8 @@ class PretrainingTask:
         config: Config,
         objective: str = "albert",
         *,
-        loss_weights: Mapping[str, float] | None = None,
+        masked_lm_weight: float = 1.0,
+        sentence_weight: float = 1.0,
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
@@ -68,7 +72,7 @@ class PretrainingTask:
             seed,
             remat,
         )
-        self.loss_weights = {"masked_lm": 1.0, self.objective.pair_loss: 1.0} | dict(loss_weights or {})
+        self.loss_weights = {"masked_lm": masked_lm_weight, self.objective.pair_loss: sentence_weight}
 
     def build_model(self) -> keras.Model:
         return PretrainingModel(
@@ -121,3 +125,19 @@ def accuracy_term(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tens
     """(weighted number of right arg-max predictions, weight) for logits [..., C] and labels, weights [...]."""
     right = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), labels.dtype), labels), "float32")
     return ops.sum(right * weights), ops.sum(weights)
+
+
+def unigram_accuracy(
+    training: Iterable[Mapping[str, np.ndarray]], held_out: Iterable[Mapping[str, np.ndarray]]
+) -> float:
+    """Share of held-out masked tokens that are the most frequent masked token of training: the floor for a model."""
+
+    def counts(batches: Iterable[Mapping[str, np.ndarray]]) -> Counter[int]:
+        total: Counter[int] = Counter()
+        for batch in batches:
+            total.update(batch["masked_lm_ids"][batch["masked_lm_weights"] > 0].tolist())
+        return total
+
+    ((most_frequent, _),) = counts(training).most_common(1)
+    held_out_counts = counts(held_out)
+    return held_out_counts[most_frequent] / max(held_out_counts.total(), 1)

@@ -70,7 +70,10 @@ class Optimizer(Protocol):
 class Dataset(Protocol):
     """Batches by number."""
 
-    num_examples: int
+    @property
+    def num_examples(self) -> int:
+        """Examples of one epoch."""
+        ...
 
     def batch(self, step: int) -> Batch:
         """Return the batch of `step`: a pure function of (seed, step)."""

@@ -1,0 +1,127 @@
+"""The whole journey on the shipped sample: text -> records -> pretraining -> fine-tuning -> prediction -> PyTorch.
+
+What `make demo` runs: the commands of the README in their order, each shown before it runs, into demo_output/; it ends
+with one table. The model is far too small and trained far too shortly to be useful; that every step works is the point.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = Path("demo_output")
+CONFIG = "albert_config/albert_config_demo.json"
+VOCABULARY = "albert_config/vocab.txt"
+
+STEPS: list[tuple[str, list[str]]] = [
+    (
+        "text to records: whole words masked, sentence pairs in and out of order, a tenth of the documents held out",
+        [
+            "create_pretraining_data.py",
+            "--input_file=data/samples/zh/*.txt",
+            f"--output_file={OUTPUT}/records/zh.tfrecord",
+            f"--vocab_file={VOCABULARY}",
+            "--do_whole_word_mask=True",
+            "--max_seq_length=64",
+            "--max_predictions_per_seq=10",
+            "--masked_lm_prob=0.15",
+            "--dupe_factor=20",
+            "--eval_fraction=0.1",
+        ],
+    ),
+    (
+        "records to a pretrained model",
+        [
+            "run_pretraining.py",
+            f"--input_file={OUTPUT}/records/*.tfrecord",
+            f"--bert_config_file={CONFIG}",
+            f"--output_dir={OUTPUT}/pretraining",
+            "--do_train=True",
+            "--do_eval=True",
+            "--train_batch_size=32",
+            "--num_train_steps=600",
+            "--num_warmup_steps=60",
+            "--learning_rate=0.003",
+            "--optimizer=adamw",
+            "--save_checkpoints_steps=200",
+        ],
+    ),
+    (
+        "pretrained model to a classifier of question pairs, scored on the development pairs, test pairs predicted",
+        [
+            "run_classifier.py",
+            "--task_name=lcqmc_pair",
+            "--data_dir=data/samples/pairs",
+            f"--vocab_file={VOCABULARY}",
+            f"--bert_config_file={CONFIG}",
+            f"--init_checkpoint={OUTPUT}/pretraining",
+            f"--output_dir={OUTPUT}/classifier",
+            "--do_train=True",
+            "--do_eval=True",
+            "--do_predict=True",
+            "--max_seq_length=64",
+            "--train_batch_size=16",
+            "--learning_rate=3e-4",
+            "--num_train_epochs=6",
+            "--save_checkpoints_steps=48",
+        ],
+    ),
+    (
+        "classifier to a directory that transformers opens, compared on random input",
+        [
+            "convert_checkpoint.py",
+            f"--input={OUTPUT}/classifier",
+            f"--output={OUTPUT}/pytorch",
+            "--format=transformers",
+            f"--vocab_file={VOCABULARY}",
+        ],
+    ),
+]
+
+
+def main() -> int:
+    """Run every step, then print the table; returns the exit status of the first step that fails."""
+    shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)
+    begin_seconds = time.monotonic()
+    for number, (what, command) in enumerate(STEPS, start=1):
+        print(f"\n[{number}/{len(STEPS)}] {what}\n$ python3 {shlex.join(command)}", flush=True)
+        status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+        if status:
+            print(f"demo: step {number} failed with exit status {status}", file=sys.stderr)
+            return status
+    print_summary(time.monotonic() - begin_seconds)
+    return 0
+
+
+def print_summary(elapsed_seconds: float) -> None:
+    """Print what came out of every step."""
+    sys.path.insert(0, str(ROOT))
+    from training.tables import print_table
+
+    def results(path: str) -> dict[str, float]:
+        return json.loads((ROOT / OUTPUT / path).read_text(encoding="utf-8"))
+
+    pretraining, classifier = results("pretraining/eval_results.json"), results("classifier/eval_results.json")
+    parity = results("pytorch/parity.json")
+    rows = [
+        ["masked tokens right, held-out documents", f"{pretraining['masked_lm_accuracy']:.3f}"],
+        ["sentence order right, held-out documents", f"{pretraining['sentence_order_accuracy']:.3f}"],
+        ["question pairs right, development set", f"{classifier['accuracy']:.3f}"],
+        ["largest difference to PyTorch", f"{max(parity.values()):.1e}"],
+        ["time", f"{elapsed_seconds:.0f} s"],
+        ["report with curves", f"{OUTPUT}/pretraining/report.html"],
+        ["predictions", f"{OUTPUT}/classifier/test_predictions.tsv"],
+        ["PyTorch model", f"{OUTPUT}/pytorch"],
+    ]
+    print()
+    print_table("demo", ["what", "result"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Pretrain a language model: record shards and a config -> checkpoints, curves and held-out scores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from absl.app import UsageError
+
+from training.flags import flag, run
+from training.options import OPTIMIZERS, TrainingOptions
+
+if TYPE_CHECKING:
+    from data.input_pipeline import PretrainingDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions):
+    """Pretrain a language model on record shards."""
+
+    bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
+    input_file: tuple[str, ...] = flag(help="record shards: paths or patterns, separated by commas")
+    eval_input_file: tuple[str, ...] = flag(
+        (), help="record shards to evaluate on; by default those that the manifest of --input_file calls held out"
+    )
+    objective: str = flag(
+        "albert", help="what is learnt; must be what the records were made for", choices=("albert", "bert")
+    )
+    masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
+    sentence_loss_weight: float = flag(1.0, help="weight of the sentence-pair loss", minimum=0)
+    init_checkpoint: str | None = flag(
+        None, help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder"
+    )
+    max_seq_length: int | None = flag(None, help="of the records; read from their manifest by default", unit="tokens")
+    max_predictions_per_seq: int | None = flag(
+        None, help="of the records; read from their manifest by default", unit="tokens"
+    )
+    do_train: bool = flag(False, help="train")
+    do_eval: bool = flag(False, help="score held-out records, while training and at its end")
+    train_batch_size: int = flag(32, help="of one optimizer step", unit="examples", minimum=1)
+    eval_batch_size: int = flag(8, help="of evaluation; results do not depend on it", unit="examples", minimum=1)
+    optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
+    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0)
+    schedule: str = flag(
+        "polynomial", help="learning rate after the warmup", choices=("polynomial", "linear", "constant")
+    )
+    poly_power: float = flag(1.0, help="power of the polynomial decay", minimum=0)
+    num_train_steps: int = flag(100000, help="length of training", unit="steps", minimum=1)
+    num_warmup_steps: int = flag(10000, help="steps in which the learning rate rises from 0", unit="steps", minimum=0)
+    start_warmup_step: int = flag(0, help="step at which the warmup begins", unit="steps", minimum=0)
+    save_checkpoints_steps: int = flag(1000, help="steps between two checkpoints", unit="steps", minimum=1)
+    eval_steps: int | None = flag(
+        None, help="steps between two evaluations; by default at every checkpoint", unit="steps", minimum=1
+    )
+    max_eval_steps: int = flag(100, help="batches of one evaluation, at most", unit="batches", minimum=1)
+
+
+def main(options: Options) -> None:
+    """Train and evaluate as the flags say."""
+    import launch
+
+    if not (options.do_train or options.do_eval):
+        raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
+    launch.check_device(options)
+    launch.check_files(options, ["bert_config_file"])
+
+    from data.input_pipeline import PretrainingDataset
+
+    training_files, held_out_files = split_held_out(options.input_file)
+    held_out_files = list(options.eval_input_file) or held_out_files
+    if options.do_eval and not held_out_files:
+        raise UsageError(
+            f"--do_eval: none of {', '.join(options.input_file)} is held out; make the records with --eval_fraction, "
+            "or give --eval_input_file"
+        )
+
+    def open_records(files: Sequence[str], batch_size: int) -> PretrainingDataset:
+        return PretrainingDataset(
+            files,
+            batch_size,
+            seed=options.seed,
+            max_seq_length=options.max_seq_length,
+            max_predictions_per_seq=options.max_predictions_per_seq,
+        )
+
+    training = open_records(training_files, options.train_batch_size)
+    held_out = open_records(held_out_files, options.eval_batch_size) if options.do_eval else None
+    check_objective(training, options.objective)
+
+    from modeling import load_config
+    from optimization import create_schedule
+    from tasks.pretraining import PretrainingTask, unigram_accuracy
+    from training.loop import train
+    from training.tables import print_table
+
+    config = load_config(options.bert_config_file)
+    tokenizer = (training.manifest or {}).get(
+        "tokenizer", {"file": options.bert_config_file, "vocab_size": config.vocab_size}
+    )
+    launch.check_fit(
+        config,
+        options.bert_config_file,
+        vocab_size=tokenizer["vocab_size"],
+        vocabulary=tokenizer["file"],
+        max_seq_length=training.max_seq_length,
+    )
+    task = PretrainingTask(
+        config,
+        options.objective,
+        masked_lm_weight=options.masked_lm_loss_weight,
+        sentence_weight=options.sentence_loss_weight,
+        dtype=launch.DTYPES[options.precision],
+        seed=options.seed,
+        remat=options.remat,
+    )
+    schedule = create_schedule(
+        options.schedule,
+        rate=options.learning_rate,
+        total_steps=options.num_train_steps,
+        warmup_steps=options.num_warmup_steps,
+        power=options.poly_power,
+        start_warmup_step=options.start_warmup_step,
+    )
+    engine = launch.create_engine(task, options, schedule)
+    weights = "new"
+    if options.init_checkpoint:
+        weights = launch.initialize(
+            engine,
+            config,
+            options.init_checkpoint,
+            allow_missing=("masked_lm/.*", "sentence_pair/.*"),
+            allow_unexpected=("classifier/.*",),
+        )
+    launch.write_run_files(options, config)
+
+    def evaluate() -> dict[str, float]:
+        assert held_out is not None
+        batches = itertools.islice(held_out.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
+        return engine.evaluate(batches)
+
+    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    tokens_per_step = options.train_batch_size * training.max_seq_length
+    if options.do_train:
+        outcome = train(
+            engine,
+            training,
+            num_steps=options.num_train_steps,
+            output_dir=options.output_dir,
+            config=launch.config_json(config),
+            options=launch.options_json(options),
+            summary=launch.preamble(
+                config,
+                engine,
+                options,
+                weights=weights,
+                data=f"{training.num_examples:,} examples of {training.max_seq_length} tokens, "
+                f"{held_out.num_examples if held_out else 0:,} held out",
+                step=f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
+                f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
+            ),
+            save_every_steps=options.save_checkpoints_steps,
+            eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
+            evaluate=evaluate if held_out else None,
+            best_metric="loss" if held_out else None,
+            lower_is_better=True,
+            keep_checkpoint_max=options.keep_checkpoint_max,
+            log_every_steps=options.log_steps,
+            steps_per_call=launch.steps_per_call(options),
+            unit="tokens",
+            count_units=lambda batch: int(batch["input_ids"].size),
+        )
+        scores = dict(outcome.evaluation)
+    else:
+        engine.step = launch.restore_weights(engine, config, options.output_dir, options.init_checkpoint)
+        scores = evaluate()
+    if held_out is None:
+        return
+    scores = {
+        "global_step": float(engine.step),
+        **scores,
+        "unigram_accuracy": unigram_accuracy(
+            itertools.islice(training.evaluation_batches(options.eval_batch_size), options.max_eval_steps),
+            itertools.islice(held_out.evaluation_batches(options.eval_batch_size), options.max_eval_steps),
+        ),
+    }
+    launch.write_results(options.output_dir, scores)
+    print_table("held-out records", ["score", "value"], [[name, f"{value:.4f}"] for name, value in scores.items()])
+
+
+def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part record files into those to train on and those whose manifest says that their documents are held out."""
+    from data.input_pipeline import expand_shards, find_manifests
+
+    paths = expand_shards(patterns)
+    described = find_manifests(paths)
+    held_out = [path for path in paths if path in described and described[path][0]["recipe"]["held_out"]]
+    training = [path for path in paths if path not in held_out]
+    if not training:
+        raise UsageError(f"all of {', '.join(patterns)} is held out: give --input_file the training records too")
+    return [str(path) for path in training], [str(path) for path in held_out]
+
+
+def check_objective(dataset: PretrainingDataset, objective: str) -> None:
+    """Raise `UsageError` where the records were made for another objective than is asked for."""
+    made_for = (dataset.manifest or {}).get("objective", objective)
+    if made_for != objective:
+        raise UsageError(
+            f"--objective={objective} but the records were made with --objective={made_for}: "
+            f"give --objective={made_for}, or make others"
+        )
+
+
+if __name__ == "__main__":
+    run(main, Options)
