@@ -46,6 +46,10 @@ class Options:
     favor_shorter_ngram: bool = flag(
         True, help="false reverses the probabilities of n; albert_zh's False was Google's True by mistake"
     )
+    do_permutation: bool = flag(
+        False,
+        help="besides, let as many tokens again change places and predict them; doubles the width of the label arrays",
+    )
     masking: str = flag(
         "static",
         help="dynamic writes compact examples that run_pretraining.py masks anew in every epoch",
@@ -74,6 +78,13 @@ class Options:
     )
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
 
+    eval_fraction: float = flag(
+        0.0,
+        help="share of the documents that is held out of the shards and written, in one pass, to "
+        "NAME.held_out.tfrecord for run_pretraining.py --do_eval",
+        minimum=0.0,
+        maximum=0.5,
+    )
     num_workers: int = flag(0, help="processes; 0: one a core; the shards do not depend on it", minimum=0)
     num_shards: int | None = flag(
         None, help="write this many files NAME-00000-of-000NN.tfrecord of the one --output_file", minimum=1
@@ -100,6 +111,8 @@ def main(options: Options) -> int:
         raise UsageError(f"--output_file={','.join(options.output_file)}: a file is named twice")
     if options.random_next_sentence and options.objective == "masked_lm":
         raise UsageError("--random_next_sentence=True asks for pairs, --objective=masked_lm for none: drop one of them")
+    if options.do_permutation and options.masking == "dynamic":
+        raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
 
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -107,7 +120,6 @@ def main(options: Options) -> int:
     from data.masking import Masking
     from data.pretraining import Output, Recipe, create_examples
     from data.tokenizers import load_tokenizer
-    from training.progress import Progress
 
     inputs = expand_inputs(options.input_file)
     tokenizer = load_tokenizer(
@@ -120,6 +132,7 @@ def main(options: Options) -> int:
             max_predictions=options.max_predictions_per_seq,
             ngram=options.ngram,
             favor_shorter_ngram=options.favor_shorter_ngram,
+            permute=options.do_permutation,
         ),
         dynamic=options.masking == "dynamic",
         whole_word=options.do_whole_word_mask,
@@ -130,34 +143,54 @@ def main(options: Options) -> int:
         seed=options.random_seed,
         albert_zh_labels=options.albert_zh_labels,
         text_field=options.text_field,
+        held_out_fraction=options.eval_fraction,
     )
     output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
-    bars: dict[str, Progress] = {}
-
-    def report(stage: str, done: float, total: float) -> None:
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            scale = 1e6 if stage == "reading" else 1
-            bars[stage] = Progress(total / scale, "MB" if scale > 1 else "examples", stage, done=done / scale)
-        bars[stage].update(done / (1e6 if stage == "reading" else 1))
-
-    try:
-        result = create_examples(
-            inputs,
-            output,
-            recipe,
-            tokenizer,
-            num_workers=options.num_workers or len(os.sched_getaffinity(0)),
-            vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
-            flags=dataclasses.asdict(options),
-            report=report,
-        )
-    finally:
-        for bar in bars.values():
-            bar.close()
-    print(summary(result.manifest))
+    parts = [(recipe, output)]
+    if options.eval_fraction:
+        apart = output.files[0].with_suffix(".held_out" + output.files[0].suffix)
+        parts.append((dataclasses.replace(recipe, held_out=True, dupe_factor=1), Output((apart,))))
+    for part, target in parts:
+        with Bars("held out, " if part.held_out else "") as bars:
+            result = create_examples(
+                inputs,
+                target,
+                part,
+                tokenizer,
+                num_workers=options.num_workers or len(os.sched_getaffinity(0)),
+                vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
+                flags=dataclasses.asdict(options),
+                report=bars.report,
+            )
+        print(summary(result.manifest))
     return 0
+
+
+class Bars:
+    """A progress line for each stage of the work, one after the other."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._stage, self._bar = "", None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.close()
+
+    def report(self, stage: str, done: float, total: float) -> None:
+        """Move the line of `stage`, in MB while reading and in examples later."""
+        from training.progress import Progress
+
+        scale, unit = (1e6, "MB") if stage == "reading" else (1, "examples")
+        if stage != self._stage:
+            if self._bar:
+                self._bar.close()
+            self._stage, self._bar = stage, Progress(total / scale, unit, self._what + stage, done=done / scale)
+        if self._bar:
+            self._bar.update(done / scale)
 
 
 def summary(manifest: dict) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from data.randomness import random_below, random_bits, stream_number
+from data.randomness import keys, random_below, random_bits, stream_number
 
 MASK_SHARE = 0.8
 KEEP_SHARE = 0.1
@@ -20,6 +20,7 @@ KEEP_SHARE = 0.1
 _ORDER = stream_number("word order")
 _NGRAM = stream_number("n-gram length")
 _ACTION = stream_number("mask, keep or replace")
+_PERMUTATION = stream_number("permutation")
 _REPLACEMENT = stream_number("replacement")
 
 
@@ -29,15 +30,23 @@ class Masking:
 
     Attributes:
         rate: share of an example's tokens, specials counted, that is predicted; 0 hides nothing.
-        max_predictions: upper bound per example; also the width of the label arrays.
+        max_predictions: upper bound per example.
         ngram: up to how many words in a row are hidden together, n drawn with probability ~ 1/n.
         favor_shorter_ngram: False reverses the probabilities of the n.
+        permute: besides, as many tokens again change places with one another and are predicted (google-research's
+            do_permutation).
     """
 
     rate: float
     max_predictions: int
     ngram: int = 1
     favor_shorter_ngram: bool = True
+    permute: bool = False
+
+    @property
+    def num_slots(self) -> int:
+        """Width of the label arrays."""
+        return self.max_predictions * (2 if self.permute else 1)
 
     def budget_tokens(self, lengths_N: np.ndarray) -> np.ndarray:
         """Predictions wanted per example of `lengths_N` tokens (BERT's rounding, at least one)."""
@@ -93,17 +102,23 @@ def mask_examples(
 
     Returns:
         `input_ids` int32 [N, L]; `masked_lm_positions`, `masked_lm_ids` int32 [N, P] ascending and zero padded;
-        `masked_lm_weights` float32 [N, P].
+        `masked_lm_weights` float32 [N, P]; P is `masking.num_slots`.
     """
     N, L = input_ids_NL.shape
-    hidden_NL = np.zeros((N, L), bool)
-    rows, starts, counts = _choose_words(input_ids_NL, word_starts_NL, lengths_N, keys_N, masking, vocabulary)
-    hidden_NL.ravel()[_spans(rows * L + starts, counts)] = True
+    excluded_NL = vocabulary.special[input_ids_NL]
+    hidden_NL = _choose_words(excluded_NL, word_starts_NL, lengths_N, keys_N, masking)
+    masked_ids_NL = input_ids_NL.copy()
+    _hide(masked_ids_NL, hidden_NL, keys_N, vocabulary)
+    predicted_NL = hidden_NL
+    if masking.permute:
+        other_keys_N = keys(keys_N, _PERMUTATION)
+        moved_NL = _choose_words(excluded_NL | hidden_NL, word_starts_NL, lengths_N, other_keys_N, masking)
+        _permute(masked_ids_NL, moved_NL, other_keys_N)
+        predicted_NL = hidden_NL | moved_NL
 
-    flat = np.flatnonzero(hidden_NL)
-    row = flat // L
-    slot = np.arange(len(flat)) - np.searchsorted(row, np.arange(N))[row]
-    P = masking.max_predictions
+    flat = np.flatnonzero(predicted_NL)
+    row, slot = _rows_and_slots(flat, N, L)
+    P = masking.num_slots
     positions_NP, labels_NP = np.zeros((N, P), np.int32), np.zeros((N, P), np.int32)
     weights_NP = np.zeros((N, P), np.float32)
     originals = input_ids_NL.ravel()[flat]
@@ -115,13 +130,6 @@ def mask_examples(
         inside = ~word_starts_NL.ravel()[flat]
         labels_NP[row, slot] = np.where(inside, vocabulary.inside_labels[originals], originals)
 
-    action = random_bits(keys_N, P, _ACTION)[row, slot]
-    replacement = random_below(random_bits(keys_N, P, _REPLACEMENT)[row, slot], len(vocabulary.replacement_ids))
-    shown = np.where(action < np.uint32(MASK_SHARE * 2**32), np.int32(vocabulary.mask_id), originals)
-    replaced = action >= np.uint32((MASK_SHARE + KEEP_SHARE) * 2**32)
-    shown[replaced] = vocabulary.replacement_ids[replacement[replaced]]
-    masked_ids_NL = input_ids_NL.copy()
-    masked_ids_NL.ravel()[flat] = shown
     return {
         "input_ids": masked_ids_NL,
         "masked_lm_positions": positions_NP,
@@ -130,33 +138,54 @@ def mask_examples(
     }
 
 
+def _rows_and_slots(flat: np.ndarray, N: int, L: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row of each ascending index into [N, L], and which of its row's it is."""
+    row = flat // L
+    return row, np.arange(len(flat)) - np.searchsorted(row, np.arange(N))[row]
+
+
+def _hide(ids_NL: np.ndarray, hidden_NL: np.ndarray, keys_N: np.ndarray, vocabulary: MaskVocabulary) -> None:
+    """Replaces hidden tokens in place: [MASK], the token itself, or a random one."""
+    flat = np.flatnonzero(hidden_NL)
+    row, slot = _rows_and_slots(flat, *hidden_NL.shape)
+    width = int(slot.max(initial=-1)) + 1
+    action = random_bits(keys_N, width, _ACTION)[row, slot]
+    replacement = random_below(random_bits(keys_N, width, _REPLACEMENT)[row, slot], len(vocabulary.replacement_ids))
+    shown = np.where(action < np.uint32(MASK_SHARE * 2**32), np.int32(vocabulary.mask_id), ids_NL.ravel()[flat])
+    replaced = action >= np.uint32((MASK_SHARE + KEEP_SHARE) * 2**32)
+    shown[replaced] = vocabulary.replacement_ids[replacement[replaced]]
+    ids_NL.ravel()[flat] = shown
+
+
+def _permute(ids_NL: np.ndarray, moved_NL: np.ndarray, keys_N: np.ndarray) -> None:
+    """Shuffles the tokens marked in each row among themselves, in place."""
+    flat = np.flatnonzero(moved_NL)
+    row, slot = _rows_and_slots(flat, *moved_NL.shape)
+    draw = random_bits(keys_N, int(slot.max(initial=-1)) + 1, _ORDER)[row, slot]
+    ids_NL.ravel()[flat] = ids_NL.ravel()[flat[np.lexsort((draw, row))]]
+
+
 def _choose_words(
-    input_ids_NL: np.ndarray,
+    excluded_NL: np.ndarray,
     word_starts_NL: np.ndarray,
     lengths_N: np.ndarray,
     keys_N: np.ndarray,
     masking: Masking,
-    vocabulary: MaskVocabulary,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what is to be hidden as (row, first position, number of tokens), int64, in no particular order.
+) -> np.ndarray:
+    """Marks whole words, none with an excluded token, up to the budget; bool [N, L].
 
     All rows go through their shuffled words in step: one pass of the loop offers every row its next word.
     """
-    N, L = input_ids_NL.shape
-    special_NL = vocabulary.special[input_ids_NL]
-    # All of the padding is one more "word" of specials, which ends the last real word.
+    N, L = word_starts_NL.shape
+    # All of the padding is one more "word", which ends the last real one.
     column_L = np.arange(L)
-    special_NL |= column_L >= lengths_N[:, None]
+    excluded_NL = excluded_NL | (column_L >= lengths_N[:, None])
     boundary_NL = word_starts_NL & (column_L < lengths_N[:, None])
     boundary_NL |= column_L == lengths_N[:, None]
     boundary_NL[:, 0] = True
     word_flat = np.flatnonzero(boundary_NL)
     size = np.diff(word_flat, append=N * L)
-    candidate = ~np.logical_or.reduceat(special_NL.ravel(), word_flat)
-    if not candidate.any():
-        empty = np.zeros(0, np.int64)
-        return empty, empty, empty
-
+    candidate = ~np.logical_or.reduceat(excluded_NL.ravel(), word_flat)
     word_at_NL = np.zeros(N * L, np.int32)
     word_at_NL[word_flat] = np.arange(len(word_flat))
     word_at_NL = word_at_NL.reshape(N, L)
@@ -179,7 +208,8 @@ def _choose_words(
     remaining_N = masking.budget_tokens(lengths_N)
     covered = np.zeros(len(word_flat), bool)
     end = word_flat + size
-    taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    empty = np.zeros(0, np.int64)
+    taken = [(empty, empty, empty)]
     active = np.flatnonzero((remaining_N > 0) & (num_candidates_N > 0))
     step = 0
     while len(active):
@@ -208,7 +238,9 @@ def _choose_words(
         step += 1
         active = active[(remaining_N[active] > 0) & (num_candidates_N[active] > step)]
     rows, starts, counts = (np.concatenate(parts) for parts in zip(*taken, strict=True))
-    return rows, starts, counts
+    chosen_NL = np.zeros((N, L), bool)
+    chosen_NL.ravel()[_spans(rows * L + starts, counts)] = True
+    return chosen_NL
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

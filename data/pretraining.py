@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -82,6 +83,9 @@ class Recipe:
         albert_zh_labels: label a character inside a word '##X' where the vocabulary has that, as published zh weights
             were trained; off, labels are the input ids.
         text_field: of JSON lines.
+        held_out_fraction: share of the documents that is set apart; a document's text alone decides on which side it
+            falls, so that copies of it fall on the same one.
+        held_out: use the documents that are set apart, instead of all others.
     """
 
     objective: str
@@ -95,6 +99,15 @@ class Recipe:
     seed: int
     albert_zh_labels: bool = False
     text_field: str = "text"
+    held_out_fraction: float = 0.0
+    held_out: bool = False
+
+    def takes(self, document: Sequence[str]) -> bool:
+        """Whether the document is on this recipe's side of the held-out split."""
+        if not self.held_out_fraction:
+            return True
+        share = zlib.crc32("\n".join(document).encode(), self.seed & 0xFFFFFFFF) / 2**32
+        return (share < self.held_out_fraction) == self.held_out
 
     @property
     def pairing(self) -> Pairing:
@@ -209,7 +222,7 @@ def read_blocks(
     """
     watch = watch or Stopwatch()
     read = corpus.Counts()
-    documents = corpus.read_documents(span, read, text_field=recipe.text_field)
+    documents = filter(recipe.takes, corpus.read_documents(span, read, text_field=recipe.text_field))
     total = corpus.Counts()
     for number, batch in enumerate(_batched(documents)):
         watch.stop("read")
@@ -724,7 +737,7 @@ def create_examples(
         "objective": recipe.objective,
         "recipe": asdict(recipe),
         "max_seq_length": recipe.max_seq_length,
-        "max_predictions_per_seq": recipe.masking.max_predictions,
+        "max_predictions_per_seq": recipe.masking.num_slots,
         "masking": "dynamic" if recipe.dynamic else "static",
         "num_pair_labels": recipe.pairing.num_labels,
         "tokenizer": {
@@ -759,7 +772,7 @@ def _plan(inputs: Sequence[Path]) -> list[corpus.Span]:
 
 
 def _versions(recipe: Recipe) -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")}
+    versions = {"numpy": importlib.metadata.version("numpy")}
     if recipe.whole_word and recipe.segmenter != "none":
         versions[recipe.segmenter] = importlib.metadata.version(recipe.segmenter)
     return versions

@@ -1,4 +1,5 @@
 import mmap
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def batches(draw):
 
 
 def records_of(content, offsets):
-    return [content[a + 12 : b - 4].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [content[a + 12 : b - 4].tobytes() for a, b in pairwise(offsets)]
 
 
 def expected(rows):
@@ -161,7 +162,7 @@ def some_records(count=20):
 
 def test_every_single_damaged_byte_loses_its_own_record_at_most():
     content, offsets = some_records(6)
-    whole = [(int(a) + 12, int(b) - 4) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    whole = [(int(a) + 12, int(b) - 4) for a, b in pairwise(offsets)]
     assert scan(content.tobytes()).intact == whole
     lost = 0
     for at in range(len(content)):
@@ -200,7 +201,9 @@ def test_a_file_cut_short_is_an_error_that_says_what_to_do(tmp_path):
     content, offsets = some_records()
     path = tmp_path / "x.tfrecord"
     path.write_bytes(content.tobytes()[:-3])
-    with pytest.raises(UsageError, match=rf"x.tfrecord: damaged at byte {offsets[-2]:,} of .*inspect_records.py repair"):
+    with pytest.raises(
+        UsageError, match=rf"x.tfrecord: damaged at byte {offsets[-2]:,} of .*inspect_records.py repair"
+    ):
         RecordFile(path)
 
 

@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.app import UsageError
+
+import create_pretraining_data as verb
+from data.input_pipeline import PretrainingDataset
+from data.pretraining import OBJECTIVES
+from data.segmentation import SEGMENTERS
+from training.flags import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]
+ALBERT_ZH = """input_file output_file vocab_file do_lower_case do_whole_word_mask max_seq_length max_predictions_per_seq
+    random_seed dupe_factor masked_lm_prob short_seq_prob non_chinese"""
+GOOGLE = """input_file output_file vocab_file spm_model_file input_file_mode do_lower_case do_whole_word_mask
+    do_permutation favor_shorter_ngram random_next_sentence max_seq_length ngram max_predictions_per_seq random_seed
+    dupe_factor masked_lm_prob short_seq_prob"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
+    (tmp_path / "corpus.txt").write_text("今天天气很好。\n我们学习语言模型。\n今天学习。\n\n" * 9, encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder, *more):
+    files = [
+        f"--{n}_file={folder / f}"
+        for n, f in (("input", "corpus.txt"), ("output", "x.tfrecord"), ("vocab", "vocab.txt"))
+    ]
+    return [*files, "--max_seq_length=24", "--max_predictions_per_seq=5", "--num_workers=1", *more]
+
+
+def test_flags_of_albert_zh_and_google_exist():
+    assert set(ALBERT_ZH.split()) | set(GOOGLE.split()) <= set(verb.Options.__dataclass_fields__)
+
+
+def test_choices_are_those_of_the_library():
+    with pytest.raises(UsageError, match=f"expected one of {', '.join(OBJECTIVES)}"):
+        parse(verb.Options, ["--input_file=a", "--output_file=b", "--objective=x"])
+    with pytest.raises(UsageError, match=f"expected one of {', '.join(SEGMENTERS)}"):
+        parse(verb.Options, ["--input_file=a", "--output_file=b", "--segmenter=x"])
+
+
+def test_command_writes_shards_manifest_and_a_summary(folder):
+    command = [
+        sys.executable,
+        str(ROOT / "create_pretraining_data.py"),
+        *arguments(folder, "--do_whole_word_mask=True"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    assert "read     9 documents, 27 sentences" in result.stdout
+    manifest = json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))
+    assert manifest["flags"]["do_whole_word_mask"] is True
+    assert manifest["segmenter"].startswith("rjieba ")
+    assert PretrainingDataset(str(folder / "x.tfrecord"), 2).num_examples == manifest["num_examples"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "corpus.txt",
+        "vocab.txt",
+        "x.manifest.json",
+        "x.tfrecord",
+    ]
+
+
+def test_comma_list_of_outputs(folder, capsys):
+    options = parse(verb.Options, arguments(folder, f"--output_file={folder / 'a.tfrecord'},{folder / 'b.tfrecord'}"))
+    assert verb.main(options) == 0
+    assert "in 2 file(s)" in capsys.readouterr().out
+    counts = [PretrainingDataset(str(folder / name), 2).num_examples for name in ("a.tfrecord", "b.tfrecord")]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--vocab_file="], "no tokenizer: give --vocab_file"),
+        (["--output_file=,"], "--output_file is empty"),
+        (["--num_shards=2", "--shard_size=9"], "exclude each other"),
+        (["--output_file=a,b", "--num_shards=2"], "names 2 files but"),
+        (["--output_file=a,a"], "a file is named twice"),
+        (["--random_next_sentence", "--objective=masked_lm"], "asks for pairs"),
+        (["--input_file=none/*.txt"], "no file matches"),
+        (["--max_seq_length=4"], "expected at least 5"),
+        (["--masked_lm_prob=1.5"], "expected at most 1"),
+        (["--masking=dynamic", "--do_permutation"], "needs --masking=static"),
+    ],
+)
+def test_mistakes_are_one_line(folder, more, message):
+    with pytest.raises(UsageError, match=message) as error:
+        verb.main(parse(verb.Options, arguments(folder, *more)))
+    assert "\n" not in str(error.value)
+
+
+def test_googles_name_for_next_sentence(folder):
+    verb.main(parse(verb.Options, arguments(folder, "--random_next_sentence=True")))
+    assert json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))["objective"] == "bert"
+
+
+def test_script_of_albert_zh_runs_from_anywhere(folder):
+    more = arguments(folder, "--dupe_factor=1")
+    script = ["bash", str(ROOT / "create_pretrain_data.sh"), *more]
+    subprocess.run(script, capture_output=True, text=True, check=True, cwd=folder)
+    manifest = json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["flags"]["masked_lm_prob"], manifest["flags"]["do_whole_word_mask"]) == (0.1, True)
+
+
+def test_same_command_again_overwrites(folder):
+    for _ in range(2):
+        verb.main(parse(verb.Options, arguments(folder)))
+    assert (folder / "x.tfrecord").stat().st_size > 0
