@@ -120,14 +120,15 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], whe
         print(f"dropped: {name} has no place in {written.layout}")
     if not vocabulary:
         print("no vocabulary found: pass --vocab_file to write one beside the weights")
-    if written.layout.startswith("transformers") and importlib.util.find_spec("transformers") is not None:
+    comparable = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+    if written.layout.startswith("transformers") and comparable:
         from conversion.parity import largest_differences
 
         differences = largest_differences(checkpoint, written.directory)
         print("largest difference from transformers on random input with padding:")
     else:
         if written.layout.startswith("transformers"):
-            print("outputs not compared: transformers is not installed (pip install transformers torch)")
+            print("outputs not compared: that needs torch and transformers (pip install torch transformers)")
         again = read_checkpoint(written.directory, config=written.config).tensors
         differences = {"tensors read back": float(again.keys() != written.tensors.keys())}
         for name, value in written.tensors.items():

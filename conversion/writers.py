@@ -5,7 +5,9 @@ Formats: transformers 5's config.json and safetensors, the TF 1 V2 bundle under 
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -243,19 +245,24 @@ def _save_tf1(prefix: Path, tensors: Mapping[str, np.ndarray]) -> None:
     import tensorflow as tf
 
     names = sorted(tensors)
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        tensors=[tf.constant(tensors[name], tf.float32) for name in names],
-    )
+    try:
+        tf.raw_ops.SaveV2(
+            prefix=str(prefix),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tf.constant(tensors[name], tf.float32) for name in names],
+        )
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message.splitlines()[0], str(prefix)) from None
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write float32 `tensors` to `path`."""
     import safetensors.numpy
 
-    safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in tensors.items()}, path, metadata=metadata)
+    # Written by Python, whose OSError tells a full disk; the library's own error does not.
+    content = safetensors.numpy.save({n: np.ascontiguousarray(v) for n, v in tensors.items()}, metadata=metadata)
+    path.write_bytes(content)
 
 
 def save_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -264,7 +271,9 @@ def save_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         import torch
     except ImportError:
         raise UsageError(f"writing {path.name} needs PyTorch: pip install torch, or leave it out") from None
-    torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, path)
+    content = io.BytesIO()
+    torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, content)
+    path.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager

@@ -77,6 +77,16 @@ def test_a_difference_is_told_and_fails(
         assert "NOT EQUAL" in capsys.readouterr().out
 
 
+def test_without_torch_the_tensors_are_read_back_instead(
+    zh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
+    assert _convert(f"--input={zh}", f"--output={tmp_path / 'out'}") == 0
+    told = capsys.readouterr().out
+    assert "outputs not compared: that needs torch and transformers" in told
+    assert "  tensors read back      0.0e+00" in told
+
+
 def test_list_writes_nothing(zh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert _convert(f"--input={zh}", "--list") == 0
     told = capsys.readouterr().out.splitlines()

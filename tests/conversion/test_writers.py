@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_interrupted_write_changes_nothing(write: Callable, tmp_path: Path, monk
     monkeypatch.setattr(writers, "_write_json", fail)
     with pytest.raises(OSError, match="No space left"):
         write(out, CONFIGS["bert"], random_tensors("bert", seed=1))
+    assert _contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("write", [write_ours, write_tf1, write_transformers])
+def test_full_disk_is_an_os_error_and_changes_nothing(write: Callable, tmp_path: Path):
+    out = tmp_path / "out"
+    write(out, CONFIGS["bert"], random_tensors("bert"))
+    before = _contents(out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"."):
+            write(out, CONFIGS["bert"], random_tensors("bert", seed=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert _contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
