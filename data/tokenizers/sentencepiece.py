@@ -1,9 +1,9 @@
 """SentencePiece (Kudo & Richardson 2018), unigram or BPE, with the id layouts of ALBERT and of XLM-R.
 
 ALBERT's models carry [CLS], [SEP] and [MASK] as pieces, and text is prepared as google-research/albert does before it
-reaches the model (white space collapsed, NFKD, accents dropped, lower case). XLM-R's begin with <unk>, <s>, </s> and are
-renumbered as fairseq does (<s> 0, <pad> 1, </s> 2, <unk> 3, pieces one up, <mask> last); their text is left as it is.
-Unlike the model itself, text that spells a special piece ('[MASK]') does not become one.
+reaches the model (white space collapsed, NFKD, accents dropped, lower case). XLM-R's begin with <unk>, <s>, </s> and
+are renumbered as fairseq does (<s> 0, <pad> 1, </s> 2, <unk> 3, pieces one up, <mask> last); their text is left as it
+is. Unlike the model itself, text that spells a special piece ('[MASK]') does not become one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ _ALBERT_SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
 _XLMR_FIRST = ("<unk>", "<s>", "</s>")
 _NOT_TEXT = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK|unused\d+)\]|<(?:pad|unk|s|/s|mask|cls|sep)>")
 _PREPARED_SPACE = 255
+
+
+def prepare(text: str, *, do_lower_case: bool) -> str:
+    """Prepares text for a model of ALBERT's: white space collapsed, NFKD, combining marks dropped, lower case."""
+    text = " ".join(text.split())
+    if not text.isascii():
+        text = "".join([c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)])
+    return text.lower() if do_lower_case else text
 
 
 class _Layout(NamedTuple):
@@ -138,7 +146,9 @@ class SentencePieceTokenizer:
         Offsets are counted from the pieces' own lengths where these spell the text, which is nearly everywhere; texts
         that the model's normalisation changes or that hold unknown characters are encoded again with its offsets.
         """
-        prepared = [self._prepare(text) for text in texts] if self._prepares else list(texts)
+        prepared = (
+            [prepare(text, do_lower_case=self.do_lower_case) for text in texts] if self._prepares else list(texts)
+        )
         rows = self._processor.encode(prepared, return_type="numpy", num_threads=1)
         counts = np.fromiter(map(len, rows), np.int64, len(rows))
         own_ids = np.concatenate([np.zeros(0, np.int32), *rows])
@@ -154,12 +164,6 @@ class SentencePieceTokenizer:
             ends=ends.astype(np.int32),
             continuation=self._is_continuation[ids],
         )
-
-    def _prepare(self, text: str) -> str:
-        text = " ".join(text.split())
-        if not text.isascii():
-            text = "".join([c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)])
-        return text.lower() if self.do_lower_case else text
 
     def _spelt_offsets(
         self, prepared: list[str], own_ids: np.ndarray, counts: np.ndarray
@@ -231,8 +235,8 @@ class SentencePieceTokenizer:
         if not lengths.all():
             for code in np.unique(codes[lengths == 0]).tolist():
                 character = chr(code)
-                made = _PREPARED_SPACE if character.isspace() else 1 + len(self._prepare(character))
-                self._prepared_length[code] = made
+                made = prepare(character, do_lower_case=self.do_lower_case)
+                self._prepared_length[code] = _PREPARED_SPACE if character.isspace() else 1 + len(made)
             lengths = self._prepared_length[codes]
         text_of = np.repeat(np.arange(len(texts)), np.diff(bounds))
         letters = np.flatnonzero(lengths != _PREPARED_SPACE)

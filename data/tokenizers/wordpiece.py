@@ -313,8 +313,13 @@ class WordPieceTokenizer:
     def save(self, directory: Path) -> list[Path]:
         """Writes `vocab.txt`, a token a line; casing is the caller's to keep."""
         path = directory / "vocab.txt"
-        write_bytes(path, "".join(f"{token}\n" for token in self.vocabulary).encode())
+        write_bytes(path, vocabulary_bytes(self.vocabulary))
         return [path]
+
+
+def vocabulary_bytes(vocabulary: Sequence[str]) -> bytes:
+    """Returns the content of a vocab.txt: one token a line, LF only."""
+    return "".join(f"{token}\n" for token in vocabulary).encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

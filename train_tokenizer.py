@@ -1,0 +1,114 @@
+"""Learns a tokenizer from text: a WordPiece vocabulary as BERT's, or a SentencePiece model as ALBERT's or XLM-R's.
+
+albert_config/vocab.txt was made, and is made again after a change of the sample text, by
+
+    python3 train_tokenizer.py --input_file='data/samples/*/*.txt' --output_file=albert_config/vocab.txt \
+        --character_coverage=1 --min_frequency=1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.flags import flag, run
+
+SAMPLE_SENTENCES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Learn a WordPiece vocabulary or a SentencePiece model from text."""
+
+    input_file: tuple[str, ...] = flag(
+        help="text: paths, patterns or tfds:NAME, separated by commas; plain text, JSON lines, compressed or not"
+    )
+    output_file: str = flag(help="the vocabulary (vocab.txt) or the SentencePiece model (spiece.model) to write")
+    model_type: str = flag(
+        "wordpiece",
+        help="wordpiece; or a SentencePiece model, unigram (as ALBERT and XLM-R use it) or bpe",
+        choices=("wordpiece", "unigram", "bpe"),
+    )
+    vocab_size: int | None = flag(
+        None, help="size of the vocabulary; by default 21128 for wordpiece, else 30000", unit="tokens", minimum=8
+    )
+    do_lower_case: bool = flag(True, help="lower-case the text and strip accents; not for --layout=xlmr")
+    character_coverage: float | None = flag(
+        None,
+        help="share of the text's characters that become tokens; by default 0.9999 for wordpiece, else 0.99995",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    common_characters: bool = flag(
+        True,
+        help="wordpiece: start from the characters that GB 2312, Big5 and JIS X 0208 call common and from all pairs of "
+        "letters and of digits, whether or not the text has them",
+    )
+    min_frequency: int = flag(2, help="wordpiece: learn sub-words that occur this often", minimum=1)
+    layout: str = flag(
+        "albert",
+        help="SentencePiece: albert, <pad> 0 <unk> 1 [CLS] 2 [SEP] 3 [MASK] 4; xlmr, <s> 0 <pad> 1 </s> 2 <unk> 3",
+        choices=("albert", "xlmr"),
+    )
+    max_sentences: int = flag(
+        10_000_000, help="SentencePiece: learn from a random sample of this size", unit="sentences", minimum=1
+    )
+    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
+
+
+def main(options: Options) -> None:
+    """Writes the tokenizer and prints how it does on the text. Raises `UsageError` for text or sizes that do not do."""
+    from data.corpus import Counts, expand_inputs, read_documents
+    from data.tokenizers import load_tokenizer
+    from data.tokenizers.training import train_sentencepiece, train_wordpiece
+    from data.tokenizers.wordpiece import vocabulary_bytes
+    from training.files import write_atomically
+
+    inputs = expand_inputs(options.input_file)
+    counts = Counts()
+    sample: list[str] = []
+
+    def sentences():
+        for document in read_documents(inputs, counts, text_field=options.text_field):
+            if len(sample) < SAMPLE_SENTENCES:
+                sample.extend(document)
+            yield from document
+
+    given = {"vocab_size": options.vocab_size, "character_coverage": options.character_coverage}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if options.model_type == "wordpiece":
+        vocabulary = train_wordpiece(
+            sentences(),
+            do_lower_case=options.do_lower_case,
+            common=options.common_characters,
+            min_frequency=options.min_frequency,
+            **chosen,
+        )
+        content = vocabulary_bytes(vocabulary)
+    else:
+        content = train_sentencepiece(
+            sentences(),
+            model_type=options.model_type,
+            layout=options.layout,
+            do_lower_case=options.do_lower_case,
+            max_sentences=options.max_sentences,
+            **chosen,
+        )
+    output = Path(options.output_file)
+    write_atomically(output, content)
+
+    kind = "vocab_file" if options.model_type == "wordpiece" else "spm_model_file"
+    tokenizer = load_tokenizer(**{kind: output}, do_lower_case=options.do_lower_case)
+    encoding = tokenizer.encode_batch(sample)
+    unknown = (encoding.ids == tokenizer.unk_id).mean()
+    print(
+        f"read     {counts.documents:,} documents, {counts.sentences:,} sentences, {counts.characters:,} characters"
+        + (f"; {counts.mended()}" if counts.mended() else "")
+        + f"\nwrote    {output}: {tokenizer.vocab_size:,} tokens, {len(tokenizer.replacement_ids):,} of them text"
+        + f"\non       the first {len(sample):,} sentences: {unknown:.3%} [UNK], "
+        + f"{len(encoding.ids) / max(sum(map(len, sample)), 1):.2f} tokens a character"
+    )
+
+
+if __name__ == "__main__":
+    run(main, Options)
