@@ -98,8 +98,6 @@ def main(options: Options) -> int:
     """Makes the shards; prints what was read and written. Raises `UsageError` for flags that do not go together."""
     if not (options.vocab_file or options.spm_model_file):
         raise UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")
-    if not options.output_file:
-        raise UsageError("--output_file is empty: give the TFRecord file to write")
     if options.num_shards and options.shard_size:
         raise UsageError("--num_shards and --shard_size exclude each other: give one of them")
     if len(options.output_file) > 1 and (options.num_shards or options.shard_size):

@@ -110,6 +110,14 @@ def masked_crc32c(content: bytes | np.ndarray) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def frame(record: bytes) -> bytes:
+    """Returns a serialized example as a record of a TFRecord file."""
+    length = struct.pack("<Q", len(record))
+    return b"".join(
+        [length, struct.pack("<I", masked_crc32c(length)), record, struct.pack("<I", masked_crc32c(record))]
+    )
+
+
 def encode_examples(features: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarray]:
     """Encodes N examples as TFRecord bytes, frames and checksums included.
 

@@ -79,7 +79,7 @@ def test_comma_list_of_outputs(folder, capsys):
     ("more", "message"),
     [
         (["--vocab_file="], "no tokenizer: give --vocab_file"),
-        (["--output_file=,"], "--output_file is empty"),
+        (["--output_file=,"], "missing required flag: --output_file"),
         (["--num_shards=2", "--shard_size=9"], "exclude each other"),
         (["--output_file=a,b", "--num_shards=2"], "names 2 files but"),
         (["--output_file=a,a"], "a file is named twice"),

@@ -1,0 +1,208 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from absl.app import UsageError
+
+import inspect_records as verb
+from data import inspection
+from data.input_pipeline import PretrainingDataset
+from data.masking import Masking
+from data.pretraining import Output, Recipe, create_examples
+from data.records import encode_examples, frame
+from data.tokenizers.wordpiece import WordPieceTokenizer
+from training.flags import parse
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]
+LABELS = {"masked_lm_positions": (2, 3), "masked_lm_ids": (2, 3), "next_sentence_labels": (2, 1)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "今天天气很好。\n我们学习语言模型。\n今天学习。\n\n" * 40 + "怪。今天。\n很好。\n", encoding="utf-8"
+    )
+    tokenizer = WordPieceTokenizer.load(tmp_path / "vocab.txt", do_lower_case=True)
+    for name, dynamic in (("static", False), ("dynamic", True)):
+        recipe = Recipe("albert", Masking(0.2, 6), dynamic, True, "rjieba", 24, 4, 0.1, 1)
+        output = Output((tmp_path / f"{name}.tfrecord",), num_shards=2)
+        flags = {"vocab_file": str(tmp_path / "vocab.txt"), "spm_model_file": None, "do_lower_case": True}
+        create_examples([corpus], output, recipe, tokenizer, num_workers=1, flags=flags)
+    return tmp_path
+
+
+def run(*words):
+    return verb.main(parse(verb.Options, verb.as_flags([str(word) for word in words])))
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_show_prints_text_with_its_predictions(folder, capsys, name):
+    assert run("show", folder / f"{name}-*", "--limit=2", "--skip=1") == 0
+    out = capsys.readouterr().out
+    assert out.count("# ") == 2
+    assert out.startswith("# 1: label ")
+    assert "[CLS]" in out
+    assert "[天]" in out or "[学]" in out or "[今]" in out
+
+
+def test_show_marks_what_is_hidden_kept_and_replaced():
+    tokenizer: Any = type("Tokens", (), {"mask_id": 4, "tokens": staticmethod(lambda ids: [TOKENS[i] for i in ids])})()
+    example = {
+        "input_ids": np.asarray([2, 4, 6, 9, 3, 0]),
+        "input_mask": np.asarray([1, 1, 1, 1, 1, 0]),
+        "segment_ids": np.asarray([0, 0, 0, 1, 1, 0]),
+        "masked_lm_positions": np.asarray([1, 2, 3]),
+        "masked_lm_ids": np.asarray([5, 6, 7]),
+        "masked_lm_weights": np.ones(3),
+    }
+    assert verb.as_text(example, tokenizer, colour=False) == "[CLS][今][天|天]\n[气|好] [SEP]"
+    assert "\033[7;32m今\033[0m" in verb.as_text(example, tokenizer, colour=True)
+
+
+def test_stats_agree_with_the_manifest(folder, capsys):
+    manifest = json.loads((folder / "static.manifest.json").read_text(encoding="utf-8"))
+    dataset = PretrainingDataset(str(folder / "static-*"), 1)
+    found = inspection.statistics(dataset, unk_id=1)
+    counts = manifest["counts"]
+    assert (found.examples, found.tokens, found.predictions) == (
+        manifest["num_examples"],
+        counts["example_tokens"],
+        counts["predictions"],
+    )
+    assert {str(label): n for label, n in found.labels.items()} == counts["labels"]
+    assert sum(n for *_, n in found.length_bins()) == found.examples
+    assert found.masked / found.predictions == pytest.approx(0.8, abs=0.05)
+    assert found.kept / found.predictions == pytest.approx(0.1, abs=0.04)
+    assert found.unknown_tokens == 4
+    assert found.duplicates > 0.5
+    assert run("stats", folder / "static-*") == 0
+    assert "labels            0: " in capsys.readouterr().out
+
+
+def test_duplicates_are_counted_before_masking(folder):
+    ids = np.asarray([[2, 7, 8, 3], [2, 7, 8, 3], [2, 8, 7, 3]])
+    features = {
+        "input_ids": ids,
+        "input_mask": np.ones_like(ids),
+        "segment_ids": np.zeros_like(ids),
+        "masked_lm_positions": np.asarray([[1], [2], [2]]),
+        "masked_lm_ids": np.take_along_axis(ids, np.asarray([[1], [2], [2]]), axis=1),
+        "masked_lm_weights": np.ones((3, 1), np.float32),
+        "next_sentence_labels": np.zeros((3, 1), np.int64),
+    }
+    features["input_ids"] = np.where(np.arange(4) == features["masked_lm_positions"], 4, ids)
+    path = folder / "y.tfrecord"
+    path.write_bytes(encode_examples(features)[0].tobytes())
+    found = inspection.statistics(PretrainingDataset(str(path), 1))
+    assert found.duplicates == pytest.approx(1 / 3)
+    assert found.masked == 3
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_verify_finds_nothing_wrong_with_what_we_write(folder, capsys, name):
+    assert run("verify", folder / f"{name}-*") == 0
+    assert "2 file(s), 0 with problems" in capsys.readouterr().out
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("at", "message"), [(40, "no intact record"), (1, "behind a damaged length")])
+def test_verify_finds_a_flipped_bit(folder, capsys, at, message):
+    flip(folder / "static-00001-of-00002.tfrecord", at)
+    assert run("verify", folder / "static-*") == 1
+    out = capsys.readouterr().out
+    assert "static-00001-of-00002.tfrecord: " in out
+    assert message in out
+    assert "2 file(s), 1 with problems" in out
+
+
+def test_verify_finds_missing_records_and_foreign_content(folder, capsys):
+    paths = sorted(folder.glob("static-*.tfrecord"))
+    paths[0].write_bytes(paths[1].read_bytes() * 2)
+    assert run("verify", paths[0]) == 1
+    assert "in the manifest" in capsys.readouterr().out
+
+
+def changed(folder, change):
+    dataset = PretrainingDataset(str(folder / "static-*"), 8)
+    features = {name: value.copy() for name, value in dataset.batch(0).items()}
+    features["next_sentence_labels"] = features["next_sentence_labels"][:, None]
+    change(features)
+    path = folder / "changed.tfrecord"
+    path.write_bytes(encode_examples(features)[0].tobytes())
+    return path
+
+
+def put(name, index, value):
+    def change(features):
+        features[name][index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("input_mask", (3, 1), 0), "1 record(s): input_mask is not ones and then zeros"),
+        (put("segment_ids", (3, 0), 1), "1 record(s): segment_ids other than"),
+        (put("masked_lm_positions", (3, 0), 0), "a predicted position outside the text"),
+        (put("masked_lm_weights", (3, 0), 0.5), "weights other than 0 and 1"),
+        (lambda features: features.pop("segment_ids"), "8 record(s): lacks segment_ids"),
+    ],
+)
+def test_verify_finds_nonsense(folder, capsys, change, message):
+    assert run("verify", changed(folder, change)) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_verify_counts_records_of_another_kind(folder, capsys):
+    path = changed(folder, lambda features: None)
+    path.write_bytes(path.read_bytes() + frame(b"no example"))
+    assert run("verify", path) == 1
+    out = capsys.readouterr().out
+    assert "9 intact records" in out
+    assert "1 record(s): not a tf.train.Example" in out or "1 record(s): lacks" in out
+
+
+def test_repair_recovers_all_but_the_damaged_record_and_says_so(folder, capsys):
+    path = folder / "static-00000-of-00002.tfrecord"
+    whole = PretrainingDataset(str(folder / "static-*"), 1).num_examples
+    before = path.read_bytes()
+    flip(path, 1)
+    flip(path, len(before) - 30)
+    assert run("repair", folder / "static-*") == 1
+    out = capsys.readouterr().out
+    assert out.count("lost: bytes") == 1
+    assert "nothing to mend" in out
+    assert (folder / (path.name + ".damaged")).exists()
+    assert run("verify", folder / "static-*.tfrecord") == 0
+    dataset = PretrainingDataset(str(folder / "static-*.tfrecord"), 1)
+    assert dataset.num_examples == whole - 1
+    assert dataset.batch(0)["input_ids"].shape == (1, 24)
+    assert dataset.manifest is not None
+    assert dataset.manifest["repairs"] == [{"name": path.name, "lost_examples": 1}]
+    assert run("repair", folder / "static-*.tfrecord") == 0
+
+
+def test_repair_of_damaged_headers_loses_nothing(folder):
+    path = folder / "static-00000-of-00002.tfrecord"
+    before = path.read_bytes()
+    flip(path, 3)
+    assert run("repair", path) == 0
+    assert path.read_bytes() == before
+
+
+def test_mistakes_are_one_line(folder):
+    with pytest.raises(UsageError, match="--action=look: expected one of show"):
+        run("look", folder / "static-*")
+    with pytest.raises(UsageError, match="missing required flags: --action, --input_file"):
+        run()
+    with pytest.raises(UsageError, match="no record file matches"):
+        run("verify", folder / "none*")
