@@ -13,6 +13,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, product
+from typing import Any
 
 from absl import app
 
@@ -23,9 +24,10 @@ BERT_SPECIALS = ("[PAD]", *(f"[unused{n}]" for n in range(1, 100)), "[UNK]", "[C
 MAX_PIECE_CHARACTERS = 40
 _BATCH_CHARACTERS = 1 << 20
 _MOST_RUNS = 1 << 22
-# What no word of either kind contains; the runs between are handed to BERT's own rules, each distinct one once.
+# No word goes beyond these; the runs between are handed to BERT's own rules, each distinct one once.
+_SPACES = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _IDEOGRAPHS = "".join(f"{chr(first)}-{chr(last)}" for first, last in IDEOGRAPH_RANGES)
-_RUNS = re.compile(rf"[^\s{_IDEOGRAPHS}{re.escape(string.punctuation)}，。、；：？！“”‘’（）《》]+")
+_RUNS = re.compile(f"[^{_SPACES}{_IDEOGRAPHS}{re.escape(string.punctuation)}，。、；：？！“”‘’（）《》]+")
 # Ranges of the codecs: Windows Latin; all of GB 2312; Big5's symbols and its level of common characters; the same of
 # JIS X 0208.
 _COMMON = (
@@ -244,11 +246,10 @@ def train_sentencepiece(
 
     if layout == "albert":
         texts = (prepare(text, do_lower_case=do_lower_case) for text in texts)
-        ids = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "<pad>"}
-        symbols = {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "user_defined_symbols": _ALBERT_SYMBOLS}
+        layout_settings: dict[str, Any] = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+        layout_settings |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "user_defined_symbols": _ALBERT_SYMBOLS}
     else:
-        ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-        symbols = {}
+        layout_settings = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
         vocab_size -= 2
     model = io.BytesIO()
     try:
@@ -262,8 +263,7 @@ def train_sentencepiece(
             shuffle_input_sentence=True,
             num_threads=num_threads,
             minloglevel=2,
-            **ids,
-            **symbols,
+            **layout_settings,
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2]  # after the place in SentencePiece's source
