@@ -51,6 +51,7 @@ PUBLISHED = {
     "albert_config_xlarge": (58_577_920, 62_803_594, 31),
     "albert_config_xxlarge": (223_503_360, 240_322_186, 31),
     "albert_config_tiny_google": (4_080_520, 4_142_594, 32),
+    "albert_config_demo": (1_583_744, 1_613_514, 32),
     "albert_config_small_google": (4_742_272, 4_813_706, 32),
     "albert_config_base_google_fast": (35_430_400, 35_551_754, 208),
     "albert_config_tiny_google_fast": (4_976_608, 5_041_802, 80),
@@ -456,3 +457,14 @@ def test_dropout_free_config_ignores_training():
     np.testing.assert_array_equal(
         model(features(), training=True)["sequence_output"], model(features())["sequence_output"]
     )
+
+
+def test_one_trace_serves_any_batch_and_length():
+    model = model_of("albert_zh")
+    names = ("input_ids", "input_mask", "segment_ids")
+    signature = {name: tf.TensorSpec((None, None), tf.int32) for name in names}
+    serve = tf.function(lambda batch: model(batch)["masked_lm_logits"], input_signature=[signature])
+    for batch_size, length in ((1, 12), (3, 7)):
+        batch = {name: features(batch=batch_size, length=length)[name] for name in names}
+        np.testing.assert_allclose(serve(batch), model(batch)["masked_lm_logits"], atol=2e-5)
+    assert serve.experimental_get_tracing_count() == 1
