@@ -105,7 +105,7 @@ def mask_examples(
         `masked_lm_weights` float32 [N, P]; P is `masking.num_slots`.
     """
     N, L = input_ids_NL.shape
-    excluded_NL = vocabulary.special[input_ids_NL]
+    excluded_NL = vocabulary.special.take(input_ids_NL)
     hidden_NL = _choose_words(excluded_NL, word_starts_NL, lengths_N, keys_N, masking)
     masked_ids_NL = input_ids_NL.copy()
     _hide(masked_ids_NL, hidden_NL, keys_N, vocabulary)
@@ -177,69 +177,70 @@ def _choose_words(
     All rows go through their shuffled words in step: one pass of the loop offers every row its next word.
     """
     N, L = word_starts_NL.shape
+    real_NL = np.arange(L) < lengths_N[:, None]
+    boundary_NL = word_starts_NL & real_NL
     # All of the padding is one more "word", which ends the last real one.
-    column_L = np.arange(L)
-    excluded_NL = excluded_NL | (column_L >= lengths_N[:, None])
-    boundary_NL = word_starts_NL & (column_L < lengths_N[:, None])
-    boundary_NL |= column_L == lengths_N[:, None]
+    padded = np.flatnonzero(lengths_N < L)
+    boundary_NL[padded, lengths_N[padded]] = True
     boundary_NL[:, 0] = True
-    word_flat = np.flatnonzero(boundary_NL)
-    size = np.diff(word_flat, append=N * L)
-    candidate = ~np.logical_or.reduceat(excluded_NL.ravel(), word_flat)
-    word_at_NL = np.zeros(N * L, np.int32)
-    word_at_NL[word_flat] = np.arange(len(word_flat))
-    word_at_NL = word_at_NL.reshape(N, L)
+    word_start = np.flatnonzero(boundary_NL)
+    word_end = np.append(word_start[1:], N * L)
+    first_word_N = np.searchsorted(word_start, np.arange(N) * L)
+    num_words_N = np.diff(first_word_N, append=len(word_start))
+    candidate = np.ones(len(word_start), bool)
+    candidate[np.searchsorted(word_start, np.flatnonzero(excluded_NL & real_NL), side="right") - 1] = False
+    candidate[first_word_N[padded] + num_words_N[padded] - 1] = False
+
     available = candidate.astype(np.int64)
     for _ in range(masking.ngram - 1):
         # Words in a row from here on; specials are no candidates, so neither [SEP] nor a row's end is crossed.
         available = np.where(candidate, 1 + np.minimum(np.append(available[1:], 0), masking.ngram - 1), 0)
 
-    # Sorting (random bits, position) packed in one integer shuffles every row; what is no candidate sorts last.
-    position_bits = max(1, (L - 1).bit_length())
-    position_mask = np.uint32(2**position_bits - 1)
-    order_NL = np.full((N, L), np.iinfo(np.uint32).max, np.uint32)
-    at = word_flat[candidate]
-    bits = random_bits(keys_N, L, _ORDER).ravel()[at]
-    order_NL.ravel()[at] = (bits & ~position_mask) | (at % L).astype(np.uint32)
-    order_NL.sort(axis=1)
-    num_candidates_N = np.bincount(at // L, minlength=N)
-    ngram_NL = random_bits(keys_N, L, _NGRAM) if masking.ngram > 1 else None
+    # Sorting (random bits, number of the word) packed in one integer shuffles every row; the others sort last.
+    W = int(num_words_N.max())
+    number_mask = np.uint32(2 ** (W - 1).bit_length() - 1)
+    order_NW = random_bits(keys_N, W, _ORDER)
+    order_NW &= ~number_mask
+    order_NW |= np.arange(W, dtype=np.uint32)
+    candidate_NW = np.zeros((N, W), bool)
+    candidate_NW[np.arange(W) < num_words_N[:, None]] = candidate
+    order_NW[~candidate_NW] = np.iinfo(np.uint32).max
+    order_NW.sort(axis=1)
+    num_candidates_N = candidate_NW.sum(axis=1)
+    ngram_NW = random_bits(keys_N, W, _NGRAM) if masking.ngram > 1 else None
 
     remaining_N = masking.budget_tokens(lengths_N)
-    covered = np.zeros(len(word_flat), bool)
-    end = word_flat + size
-    empty = np.zeros(0, np.int64)
-    taken = [(empty, empty, empty)]
+    covered = np.zeros(len(word_start), bool)
+    taken: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     active = np.flatnonzero((remaining_N > 0) & (num_candidates_N > 0))
     step = 0
     while len(active):
-        column = (order_NL[active, step] & position_mask).astype(np.int64)
-        word = word_at_NL[active, column]
+        number = (order_NW[active, step] & number_mask).astype(np.int64)
+        word = first_word_N[active] + number
         left = remaining_N[active]
-        if ngram_NL is None:
-            tokens = size[word]
+        if ngram_NW is None:
+            tokens = word_end[word] - word_start[word]
             fits = tokens <= left
         else:
             reach = available[word]
-            draw = ngram_NL[active, column]
-            n = 1 + (draw[:, None] >= masking.cumulative_ngram[reach]).sum(axis=1)
+            n = 1 + (ngram_NW[active, number][:, None] >= masking.cumulative_ngram[reach]).sum(axis=1)
             n = np.minimum(n, reach)
-            tokens = end[word + n - 1] - word_flat[word]
+            tokens = word_end[word + n - 1] - word_start[word]
             for _ in range(masking.ngram - 1):
                 n = np.where((tokens > left) & (n > 1), n - 1, n)
-                tokens = end[word + n - 1] - word_flat[word]
+                tokens = word_end[word + n - 1] - word_start[word]
             fits = tokens <= left
             for i in range(masking.ngram):
                 fits &= ~(covered[np.minimum(word + i, len(covered) - 1)] & (i < n))
             for i in range(masking.ngram):
                 covered[word[fits & (i < n)] + i] = True
-        taken.append((active[fits], column[fits], tokens[fits]))
+        taken.append((word_start[word[fits]], tokens[fits]))
         remaining_N[active[fits]] -= tokens[fits]
         step += 1
         active = active[(remaining_N[active] > 0) & (num_candidates_N[active] > step)]
-    rows, starts, counts = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+    starts, counts = (np.concatenate(parts) for parts in zip(*taken, strict=True))
     chosen_NL = np.zeros((N, L), bool)
-    chosen_NL.ravel()[_spans(rows * L + starts, counts)] = True
+    chosen_NL.ravel()[_spans(starts, counts)] = True
     return chosen_NL
 
 

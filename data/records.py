@@ -42,47 +42,46 @@ class MalformedRecordError(ValueError):
 
 @dataclass
 class _Block:
-    """Columns of bytes of N records, and which of them are really there."""
+    """Columns of bytes of N records, which of them are really there, and how many of those each record has."""
 
     content: np.ndarray  # uint8 [N, W]
     keep: np.ndarray  # bool [N, W]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return self.keep.sum(axis=1)
+    sizes: np.ndarray  # int64 [N]
 
 
 def _constant(content: bytes, N: int) -> _Block:
     row = np.frombuffer(content, np.uint8)
-    return _Block(np.broadcast_to(row, (N, len(row))), np.broadcast_to(np.True_, (N, len(row))))
+    W = len(row)
+    return _Block(np.broadcast_to(row, (N, W)), np.broadcast_to(np.True_, (N, W)), np.full(N, W))
 
 
 def _varints(values: np.ndarray, keep: np.ndarray | None = None) -> _Block:
-    """Encodes non-negative integers [N, K] as varints, each in as many columns as the largest needs."""
+    """Encodes integers in [0, 2**31) as varints, [N, K], each in as many columns as the largest needs."""
     N, K = values.shape
     largest = int(values.max(initial=0))
     if int(values.min(initial=0)) < 0 or largest >= 2**31:
         raise ValueError("varints are written of integers in [0, 2**31)")
     width = max(1, (largest.bit_length() + 6) // 7)
+    if width == 1:
+        present = np.broadcast_to(np.True_, (N, K)) if keep is None else keep
+        return _Block(values.astype(np.uint8), present, np.full(N, K) if keep is None else keep.sum(axis=1))
     unsigned = values.astype(np.uint32)
     content = np.empty((N, K, width), np.uint8)
     present = np.empty((N, K, width), bool)
-    for i in range(width):
-        content[:, :, i] = (unsigned >> np.uint32(7 * i)) & np.uint32(0x7F)
-        present[:, :, i] = True if i == 0 else unsigned >= np.uint32(1 << (7 * i))
-        if i:
-            content[:, :, i - 1] |= present[:, :, i].astype(np.uint8) << np.uint8(7)
-    if keep is not None:
-        present &= keep[:, :, None]
-    return _Block(content.reshape(N, K * width), present.reshape(N, K * width))
+    present[:, :, 0] = True if keep is None else keep
+    for i in range(1, width):
+        longer = unsigned >= np.uint32(1 << (7 * i))
+        content[:, :, i - 1] = ((unsigned >> np.uint32(7 * i - 7)).astype(np.uint8) & 0x7F) | (longer << np.uint8(7))
+        present[:, :, i] = longer if keep is None else longer & keep
+    content[:, :, -1] = unsigned >> np.uint32(7 * width - 7)
+    present = present.reshape(N, K * width)
+    return _Block(content.reshape(N, K * width), present, np.count_nonzero(present, axis=1))
 
 
-def _length_prefix(tag: int, sizes_N: np.ndarray) -> list[_Block]:
-    return [_constant(bytes([tag]), len(sizes_N)), _varints(sizes_N[:, None])]
-
-
-def _total(blocks: Sequence[_Block]) -> np.ndarray:
-    return np.sum([block.sizes for block in blocks], axis=0)
+def _prefixed(tag: bytes, blocks: Sequence[_Block]) -> list[_Block]:
+    """The blocks behind a tag and their length."""
+    sizes = np.sum([block.sizes for block in blocks], axis=0)
+    return [_constant(tag, len(sizes)), _varints(sizes[:, None]), *blocks]
 
 
 def _feature_blocks(name: str, rows: Rows) -> list[_Block]:
@@ -91,17 +90,15 @@ def _feature_blocks(name: str, rows: Rows) -> list[_Block]:
     keep = None if lengths is None else np.arange(K) < lengths[:, None]
     if values.dtype.kind == "f":
         content = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(N, 4 * K)
-        present = np.ones((N, 4 * K), bool) if keep is None else np.repeat(keep, 4, axis=1)
-        payload, tag = _Block(content, present), _FLOAT_LIST
+        present = np.broadcast_to(np.True_, (N, 4 * K)) if keep is None else np.repeat(keep, 4, axis=1)
+        payload = _Block(content, present, np.full(N, 4 * K) if lengths is None else 4 * lengths)
+        tag = _FLOAT_LIST
     else:
         payload, tag = _varints(values, keep), _INT64_LIST
-    blocks = [payload]
-    blocks = [*_length_prefix(_LENGTH_DELIMITED_1, _total(blocks)), *blocks]
-    blocks = [*_length_prefix(tag, _total(blocks)), *blocks]
-    blocks = [*_length_prefix(0x12, _total(blocks)), *blocks]
     key = name.encode()
-    blocks = [_constant(bytes([_LENGTH_DELIMITED_1, len(key)]) + key, N), *blocks]
-    return [*_length_prefix(_LENGTH_DELIMITED_1, _total(blocks)), *blocks]
+    feature = _prefixed(bytes([0x12]), _prefixed(bytes([tag]), _prefixed(bytes([_LENGTH_DELIMITED_1]), [payload])))
+    entry = [_constant(bytes([_LENGTH_DELIMITED_1, len(key)]) + key, N), *feature]
+    return _prefixed(bytes([_LENGTH_DELIMITED_1]), entry)
 
 
 def masked_crc32c(content: bytes | np.ndarray) -> int:
@@ -131,12 +128,12 @@ def encode_examples(features: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarra
     first = next(iter(features.values()))
     N = len(first[0] if isinstance(first, tuple) else first)
     blocks = [block for name in features for block in _feature_blocks(name, features[name])]
-    blocks = [*_length_prefix(_LENGTH_DELIMITED_1, _total(blocks)), *blocks]
+    blocks = _prefixed(bytes([_LENGTH_DELIMITED_1]), blocks)
     blocks = [_constant(bytes(_HEADER_BYTES), N), *blocks, _constant(bytes(_FOOTER_BYTES), N)]
     content_NW = np.concatenate([block.content for block in blocks], axis=1)
     keep_NW = np.concatenate([block.keep for block in blocks], axis=1)
     content = content_NW[keep_NW]
-    offsets = np.concatenate([[0], np.cumsum(keep_NW.sum(axis=1))])
+    offsets = np.concatenate([[0], np.cumsum(np.sum([block.sizes for block in blocks], axis=0))])
 
     begins, ends = offsets[:-1], offsets[1:]
     lengths = np.ascontiguousarray(ends - begins - _FRAME_BYTES, "<u8").view(np.uint8).reshape(N, 8)
