@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ IDEOGRAPH_RANGES = (
 )
 _CAPITAL_SIGMA = 0x3A3  # the one character whose lower case depends on its neighbours, over punctuation too
 _UNKNOWN, _SPACE, _DROPPED, _SINGLE, _WORD = range(5)
+_BLOCK_CHARACTERS = 1 << 17
 _MEMO_WORDS = 1 << 17
 _MEMO_WORD_CHARACTERS = 64
 
@@ -207,6 +208,20 @@ class WordPieceTokenizer:
         and only the runs between them (Latin words, numbers) are cut out as strings, each distinct one tokenized once.
         """
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        # Blocks that stay in the processor's cache are twice as fast as all at once.
+        block_of = np.cumsum(lengths + 1) // _BLOCK_CHARACTERS
+        cuts = np.flatnonzero(np.diff(block_of)) + 1
+        bounds = [0, *cuts.tolist(), len(texts)]
+        blocks = [self._encode_block(texts[a:b], lengths[a:b]) for a, b in pairwise(bounds)]
+        if len(blocks) == 1:
+            return blocks[0]
+        offsets = np.cumsum([0, *(len(block.ids) for block in blocks)])
+        splits = [block.splits[:-1] + offset for block, offset in zip(blocks, offsets[:-1], strict=True)]
+        columns = ("ids", "starts", "ends", "continuation")
+        joined = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in columns}
+        return Encoding(splits=np.concatenate([*splits, offsets[-1:]]), **joined)
+
+    def _encode_block(self, texts: Sequence[str], lengths: np.ndarray) -> Encoding:
         joined = "\n".join(texts)
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
         classes = self._class_of[codes]

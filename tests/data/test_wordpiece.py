@@ -167,6 +167,15 @@ def test_more_distinct_words_than_the_memo_holds(uncased, monkeypatch):
     assert per_text(tokenizer.encode_batch(batch)) == [uncased.encode_normatively(text) for text in batch]
 
 
+@given(st.lists(st.text(ODD), min_size=1, max_size=8), st.integers(1, 20))
+def test_division_into_blocks_does_not_show(uncased, batch: list[str], size: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.tokenizers.wordpiece._BLOCK_CHARACTERS", size)
+        divided = uncased.encode_batch(batch)
+    assert per_text(divided) == [uncased.encode_normatively(text) for text in batch]
+    assert divided.continuation.tolist() == uncased.encode_batch(batch).continuation.tolist()
+
+
 def test_vocabulary_survives_save_and_load(uncased, tmp_path: Path):
     (path,) = uncased.save(tmp_path / "new")
     loaded = load_tokenizer(vocab_file=path)
