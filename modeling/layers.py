@@ -13,6 +13,7 @@ import keras
 
 from modeling import masks
 from modeling.config import Config
+from modeling.fusion import fused
 from modeling.randomness import dropout
 from modeling.variables import Initialization
 
@@ -22,14 +23,23 @@ Tensor = Any
 KeyValue = tuple[Tensor, Tensor]
 
 
+@fused
+def gelu(x: Tensor) -> Tensor:
+    """GELU's tanh approximation (Hendrycks & Gimpel 2016)."""
+    # Written out because the stock form raises to the third power with pow, many times slower on a CPU.
+    return 0.5 * x * (1.0 + ops.tanh(x * (0.7978845608028654 + 0.035677408136300125 * ops.square(x))))
+
+
+@fused
+def gelu_erf(x: Tensor) -> Tensor:
+    """GELU's exact form, through erf because ONNX has no erfc."""
+    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+
+
 def activation(name: str, x: Tensor) -> Tensor:
     """Apply the activation `name` of Config.hidden_act."""
-    if name == "gelu":
-        # Written out because the stock form raises to the third power with pow, many times slower on a CPU.
-        return 0.5 * x * (1.0 + ops.tanh(x * (0.7978845608028654 + 0.035677408136300125 * ops.square(x))))
-    if name == "gelu_erf":
-        return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
-    return {"relu": ops.relu, "swish": ops.silu, "tanh": ops.tanh, "linear": lambda y: y}[name](x)
+    functions = {"gelu": gelu, "gelu_erf": gelu_erf, "relu": ops.relu, "swish": ops.silu, "tanh": ops.tanh}
+    return x if name == "linear" else functions[name](x)
 
 
 class Dense(keras.layers.Layer):
@@ -67,7 +77,15 @@ class LayerNorm(keras.layers.Layer):
     def __init__(self, width: int, epsilon: float, *, dtype: Any, name: str = "layer_norm") -> None:
         super().__init__(dtype=dtype, name=name)
         self.width = width
-        self.epsilon = epsilon
+
+        @fused
+        def normalize(x: Tensor, gamma_D: Tensor, beta_D: Tensor) -> Tensor:
+            x = ops.cast(x, "float32")
+            centered = x - ops.mean(x, axis=-1, keepdims=True)
+            variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
+            return ops.cast(centered * ops.rsqrt(variance + epsilon) * gamma_D + beta_D, self.compute_dtype)
+
+        self._normalize = normalize
 
     def build(self, input_shape: Any = None) -> None:
         """Create gamma and beta [D]."""
@@ -76,11 +94,7 @@ class LayerNorm(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """Normalise, scale and shift; the result has the compute dtype."""
-        x = ops.cast(x, "float32")
-        centered = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
-        y = centered * ops.rsqrt(variance + self.epsilon) * self.gamma + self.beta
-        return ops.cast(y, self.compute_dtype)
+        return self._normalize(x, self.gamma, self.beta)
 
 
 class Attention(keras.layers.Layer):

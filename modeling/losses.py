@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from modeling.fusion import fused
+
 # The inferred types of keras.ops are unions over all backends, None among them.
 ops: Any = keras.ops
 Tensor = Any
@@ -29,11 +31,20 @@ def cross_entropy(
     soft = len(labels.shape) == len(logits.shape)
     weights = ops.ones(ops.shape(logits)[:-1]) if weights is None else ops.cast(weights, "float32")
     if not soft and not label_smoothing:
-        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        return ops.sum(losses * weights), ops.sum(weights)
+        return ops.sum(negative_log_likelihood(logits, labels) * weights), ops.sum(weights)
     real = ops.cast(logits > _NO_WORD, "float32")
     targets = ops.cast(labels, "float32") if soft else ops.one_hot(labels, logits.shape[-1], dtype="float32")
     if label_smoothing:
         targets = (1.0 - label_smoothing) * targets + label_smoothing * real / ops.sum(real, axis=-1, keepdims=True)
     losses = -ops.sum(targets * real * ops.log_softmax(logits), axis=-1)
     return ops.sum(losses * weights), ops.sum(weights)
+
+
+@fused
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) in nats: float32 logits [..., C] and integer labels [...] -> [...]."""
+    highest = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    normalizer = ops.log(ops.sum(ops.exp(logits - highest), axis=-1)) + ops.squeeze(highest, axis=-1)
+    # Compared, not gathered: the comparison fuses with the sum, and its gradient needs no scatter.
+    is_label = ops.arange(logits.shape[-1], dtype=labels.dtype) == ops.expand_dims(labels, axis=-1)
+    return normalizer - ops.sum(ops.where(is_label, logits, 0.0), axis=-1)

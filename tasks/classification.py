@@ -9,6 +9,7 @@ from keras import ops
 
 from data.features import EncodedExamples, encode_examples
 from modeling import ClassifierModel
+from modeling.fusion import fusing
 from modeling.losses import cross_entropy
 from modeling.randomness import seeded
 from tasks.pretraining import Terms, accuracy_term, example_weights
@@ -76,7 +77,7 @@ class ClassificationTask:
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
-        with seeded(seed):
+        with seeded(seed), fusing():
             logits_BC = model(batch, training=training)["logits"]
         labels_B, weights_B = batch["label_ids"], example_weights(batch)
         losses = {"classification": cross_entropy(logits_BC, labels_B, weights_B)}

@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from modeling import PretrainingModel
+from modeling.fusion import fused, fusing
 from modeling.losses import cross_entropy
 from modeling.randomness import seeded
 
@@ -93,8 +94,10 @@ class PretrainingTask:
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
-        with seeded(seed):
-            outputs = model(batch, training=training)
+        with seeded(seed), fusing():
+            return self._terms(model(batch, training=training), batch)
+
+    def _terms(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Terms, Terms]:
         pair = self.objective.pair_loss
         weights_BP, weights_B = ops.cast(batch["masked_lm_weights"], "float32"), example_weights(batch)
         ids_BP, labels_B = batch["masked_lm_ids"], ops.reshape(batch["next_sentence_labels"], (-1,))
@@ -123,8 +126,19 @@ def example_weights(batch: Mapping[str, Tensor]) -> Tensor:
 
 def accuracy_term(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """(weighted number of right arg-max predictions, weight) for logits [..., C] and labels, weights [...]."""
-    right = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), labels.dtype), labels), "float32")
-    return ops.sum(right * weights), ops.sum(weights)
+    return ops.sum(label_is_best(logits, labels) * weights), ops.sum(weights)
+
+
+@fused
+def label_is_best(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where no class scores as high as the label or, of those that do, none comes first; float32 [...].
+
+    That is argmax(logits) == labels, in one pass: Keras's argmax on TensorFlow treats -0.0 apart, many times slower.
+    """
+    classes = ops.arange(logits.shape[-1], dtype=labels.dtype)
+    highest = ops.max(logits, axis=-1, keepdims=True)
+    first = ops.min(ops.where(logits == highest, classes, logits.shape[-1]), axis=-1)
+    return ops.cast(first == labels, "float32")
 
 
 def unigram_accuracy(
