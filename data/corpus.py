@@ -522,10 +522,13 @@ def _tfds_builder(path: Path) -> tuple[Any, str]:
     name, _, split = str(path).removeprefix(_TFDS).partition("@")
     try:
         import tensorflow_datasets as tfds
+
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
     except ModuleNotFoundError as error:
-        raise app.UsageError(f"{path} needs TensorFlow Datasets; pip install tensorflow-datasets") from error
-    builder = tfds.builder(name)
-    builder.download_and_prepare()
+        # Or what a set is prepared with, which tfds imports when it is needed.
+        package = str(error.name).partition(".")[0]
+        raise app.UsageError(f"{path} needs {package}; pip install {package.replace('_', '-')}") from error
     split = split or "train"
     if split not in builder.info.splits:
         raise app.UsageError(f"{path}: no split {split!r}; choose one of {', '.join(sorted(builder.info.splits))}")
