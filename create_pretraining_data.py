@@ -92,6 +92,10 @@ class Options:
     shard_size: int | None = flag(
         None, help="write as many such files as hold this many examples each", unit="examples", minimum=1
     )
+    runner: str | None = flag(
+        None, help="run under Apache Beam: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner; same examples"
+    )
+    beam_options: tuple[str, ...] = flag((), help="options of the Beam runner, separated by commas: --project=NAME,...")
 
 
 def main(options: Options) -> int:
@@ -111,6 +115,10 @@ def main(options: Options) -> int:
         raise UsageError("--random_next_sentence=True asks for pairs, --objective=masked_lm for none: drop one of them")
     if options.do_permutation and options.masking == "dynamic":
         raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
+    if options.runner and options.shard_size:
+        raise UsageError(
+            "--shard_size cannot be had with --runner, which must know the files at once: give --num_shards"
+        )
 
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -143,12 +151,31 @@ def main(options: Options) -> int:
         text_field=options.text_field,
         held_out_fraction=options.eval_fraction,
     )
-    output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
-    parts = [(recipe, output)]
+    # The smaller part first: a run that is interrupted in the other one does not make it again from the start.
+    parts = [(recipe, options.output_file, options.num_shards, options.shard_size)]
+    first_output = next(iter(options.output_file))
     if options.eval_fraction:
-        apart = output.files[0].with_suffix(".held_out" + output.files[0].suffix)
-        parts.append((dataclasses.replace(recipe, held_out=True, dupe_factor=1), Output((apart,))))
-    for part, target in parts:
+        apart = dataclasses.replace(recipe, held_out=True, dupe_factor=1)
+        parts.insert(0, (apart, (held_out_name(first_output),), None, None))
+    else:
+        remove_former_held_out(first_output)
+    for part, files, num_shards, shard_size in parts:
+        if options.runner:
+            from data.beam import create_examples_with_beam
+
+            names = ("vocab_file", "spm_model_file", "do_lower_case")
+            create_examples_with_beam(
+                inputs,
+                files,
+                part,
+                {name: getattr(options, name) for name in names},
+                num_shards=num_shards,
+                runner=options.runner,
+                beam_options=options.beam_options,
+                flags=dataclasses.asdict(options),
+            )
+            continue
+        target = Output(tuple(map(Path, files)), num_shards, shard_size)
         with Bars("held out, " if part.held_out else "") as bars:
             result = create_examples(
                 inputs,
@@ -162,6 +189,22 @@ def main(options: Options) -> int:
             )
         print(summary(result.manifest))
     return 0
+
+
+def held_out_name(output_file: str) -> str:
+    """The file of the documents that are held out of `output_file`."""
+    stem, suffix = os.path.splitext(output_file)  # noqa: PTH122  (may be a URL)
+    return f"{stem}.held_out{suffix}"
+
+
+def remove_former_held_out(output_file: str) -> None:
+    """Removes what an earlier run held out of the same output: its documents are in the new shards."""
+    from data.pretraining import Output
+
+    apart = Output((Path(held_out_name(output_file)),))
+    if apart.manifest_path.is_file():
+        apart.files[0].unlink(missing_ok=True)
+        apart.manifest_path.unlink()
 
 
 class Bars:

@@ -453,9 +453,19 @@ def _start_worker(job: Job) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
+    with _naming(path), temporary.open("wb") as stream:
         stream.write(content)
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an `OSError` raised inside (a full disk) the name of the file, which writing leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _finish(marker: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -488,7 +498,7 @@ def _write_span(span: corpus.Span, index: int) -> dict[str, Any]:
     rows: list[np.ndarray] = []
     written = 0
     temporary = path.with_suffix(".tokens.tmp")
-    with temporary.open("wb") as stream:
+    with _naming(path), temporary.open("wb") as stream:
         for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch):
             stream.write(block.tokens.view(np.uint8).data)
             pairs = block.pairs
@@ -604,7 +614,7 @@ def _write_piece(deal: _Deal, piece: int) -> dict[str, Any]:
     path = job.work_path / f"piece-{piece:06d}.records"
     temporary = path.with_suffix(".tmp")
     pairs = Pairs(*table[:, :5].T)
-    with temporary.open("wb") as stream:
+    with _naming(path), temporary.open("wb") as stream:
         for content, _, part_counts in encode_pairs(tokens, pairs, keys_N, job.recipe, job.vocabulary, watch):
             stream.write(content.data)
             counts += part_counts
@@ -619,13 +629,13 @@ def _write_shard(pieces: Sequence[Path], target: Path) -> dict[str, Any]:
     assert _job is not None
     watch = Stopwatch()
     temporary = target.with_name(f".{target.name}.tmp")
-    with temporary.open("w+b") as stream:
+    with _naming(target), temporary.open("w+b") as stream:
         for piece in pieces:
             with piece.open("rb") as source:
                 _append(source, stream)
         stream.flush()
         os.fsync(stream.fileno())
-        size = stream.tell()
+        size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         checksum = hashlib.file_digest(stream, "sha256")
     temporary.replace(target)
@@ -640,7 +650,7 @@ def _append(source: IO[bytes], target: IO[bytes]) -> None:
         while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
             pass
     except (AttributeError, OSError):
-        source.seek(os.lseek(source.fileno(), 0, os.SEEK_CUR))
+        # Not every system and file system can; what has been copied stays, both offsets stand behind it.
         shutil.copyfileobj(source, target, 1 << 20)
 
 
@@ -724,16 +734,16 @@ def create_examples(
     Raises `UsageError` when the input holds nothing that an example can be made of.
     """
     work = output.work_path
-    spans = _plan(inputs)
-    plan = {
+    spans = plan(inputs)
+    work_plan = {
         "recipe": asdict(recipe),
         "spans": [[str(span.path), span.start, span.end] for span in spans],
         "sizes": [[str(path), *_stamp(path)] for path in inputs],
         "tokenizer": tokenizer.fingerprint,
         "output": [*map(str, output.files), output.num_shards, output.shard_size],
-        "versions": _versions(recipe),
+        "versions": versions(recipe),
     }
-    _open_work(work, plan)
+    _open_work(work, work_plan)
     for path in output.files:
         path.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
@@ -744,7 +754,21 @@ def create_examples(
         done = True
     finally:
         pool.close(cancel=not done)
-    result.manifest = {
+    result.manifest = (
+        describe(inputs, recipe, tokenizer, vocabulary_file) | result.manifest | {"flags": dict(flags or {})}
+    )
+    _remove_former(output.manifest_path, (shard["name"] for shard in result.manifest["shards"]))
+    _write(output.manifest_path, json.dumps(result.manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+    shutil.rmtree(work)
+    return result
+
+
+def describe(
+    inputs: Sequence[Path], recipe: Recipe, tokenizer: Tokenizer, vocabulary_file: Path | None
+) -> dict[str, Any]:
+    """The part of a manifest that is known before anything is made."""
+    vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
+    return {
         "objective": recipe.objective,
         "recipe": asdict(recipe),
         "max_seq_length": recipe.max_seq_length,
@@ -758,15 +782,29 @@ def create_examples(
         },
         **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if recipe.dynamic else {}),
         "segmenter": segmenter_version(recipe.segmenter) if recipe.whole_word else "none",
+        "versions": versions(recipe),
         "inputs": [{"name": str(path), "bytes": _stamp(path)[0]} for path in inputs],
-        **result.manifest,
-        "versions": plan["versions"],
-        "flags": dict(flags or {}),
     }
-    _remove_former(output.manifest_path, (shard["name"] for shard in result.manifest["shards"]))
-    _write(output.manifest_path, json.dumps(result.manifest, indent=2, ensure_ascii=False).encode() + b"\n")
-    shutil.rmtree(work)
-    return result
+
+
+def tally(counts: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The part of a manifest that is known at the end."""
+    labels = {name.removeprefix("label_"): n for name, n in sorted(counts.items()) if name.startswith("label_")}
+    others = {name: n for name, n in sorted(counts.items()) if not name.startswith("label_")}
+    return {"num_examples": counts["examples"], "counts": {**others, "labels": labels}, "shards": list(shards)}
+
+
+def nothing_made(counts: Mapping[str, int], num_files: int, recipe: Recipe) -> UsageError:
+    """The error for an input without a single example."""
+    if recipe.held_out and not counts.get("tokens"):
+        return UsageError(
+            f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} documents: "
+            "raise it, or set it to 0"
+        )
+    return UsageError(
+        f"no example could be made: {counts.get('read_documents', 0)} documents, {counts.get('read_sentences', 0)} "
+        f"sentences and {counts.get('tokens', 0)} tokens in {num_files} files; check that the input is text"
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -777,16 +815,16 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _plan(inputs: Sequence[Path]) -> list[corpus.Span]:
+def plan(inputs: Sequence[Path]) -> list[corpus.Span]:
+    """Divides the input for workers, in a way that depends on its size alone."""
     size = sum(_stamp(path)[0] for path in inputs)
     return corpus.plan_spans(inputs, min(max(size // _SPANS, _SMALLEST_SPAN_BYTES), _LARGEST_SPAN_BYTES))
 
 
-def _versions(recipe: Recipe) -> dict[str, str]:
-    versions = {"numpy": importlib.metadata.version("numpy")}
-    if recipe.whole_word and recipe.segmenter != "none":
-        versions[recipe.segmenter] = importlib.metadata.version(recipe.segmenter)
-    return versions
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The libraries whose version the examples depend on; those of the tokenizer are in its fingerprint."""
+    names = ["numpy", *([recipe.segmenter] if recipe.whole_word and recipe.segmenter != "none" else [])]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _open_work(work: Path, plan: Mapping[str, Any]) -> None:
@@ -836,10 +874,7 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
     for found in tokenized.values():
         counts.update(found["counts"])
     if not counts["examples"]:
-        raise UsageError(
-            f"no example could be made: {counts['read_documents']} documents, {counts['read_sentences']} sentences and "
-            f"{counts['tokens']} tokens in {len({span.path for span in spans})} files; check that the input is text"
-        )
+        raise nothing_made(counts, len({span.path for span in spans}), recipe)
 
     paths = output.paths(counts["examples"])
     per_shard = -(-counts["examples"] // len(paths))
@@ -869,15 +904,7 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
         listed.append(
             {"name": os.path.relpath(path, output.manifest_path.parent), "examples": num_examples, **written[i]}
         )
-    labels = {name.removeprefix("label_"): counts.pop(name) for name in sorted(counts) if name.startswith("label_")}
-    return Result(
-        {
-            "num_examples": counts["examples"],
-            "counts": {**dict(sorted(counts.items())), "labels": labels},
-            "shards": listed,
-        },
-        seconds,
-    )
+    return Result(tally(counts, listed), seconds)
 
 
 def _remove_former(manifest_path: Path, current: Iterable[str]) -> None:

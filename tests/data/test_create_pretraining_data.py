@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def test_comma_list_of_outputs(folder, capsys):
         (["--input_file=none/*.txt"], "no file matches"),
         (["--max_seq_length=4"], "expected at least 5"),
         (["--masked_lm_prob=1.5"], "expected at most 1"),
+        (["--eval_fraction=0.0001"], "--eval_fraction=0.0001 holds out none of 9 documents"),
         (["--masking=dynamic", "--do_permutation"], "needs --masking=static"),
     ],
 )
@@ -102,7 +104,7 @@ def test_googles_name_for_next_sentence(folder):
 
 
 def test_script_of_albert_zh_runs_from_anywhere(folder):
-    more = arguments(folder, "--dupe_factor=1")
+    more = arguments(folder, "--dupe_factor=1", "--eval_fraction=0")
     script = ["bash", str(ROOT / "create_pretrain_data.sh"), *more]
     subprocess.run(script, capture_output=True, text=True, check=True, cwd=folder)
     manifest = json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))
@@ -113,3 +115,20 @@ def test_same_command_again_overwrites(folder):
     for _ in range(2):
         verb.main(parse(verb.Options, arguments(folder)))
     assert (folder / "x.tfrecord").stat().st_size > 0
+
+
+def test_held_out_documents_are_in_no_training_shard(folder):
+    sentences = ["".join(TOKENS[5 + i % 10] + TOKENS[5 + i // 10] + "。") for i in range(100)]
+    text = "".join(f"{one}\n{one}{two}\n\n" for one, two in pairwise(sentences))
+    (folder / "corpus.txt").write_text(text * 2, encoding="utf-8")
+    verb.main(parse(verb.Options, arguments(folder, "--eval_fraction=0.3", "--masked_lm_prob=0", "--dupe_factor=3")))
+    datasets = [PretrainingDataset(str(folder / name), 1) for name in ("x.tfrecord", "x.held_out.tfrecord")]
+    training, held_out = (
+        {tuple(sorted(d.batch(i)["input_ids"][0].tolist())) for i in range(d.num_examples)} for d in datasets
+    )
+    # Copies of a document fall on the same side.
+    assert not training & held_out
+    assert 0.1 < len(held_out) / (len(training) + len(held_out)) < 0.5
+    # Without the flag these documents are in the shards, so what was held out before must not stay.
+    verb.main(parse(verb.Options, arguments(folder)))
+    assert not list(folder.glob("*held_out*"))
