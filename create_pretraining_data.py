@@ -15,6 +15,9 @@ from absl.app import UsageError
 
 from training.flags import flag, run
 
+# What every text has; all else that is counted while reading is odd.
+_READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -225,7 +228,7 @@ class Bars:
         """Move the line of `stage`, in MB while reading and in examples later."""
         from training.progress import Progress
 
-        scale, unit = (1e6, "MB") if stage == "reading" else (1, "examples")
+        scale, unit = (1, "examples") if stage != "reading" else (1e6, "MB") if total > 1e7 else (1e3, "kB")
         if stage != self._stage:
             if self._bar:
                 self._bar.close()
@@ -239,15 +242,19 @@ def summary(manifest: dict) -> str:
     counts = manifest["counts"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
     lines = [
-        f"read     {counts['read_documents']:,} documents, {counts['read_sentences']:,} sentences, "
+        f"read     {counts['documents']:,} documents, {counts['sentences']:,} sentences, "
         f"{counts['tokens']:,} tokens, {counts.get('unknown_tokens', 0) / max(counts['tokens'], 1):.2%} unknown",
         f"wrote    {manifest['num_examples']:,} examples of {counts['example_tokens'] / manifest['num_examples']:.1f} "
         f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
         f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
         f"{counts.get('documents_too_short_to_pair', 0):,} documents of one word were left out",
     ]
+    oddities = {name: n for name, n in counts.items() if name.startswith("read_") and name not in _READ}
+    if oddities:
+        mended = (f"{n:,} {name.removeprefix('read_').replace('_', ' ')}" for name, n in oddities.items())
+        lines.insert(1, f"mended   {', '.join(mended)}")
     if "predictions" in counts:
-        lines[1] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
+        lines[-2] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
     return "\n".join(lines)
 
 

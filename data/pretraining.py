@@ -216,14 +216,13 @@ def read_blocks(
     vocabulary: Vocabulary,
     watch: Stopwatch | None = None,
 ) -> Iterator[PairedBlock]:
-    """Reads a span and yields its documents, some at a time, tokenised and paired.
+    """Reads a span and yields its documents, some at a time, tokenised and paired; at last what was read, as counts.
 
     Raises `UsageError` for what `data.corpus` cannot read.
     """
     watch = watch or Stopwatch()
     read = corpus.Counts()
     documents = filter(recipe.takes, corpus.read_documents(span, read, text_field=recipe.text_field))
-    total = corpus.Counts()
     for number, batch in enumerate(_batched(documents)):
         watch.stop("read")
         texts = [sentence for document in batch for sentence in document]
@@ -253,6 +252,8 @@ def read_blocks(
         )
         pairs, cut = truncate(pairs, recipe.max_tokens, random)
         counts = Counter(
+            documents=len(batch),
+            sentences=len(texts),
             tokens=len(encoding.ids),
             unknown_tokens=int((encoding.ids == vocabulary.unk_id).sum()),
             examples=len(pairs),
@@ -260,11 +261,12 @@ def read_blocks(
             truncated_examples=int((cut > 0).sum()),
             documents_too_short_to_pair=unpaired,
         )
-        counts.update({f"read_{name}": value - getattr(total, name) for name, value in asdict(read).items()})
-        total = corpus.Counts(**asdict(read))
         tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
         watch.stop("build")
         yield PairedBlock(tokens, pairs, counts)
+    nothing = np.zeros(0, np.int64)
+    counts = Counter({f"read_{name}": value for name, value in asdict(read).items()})
+    yield PairedBlock(nothing.astype(vocabulary.token_dtype), Pairs(*[nothing] * 5), counts)
 
 
 def _batched(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
@@ -798,11 +800,11 @@ def nothing_made(counts: Mapping[str, int], num_files: int, recipe: Recipe) -> U
     """The error for an input without a single example."""
     if recipe.held_out and not counts.get("tokens"):
         return UsageError(
-            f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} documents: "
-            "raise it, or set it to 0"
+            f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
+            "documents: raise it, or set it to 0"
         )
     return UsageError(
-        f"no example could be made: {counts.get('read_documents', 0)} documents, {counts.get('read_sentences', 0)} "
+        f"no example could be made: {counts.get('documents', 0)} documents, {counts.get('sentences', 0)} "
         f"sentences and {counts.get('tokens', 0)} tokens in {num_files} files; check that the input is text"
     )
 

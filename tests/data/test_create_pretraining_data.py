@@ -132,3 +132,10 @@ def test_held_out_documents_are_in_no_training_shard(folder):
     # Without the flag these documents are in the shards, so what was held out before must not stay.
     verb.main(parse(verb.Options, arguments(folder)))
     assert not list(folder.glob("*held_out*"))
+
+
+def test_oddities_of_the_input_are_reported(folder, capsys):
+    text = (folder / "corpus.txt").read_bytes().replace("天".encode(), b"\xff", 1).replace("好".encode(), b"\0", 1)
+    (folder / "corpus.txt").write_bytes(b"\xef\xbb\xbf" + text)
+    verb.main(parse(verb.Options, arguments(folder)))
+    assert "mended   1 byte order marks, 1 invalid sequences, 1 nul characters" in capsys.readouterr().out
