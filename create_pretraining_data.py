@@ -71,6 +71,11 @@ class Options:
     )
     dupe_factor: int = flag(10, help="passes over the text, each with its own pairs and masks", minimum=1)
     random_seed: int = flag(12345, help="of all draws; the same seed and text give the same bytes", minimum=0)
+    pack_sequences: bool = flag(
+        False,
+        help="fill examples with several sequences that do not see one another; for --objective=masked_lm, since the "
+        "others have one pair label an example",
+    )
     albert_zh_labels: bool = flag(
         False,
         help="label a character inside a word ##X where the vocabulary has it: for going on from albert_zh's published "
@@ -118,6 +123,10 @@ def main(options: Options) -> int:
         raise UsageError("--random_next_sentence=True asks for pairs, --objective=masked_lm for none: drop one of them")
     if options.do_permutation and options.masking == "dynamic":
         raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
+    if options.pack_sequences and options.objective != "masked_lm":
+        raise UsageError(
+            f"--pack_sequences needs --objective=masked_lm: with {options.objective} an example is one pair"
+        )
     if options.runner and options.shard_size:
         raise UsageError(
             "--shard_size cannot be had with --runner, which must know the files at once: give --num_shards"
@@ -153,6 +162,7 @@ def main(options: Options) -> int:
         albert_zh_labels=options.albert_zh_labels,
         text_field=options.text_field,
         held_out_fraction=options.eval_fraction,
+        packing=options.pack_sequences,
     )
     # The smaller part first: a run that is interrupted in the other one does not make it again from the start.
     parts = [(recipe, options.output_file, options.num_shards, options.shard_size)]
@@ -240,12 +250,14 @@ class Bars:
 def summary(manifest: dict) -> str:
     """A few lines on what was read and written, for a person."""
     counts = manifest["counts"]
+    tokens_each = counts["example_tokens"] / manifest["num_examples"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
     lines = [
         f"read     {counts['documents']:,} documents, {counts['sentences']:,} sentences, "
         f"{counts['tokens']:,} tokens, {counts.get('unknown_tokens', 0) / max(counts['tokens'], 1):.2%} unknown",
-        f"wrote    {manifest['num_examples']:,} examples of {counts['example_tokens'] / manifest['num_examples']:.1f} "
+        f"wrote    {manifest['num_examples']:,} examples of {tokens_each:.1f} "
         f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
+        f"filled   {tokens_each / manifest['max_seq_length']:.1%} of all positions",
         f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
         f"{counts.get('documents_too_short_to_pair', 0):,} documents of one word were left out",
     ]
@@ -254,7 +266,7 @@ def summary(manifest: dict) -> str:
         mended = (f"{n:,} {name.removeprefix('read_').replace('_', ' ')}" for name, n in oddities.items())
         lines.insert(1, f"mended   {', '.join(mended)}")
     if "predictions" in counts:
-        lines[-2] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
+        lines[-3] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
     return "\n".join(lines)
 
 

@@ -18,7 +18,13 @@ import numpy as np
 from absl.app import UsageError
 
 from data.masking import Masking, MaskVocabulary
-from data.pretraining import MANIFEST_SUFFIX, Assembled, mask_vocabulary_from_json, static_features
+from data.pretraining import (
+    MANIFEST_SUFFIX,
+    Assembled,
+    mask_vocabulary_from_json,
+    sequence_ids,
+    static_features,
+)
 from data.randomness import keys, permuted, stream_number
 from data.records import Column, MalformedRecordError, RecordFile, decode_examples
 
@@ -143,6 +149,7 @@ class PretrainingDataset:
         if not self.num_examples:
             raise UsageError(f"no example in {self._names(self.paths)}: write some with create_pretraining_data.py")
         self.dynamic = self.manifest is not None and self.manifest["masking"] == "dynamic"
+        self.packed = self.manifest is not None and bool(self.manifest["recipe"].get("packing"))
         self.max_seq_length, self.max_predictions_per_seq = self._lengths(
             max_seq_length, max_predictions_per_seq, masking
         )
@@ -163,6 +170,8 @@ class PretrainingDataset:
             return None
         (first_path, (first, _)), *others = described.items()
         for path, (manifest, _) in others:
+            if manifest["recipe"].get("packing") != first["recipe"].get("packing"):
+                raise UsageError(f"of {path} and {first_path} only one has packed sequences: read them apart")
             for name in _COMMON:
                 if manifest[name] != first[name]:
                     raise UsageError(
@@ -238,7 +247,8 @@ class PretrainingDataset:
         """Returns the batch of optimizer step `step` (from 0).
 
         int32 `input_ids input_mask segment_ids` [B, L], `masked_lm_positions masked_lm_ids` [B, P],
-        `next_sentence_labels` [B]; float32 `masked_lm_weights` [B, P].
+        `next_sentence_labels` [B]; float32 `masked_lm_weights` [B, P]. Of packed examples also int32 `sequence_ids`
+        [B, L]: positions may attend to those with the same number only.
         """
         index, count = self.shard
         begin = (step * count + index) * self.batch_size
@@ -309,6 +319,14 @@ class PretrainingDataset:
         return columns
 
     def _read(self, examples: np.ndarray, epochs: np.ndarray) -> dict[str, np.ndarray]:
+        features = self._features(examples, epochs)
+        if self.packed:
+            assert self.manifest is not None
+            cls_id = self.manifest["tokenizer"]["cls_id"]
+            features["sequence_ids"] = sequence_ids(features["input_ids"], features["input_mask"], cls_id)
+        return features
+
+    def _features(self, examples: np.ndarray, epochs: np.ndarray) -> dict[str, np.ndarray]:
         files = np.searchsorted(self._begins, examples, side="right") - 1
         records: list[bytes] = [b""] * len(examples)
         for number in np.unique(files):

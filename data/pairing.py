@@ -238,6 +238,31 @@ def chunk_and_pair(
     return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Pairs.__slots__))
 
 
+def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Puts items of `lengths`, none above `capacity`, into few bins: best fit, longest first.
+
+    Returns int64, the bin of each item; bins are numbered from 0 without gaps.
+    """
+    bins = np.empty(len(lengths), np.int64)
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    # Bit r is set when there is a bin with room r; the lowest bit from the wanted length on is the tightest fit.
+    rooms, count = 0, 0
+    order = np.argsort(-lengths, kind="stable").tolist()
+    for item, length in zip(order, lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            number = by_room[room].pop()
+            if not by_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, number, count = capacity, count, count + 1
+        bins[item] = number
+        by_room[room - length].append(number)
+        rooms |= 1 << (room - length)
+    return bins
+
+
 def truncate(pairs: Pairs, max_tokens: int, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
     """Shortens the longer segment until both fit `max_tokens`, each token from the front or the back at random.
 

@@ -29,7 +29,7 @@ from absl.app import UsageError
 
 from data import corpus
 from data.masking import Masking, MaskVocabulary, mask_examples
-from data.pairing import PAIRINGS, Block, Pairing, Pairs, chunk_and_pair, make_divisible, truncate
+from data.pairing import PAIRINGS, Block, Pairing, Pairs, chunk_and_pair, make_divisible, pack, truncate
 from data.randomness import keys, stream_number
 from data.records import Rows, encode_examples
 from data.segmentation import segmenter_version, word_starts
@@ -86,6 +86,7 @@ class Recipe:
         held_out_fraction: share of the documents that is set apart; a document's text alone decides on which side it
             falls, so that copies of it fall on the same one.
         held_out: use the documents that are set apart, instead of all others.
+        packing: several sequences to an example, each with its [CLS] and [SEP]; for objectives without pairs.
     """
 
     objective: str
@@ -101,6 +102,7 @@ class Recipe:
     text_field: str = "text"
     held_out_fraction: float = 0.0
     held_out: bool = False
+    packing: bool = False
 
     def takes(self, document: Sequence[str]) -> bool:
         """Whether the document is on this recipe's side of the held-out split."""
@@ -251,6 +253,9 @@ def read_blocks(
             random=random,
         )
         pairs, cut = truncate(pairs, recipe.max_tokens, random)
+        tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
+        if recipe.packing:
+            tokens, pairs = pack_sequences(tokens, pairs, recipe, vocabulary)
         counts = Counter(
             documents=len(batch),
             sentences=len(texts),
@@ -261,12 +266,46 @@ def read_blocks(
             truncated_examples=int((cut > 0).sum()),
             documents_too_short_to_pair=unpaired,
         )
-        tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
         watch.stop("build")
         yield PairedBlock(tokens, pairs, counts)
     nothing = np.zeros(0, np.int64)
     counts = Counter({f"read_{name}": value for name, value in asdict(read).items()})
     yield PairedBlock(nothing.astype(vocabulary.token_dtype), Pairs(*[nothing] * 5), counts)
+
+
+def pack_sequences(
+    tokens: np.ndarray, pairs: Pairs, recipe: Recipe, vocabulary: Vocabulary
+) -> tuple[np.ndarray, Pairs]:
+    """Lays single sequences out one behind the other, [SEP] [CLS] between them, as many as an example holds.
+
+    Returns the tokens in their new order and the spans of the packed examples, whose first [CLS] and last [SEP]
+    `assemble` adds. `sequence_ids` finds the sequences again.
+    """
+    sizes = pairs.first_length + 2
+    bins = pack(sizes, recipe.max_seq_length)
+    order = np.argsort(bins, kind="stable")
+    begins = np.concatenate([[0], np.cumsum(sizes[order])])
+    packed = np.empty(begins[-1], tokens.dtype)
+    ends = begins[1:]
+    packed[ends - 2] = vocabulary.sep_id * 2 + 1
+    packed[ends - 1] = vocabulary.cls_id * 2 + 1
+    lengths = pairs.first_length[order]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    target = np.repeat(begins[:-1], lengths) + within
+    packed[target] = tokens[np.repeat(pairs.first_start[order], lengths) + within]
+    # A sequence may begin inside a word that truncation cut; what is left of it is a word.
+    packed[begins[:-1]] |= 1
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(bins, weights=sizes).astype(np.int64))])
+    zeros = np.zeros(len(bounds) - 1, np.int64)
+    return packed, Pairs(bounds[:-1], np.diff(bounds) - 2, zeros, zeros, zeros)
+
+
+def sequence_ids(input_ids: np.ndarray, input_mask: np.ndarray, cls_id: int) -> np.ndarray:
+    """The number of each position's sequence, from 1, in packed examples; 0 for padding. int32 [N, L].
+
+    Positions may attend to those with the same number only.
+    """
+    return (np.cumsum(input_ids == cls_id, axis=1) * input_mask).astype(np.int32)
 
 
 def _batched(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
@@ -780,6 +819,7 @@ def describe(
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
+            "cls_id": tokenizer.cls_id,
             "file": None if vocabulary_file is None else vocabulary_file.name,
         },
         **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if recipe.dynamic else {}),

@@ -89,6 +89,7 @@ def test_comma_list_of_outputs(folder, capsys):
         (["--max_seq_length=4"], "expected at least 5"),
         (["--masked_lm_prob=1.5"], "expected at most 1"),
         (["--eval_fraction=0.0001"], "--eval_fraction=0.0001 holds out none of 9 documents"),
+        (["--pack_sequences"], "--pack_sequences needs --objective=masked_lm"),
         (["--masking=dynamic", "--do_permutation"], "needs --masking=static"),
     ],
 )

@@ -1,10 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from data.pairing import PAIRINGS, Block, Pairs, chunk_and_pair, make_divisible, truncate
+from data.pairing import PAIRINGS, Block, Pairs, chunk_and_pair, make_divisible, pack, truncate
 
 
 def block_of(documents):
@@ -152,6 +154,12 @@ def test_front_and_back_are_cut_alike():
     assert stats.chisquare(np.bincount(cut.first_start, minlength=11), expected).pvalue > 1e-4
 
 
+def same_law(one, two) -> float:
+    """The p-value of both samples being from one distribution (Kolmogorov-Smirnov)."""
+    result: Any = stats.ks_2samp(one, two)
+    return result.pvalue
+
+
 @pytest.mark.parametrize("name", ["sop", "nsp"])
 def test_labels_are_balanced_and_independent_of_length(name):
     rng = np.random.default_rng(3)
@@ -164,9 +172,9 @@ def test_labels_are_balanced_and_independent_of_length(name):
     assert abs(share - 0.5) < (0.02 if name == "sop" else 0.06)
     if name == "sop":
         lengths = pairs.first_length + pairs.second_length
-        assert stats.ks_2samp(lengths[pairs.label == 0], lengths[pairs.label == 1])[1] > 1e-4
+        assert same_law(lengths[pairs.label == 0], lengths[pairs.label == 1]) > 1e-4
         # Swapping tells nothing through the lengths of the segments either.
-        assert stats.ks_2samp(pairs.first_length[pairs.label == 0], pairs.first_length[pairs.label == 1])[1] > 1e-4
+        assert same_law(pairs.first_length[pairs.label == 0], pairs.first_length[pairs.label == 1]) > 1e-4
 
 
 def test_short_targets_are_as_frequent_as_asked():
@@ -180,3 +188,14 @@ def test_short_targets_are_as_frequent_as_asked():
     assert abs(share - 0.3 * 98 / 99) < 4 * np.sqrt(0.3 * 0.7 / n)
     short = lengths[lengths < 100]
     assert stats.chisquare(np.bincount(short, minlength=100)[2:100]).pvalue > 1e-4
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(3, 40), st.data())
+def test_packing_fills_no_bin_too_far_and_leaves_no_two_that_would_fit_into_one(capacity, data):
+    lengths = np.asarray(data.draw(st.lists(st.integers(1, capacity), max_size=60)), np.int64)
+    bins = pack(lengths, capacity)
+    filled = np.bincount(bins, weights=lengths)
+    assert (filled <= capacity).all()
+    assert (filled > 0).all()
+    assert len(filled) < 2 or np.sort(filled)[:2].sum() > capacity

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from data import pretraining
 from data.corpus import Span, expand_inputs
+from data.input_pipeline import PretrainingDataset
 from data.masking import Masking
-from data.pretraining import OBJECTIVES, Output, Recipe, Vocabulary, create_examples, read_blocks
+from data.pretraining import OBJECTIVES, Output, Recipe, Vocabulary, create_examples, read_blocks, sequence_ids
 from data.records import RecordFile, decode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -290,6 +291,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from data import pretraining
+from data.input_pipeline import PretrainingDataset
 from data.masking import Masking
 from data.tokenizers.wordpiece import WordPieceTokenizer
 pretraining._SMALLEST_SPAN_BYTES, pretraining._PIECE_TOKENS, pretraining.BLOCK_CHARACTERS = 2000, 2000, 300
@@ -355,3 +357,44 @@ def test_keys_do_not_depend_on_the_order_of_reading(tmp_path, tokenizer):
 def test_expand_inputs_of_nothing_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="no file matches"):
         expand_inputs(str(tmp_path / "none*.txt"))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_packed_examples_hold_the_sequences_of_unpacked_ones(tmp_path, tokenizer, dynamic):
+    def sequences(**changes):
+        folder = tmp_path / str(changes)
+        folder.mkdir()
+        corpus = write_corpus(tmp_path / "corpus.txt")
+        changes = {
+            "objective": "masked_lm",
+            "masking": Masking(0, 1),
+            "max_seq_length": 64,
+            "dynamic": dynamic,
+            **changes,
+        }
+        manifest, paths = make(folder, tokenizer, corpus=corpus, **changes)
+        (batch,) = PretrainingDataset(list(map(str, paths)), 1).evaluation_batches(manifest["num_examples"])
+        found = Counter()
+        for i in range(manifest["num_examples"]):
+            numbers = batch["sequence_ids"][i] if changes.get("packing") else batch["input_mask"][i]
+            for number in range(1, int(numbers.max()) + 1):
+                sequence = batch["input_ids"][i][numbers == number].tolist()
+                assert (sequence[0], sequence[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
+                found[tuple(sequence)] += 1
+        return found, manifest
+
+    (apart, manifest_apart), (packed, manifest_packed) = sequences(), sequences(packing=True)
+    assert apart == packed
+    assert manifest_packed["num_examples"] < manifest_apart["num_examples"]
+
+
+def test_masks_of_packed_examples_keep_off_the_specials(tmp_path, tokenizer):
+    manifest, paths = make(
+        tmp_path, tokenizer, objective="masked_lm", packing=True, max_seq_length=64, masking=Masking(0.3, 20, ngram=3)
+    )
+    batch = read(paths)
+    assert (batch["input_ids"] == tokenizer.cls_id).sum() > manifest["num_examples"]
+    assert not np.isin(batch["masked_lm_ids"][batch["masked_lm_weights"] > 0], list(tokenizer.special_ids)).any()
+    row, slot = np.nonzero(batch["masked_lm_weights"])
+    numbers = sequence_ids(batch["input_ids"], batch["input_mask"], tokenizer.cls_id)
+    assert len(np.unique(numbers[row, batch["masked_lm_positions"][row, slot]])) > 1
