@@ -135,8 +135,9 @@ def main(options: Options) -> int:
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from data.corpus import expand_inputs
+    from data.local import Output, create_examples
     from data.masking import Masking
-    from data.pretraining import Output, Recipe, create_examples
+    from data.pretraining import Recipe
     from data.tokenizers import load_tokenizer
 
     inputs = expand_inputs(options.input_file)
@@ -212,7 +213,7 @@ def held_out_name(output_file: str) -> str:
 
 def remove_former_held_out(output_file: str) -> None:
     """Removes what an earlier run held out of the same output: its documents are in the new shards."""
-    from data.pretraining import Output
+    from data.local import Output
 
     apart = Output((Path(held_out_name(output_file)),))
     if apart.manifest_path.is_file():

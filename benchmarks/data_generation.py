@@ -150,8 +150,9 @@ def in_process(measure: str, text: Path, options: Options) -> dict[str, Any]:
 
 def split(text: Path, options: Options) -> dict[str, float]:
     """Seconds of work by stage, all workers together."""
+    from data.local import Output, create_examples
     from data.masking import Masking
-    from data.pretraining import Output, Recipe, create_examples
+    from data.pretraining import Recipe
     from data.tokenizers import load_tokenizer
 
     recipe = Recipe(

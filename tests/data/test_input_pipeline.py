@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from data import input_pipeline
 from data.input_pipeline import STATIC_FEATURES, PretrainingDataset, expand_shards
+from data.local import Output, create_examples
 from data.masking import Masking
-from data.pretraining import Output, Recipe, create_examples
+from data.pretraining import Recipe
 from data.records import encode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
 

@@ -9,8 +9,9 @@ from absl.app import UsageError
 import inspect_records as verb
 from data import inspection
 from data.input_pipeline import PretrainingDataset
+from data.local import Output, create_examples
 from data.masking import Masking
-from data.pretraining import Output, Recipe, create_examples
+from data.pretraining import Recipe
 from data.records import encode_examples, frame
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from training.flags import parse

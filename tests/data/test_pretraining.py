@@ -14,11 +14,13 @@ from absl.app import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import pretraining
+from data import local, pretraining
 from data.corpus import Span, expand_inputs
 from data.input_pipeline import PretrainingDataset
+from data.local import Output, create_examples
 from data.masking import Masking
-from data.pretraining import OBJECTIVES, Output, Recipe, Vocabulary, create_examples, read_blocks, sequence_ids
+from data.pairing import Pairs
+from data.pretraining import OBJECTIVES, Recipe, Vocabulary, read_blocks, sequence_ids
 from data.records import RecordFile, decode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -83,7 +85,7 @@ def recipe(**changes):
 def small_spans(monkeypatch):
     """Spans and pieces so small that a test has many of each."""
     monkeypatch.setattr(pretraining, "_SMALLEST_SPAN_BYTES", 2000)
-    monkeypatch.setattr(pretraining, "_PIECE_TOKENS", 2000)
+    monkeypatch.setattr(local, "_PIECE_TOKENS", 2000)
     monkeypatch.setattr(pretraining, "BLOCK_CHARACTERS", 300)
     monkeypatch.setattr(pretraining, "_BATCH_TOKENS", 400)
 
@@ -204,7 +206,7 @@ def test_shorter_run_removes_the_shards_of_the_longer_one(tmp_path, tokenizer):
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 9))
 def test_deal_gives_every_example_to_one_piece_and_pieces_equal_shares(sizes, pieces):
-    deal = pretraining._Deal(tuple(sizes), pieces)
+    deal = local._Deal(tuple(sizes), pieces)
     got = [list(deal.slices(piece)) for piece in range(pieces)]
     taken = sorted((span, i) for slices in got for span, begin, end in slices for i in range(begin, end))
     assert taken == [(span, i) for span, size in enumerate(sizes) for i in range(size)]
@@ -252,7 +254,7 @@ def test_whole_words_stay_whole_in_the_records(tmp_path, tokenizer):
 def test_truncated_first_word_of_a_segment_is_a_word():
     tokens = np.asarray([10, 11, 12, 13, 14, 15], np.uint16) * 2
     one = np.ones(1, np.int64)
-    pairs = pretraining.Pairs(0 * one, 2 * one, 3 * one, 3 * one, one)
+    pairs = Pairs(0 * one, 2 * one, 3 * one, 3 * one, one)
     vocabulary = Vocabulary(2, 3, 1, np.zeros(20, bool), None, np.dtype(np.uint16))  # type: ignore[arg-type]
     examples = pretraining.assemble(tokens, pairs, recipe(max_seq_length=10), vocabulary)
     assert examples.input_ids.tolist() == [[2, 10, 11, 3, 13, 14, 15, 3, 0, 0]]
@@ -290,15 +292,14 @@ KILL_SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from data import pretraining
-from data.input_pipeline import PretrainingDataset
+from data import local, pretraining
 from data.masking import Masking
 from data.tokenizers.wordpiece import WordPieceTokenizer
-pretraining._SMALLEST_SPAN_BYTES, pretraining._PIECE_TOKENS, pretraining.BLOCK_CHARACTERS = 2000, 2000, 300
+pretraining._SMALLEST_SPAN_BYTES, local._PIECE_TOKENS, pretraining.BLOCK_CHARACTERS = 2000, 2000, 300
 corpus, output, vocabulary, workers = sys.argv[2:]
 recipe = pretraining.Recipe("albert", Masking(0.15, 6), False, True, "rjieba", 40, 2, 0.1, 5)
-pretraining.create_examples(
-    [Path(corpus)], pretraining.Output((Path(output),), num_shards=3), recipe,
+local.create_examples(
+    [Path(corpus)], local.Output((Path(output),), num_shards=3), recipe,
     WordPieceTokenizer.load(Path(vocabulary), do_lower_case=True), num_workers=int(workers),
     report=lambda stage, done, total: print(stage, done, flush=True),
 )

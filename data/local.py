@@ -1,0 +1,516 @@
+"""The examples of `data.pretraining` made by local processes: streaming, resumable, with bounded memory.
+
+First phase, per span of input: tokenise, find words, pair; ids go to a token file and every example is six numbers.
+Second phase, per piece of output: gather, shuffle, assemble, mask, encode, hundreds of examples at once. The result is
+a function of the input, the recipe and the seed; not of the number of workers, of interruptions or machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from absl.app import UsageError
+
+from data import corpus
+from data.pairing import Pairs
+from data.pretraining import (
+    MANIFEST_SUFFIX,
+    Recipe,
+    Stopwatch,
+    Vocabulary,
+    describe,
+    encode_pairs,
+    example_keys,
+    nothing_made,
+    plan,
+    read_blocks,
+    stamp,
+    tally,
+    versions,
+)
+from data.randomness import stream_number
+from data.tokenizers import Tokenizer
+
+# A piece of output holds this many tokens at most, which is what bounds the memory of the second phase.
+_PIECE_TOKENS = 1 << 23
+_SHUFFLE_SPAN = stream_number("order in a span")
+_SHUFFLE_PIECE = stream_number("order in a piece")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the shards go: the files named, or one name that is given a number when there are several.
+
+    Attributes:
+        files: paths; examples are dealt over them.
+        num_shards: make this many files of the only name.
+        shard_size: make as many files of the only name as hold about this many examples each.
+    """
+
+    files: tuple[Path, ...]
+    num_shards: int | None = None
+    shard_size: int | None = None
+
+    def paths(self, num_examples: int) -> list[Path]:
+        """The files for `num_examples` examples."""
+        if self.num_shards is None and self.shard_size is None:
+            return list(self.files)
+        count = self.num_shards or max(1, -(-num_examples // (self.shard_size or 1)))
+        (path,) = self.files
+        return [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}{path.suffix}") for i in range(count)]
+
+    @property
+    def manifest_path(self) -> Path:
+        """Beside the first file, named after it."""
+        return self.files[0].with_suffix(MANIFEST_SUFFIX)
+
+    @property
+    def work_path(self) -> Path:
+        """The folder of what is unfinished."""
+        return self.files[0].with_suffix(".partial")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker knows."""
+
+    recipe: Recipe
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    work_path: Path
+
+
+class Report(Protocol):
+    """Is told how far the work is: stage, what is done of it and all of it, in bytes of input or examples."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+_PAIR_COLUMNS = (*Pairs.__slots__, "sequence")
+_job: Job | None = None
+
+
+def _start_worker(job: Job) -> None:
+    global _job  # noqa: PLW0603
+    _job = job
+    # Ctrl-C is for the parent to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with _naming(path), temporary.open("wb") as stream:
+        stream.write(content)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an `OSError` raised inside (a full disk) the name of the file, which writing leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _finish(marker: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Records that a unit of work is done, after its files are; returns the content."""
+    _write(marker, json.dumps(content).encode())
+    return dict(content)
+
+
+def _finished(marker: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(marker.read_bytes())
+    except FileNotFoundError:
+        return None
+    files = content["files"].items()
+    whole = all(
+        (marker.parent / name).is_file() and (marker.parent / name).stat().st_size == size for name, size in files
+    )
+    return content if whole else None
+
+
+def _span_name(index: int) -> str:
+    return f"span-{index:06d}"
+
+
+def _write_span(span: corpus.Span, index: int) -> dict[str, Any]:
+    """First phase for one span: token file, pair file (in random order), marker."""
+    assert _job is not None
+    job, watch, counts = _job, Stopwatch(), Counter[str]()
+    path = job.work_path / _span_name(index)
+    rows: list[np.ndarray] = []
+    written = 0
+    temporary = path.with_suffix(".tokens.tmp")
+    with _naming(path), temporary.open("wb") as stream:
+        for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch):
+            stream.write(block.tokens.view(np.uint8).data)
+            pairs = block.pairs
+            sequence = np.arange(len(pairs)) + counts["examples"]
+            columns = (
+                pairs.first_start + written,
+                pairs.first_length,
+                pairs.second_start + written,
+                pairs.second_length,
+                pairs.label,
+                sequence,
+            )
+            rows.append(np.stack(columns, axis=1).astype(np.uint32))
+            written += len(block.tokens)
+            counts += block.counts
+            watch.stop("write")
+    temporary.replace(path.with_suffix(".tokens"))
+    table = np.concatenate(rows) if rows else np.zeros((0, len(_PAIR_COLUMNS)), np.uint32)
+    order = np.random.Generator(np.random.PCG64([job.recipe.seed % 2**64, _SHUFFLE_SPAN, index]))
+    _write(path.with_suffix(".pairs"), table[order.permutation(len(table))].tobytes())
+    watch.stop("write")
+    files = {path.name + suffix: path.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".pairs")}
+    return _finish(path.with_suffix(".json"), {"files": files, "counts": counts, "seconds": watch.seconds})
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """How the examples of all spans are dealt over the pieces of the output: evenly, to within one."""
+
+    span_examples: tuple[int, ...]
+    num_pieces: int
+
+    def slice(self, span: int, piece: int, extra_begin: int) -> tuple[int, int]:
+        """Begin and end, in the pair file of `span`, of what `piece` gets.
+
+        `extra_begin` is the piece that the first example beyond the equal shares of this span goes to.
+        """
+        share, extra = divmod(self.span_examples[span], self.num_pieces)
+
+        def extras_before(p: int) -> int:
+            wrapped = max(0, extra_begin + extra - self.num_pieces)
+            return min(p, wrapped) + min(max(p - extra_begin, 0), extra - wrapped)
+
+        return share * piece + extras_before(piece), share * (piece + 1) + extras_before(piece + 1)
+
+    def slices(self, piece: int) -> Iterator[tuple[int, int, int]]:
+        """(span, begin, end) of all that `piece` gets."""
+        extra_begin = 0
+        for span, examples in enumerate(self.span_examples):
+            begin, end = self.slice(span, piece, extra_begin)
+            if end > begin:
+                yield span, begin, end
+            extra_begin = (extra_begin + examples) % self.num_pieces
+
+
+def _read_tokens(path: Path, dtype: np.dtype[Any], table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the tokens that rows of a pair file point to; returns them and the rows with their new places."""
+    starts = table[:, [0, 2]].ravel()
+    ends = starts + table[:, [1, 3]].ravel()
+    order = np.argsort(starts, kind="stable")
+    reach = np.maximum.accumulate(ends[order])
+    opens = np.append(True, starts[order][1:] > reach[:-1])
+    run_starts = starts[order][opens]
+    run_ends = reach[np.append(np.flatnonzero(opens)[1:] - 1, len(reach) - 1)]
+    places = np.concatenate([[0], np.cumsum(run_ends - run_starts)])
+    tokens = np.empty(places[-1], dtype)
+    view = tokens.view(np.uint8).data
+    with path.open("rb", buffering=0) as stream:
+        for start, begin, end in zip(run_starts.tolist(), places[:-1].tolist(), places[1:].tolist(), strict=True):
+            size = (end - begin) * dtype.itemsize
+            done = os.preadv(
+                stream.fileno(), [view[begin * dtype.itemsize : end * dtype.itemsize]], start * dtype.itemsize
+            )
+            if done != size:
+                raise OSError(f"{path}: {done} bytes where {size} were written")
+    run = np.empty(len(starts), np.int64)
+    run[order] = np.cumsum(opens) - 1
+    moved = (starts - run_starts[run] + places[run]).reshape(-1, 2)
+    table[:, 0], table[:, 2] = moved[:, 0], moved[:, 1]
+    return tokens, table
+
+
+def _write_piece(deal: _Deal, piece: int) -> dict[str, Any]:
+    """Second phase for one piece of output: gather, shuffle, mask, encode; marker."""
+    assert _job is not None
+    job, watch, counts = _job, Stopwatch(), Counter[str]()
+    tokens_parts, table_parts, spans, offset = [], [], [], 0
+    for span, begin, end in deal.slices(piece):
+        path = job.work_path / _span_name(span)
+        row_bytes = 4 * len(_PAIR_COLUMNS)
+        with path.with_suffix(".pairs").open("rb") as stream:
+            stream.seek(begin * row_bytes)
+            raw = stream.read((end - begin) * row_bytes)
+        table = np.frombuffer(raw, np.uint32).reshape(-1, len(_PAIR_COLUMNS)).astype(np.int64)
+        tokens, table = _read_tokens(path.with_suffix(".tokens"), job.vocabulary.token_dtype, table)
+        table[:, [0, 2]] += offset
+        offset += len(tokens)
+        tokens_parts.append(tokens)
+        table_parts.append(table)
+        spans.append(np.full(len(table), span))
+    if table_parts:
+        tokens, table, span_N = np.concatenate(tokens_parts), np.concatenate(table_parts), np.concatenate(spans)
+    else:
+        tokens, span_N = np.zeros(1, job.vocabulary.token_dtype), np.zeros(0, np.int64)
+        table = np.zeros((0, len(_PAIR_COLUMNS)), np.int64)
+    del tokens_parts, table_parts
+    random = np.random.Generator(np.random.PCG64([job.recipe.seed % 2**64, _SHUFFLE_PIECE, piece]))
+    order = random.permutation(len(table))
+    table, span_N = table[order], span_N[order]
+    keys_N = example_keys(job.recipe, span_N, table[:, 5])
+    watch.stop("gather")
+
+    path = job.work_path / f"piece-{piece:06d}.records"
+    temporary = path.with_suffix(".tmp")
+    pairs = Pairs(*table[:, :5].T)
+    with _naming(path), temporary.open("wb") as stream:
+        for content, _, part_counts in encode_pairs(tokens, pairs, keys_N, job.recipe, job.vocabulary, watch):
+            stream.write(content.data)
+            counts += part_counts
+            watch.stop("write")
+    temporary.replace(path)
+    content = {"files": {path.name: path.stat().st_size}, "counts": counts, "seconds": watch.seconds}
+    return _finish(path.with_suffix(".json"), content)
+
+
+def _write_shard(pieces: Sequence[Path], target: Path) -> dict[str, Any]:
+    """Third phase for one output file: its pieces one after the other, and its checksum; the pieces stay."""
+    assert _job is not None
+    watch = Stopwatch()
+    temporary = target.with_name(f".{target.name}.tmp")
+    with _naming(target), temporary.open("w+b") as stream:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                _append(source, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(0)
+        checksum = hashlib.file_digest(stream, "sha256")
+    temporary.replace(target)
+    watch.stop("write")
+    return {"bytes": size, "sha256": checksum.hexdigest(), "seconds": watch.seconds}
+
+
+def _append(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copies a file to the end of another, inside the kernel where that is possible."""
+    target.flush()
+    try:
+        while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+            pass
+    except (AttributeError, OSError):
+        # Not every system and file system can; what has been copied stays, both offsets stand behind it.
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+class _Pool:
+    """Runs functions in worker processes, or right here when one worker is wanted."""
+
+    def __init__(self, num_workers: int, job: Job):
+        global _job  # noqa: PLW0603
+        # Forked workers share what the parent has loaded and start in milliseconds.
+        _job = job
+        methods = multiprocessing.get_all_start_methods()
+        self._executor = (
+            ProcessPoolExecutor(
+                num_workers,
+                mp_context=multiprocessing.get_context("fork" if "fork" in methods else "spawn"),
+                initializer=_start_worker,
+                initargs=(job,),
+            )
+            if num_workers > 1
+            else None
+        )
+        self._num_workers = num_workers
+
+    def map(
+        self, function: Callable[..., dict[str, Any]], calls: Iterable[tuple[int, tuple[Any, ...]]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Calls `function` for each (name, arguments) and yields (name, result) as results come; few calls wait."""
+        if self._executor is None:
+            for name, arguments in calls:
+                yield name, function(*arguments)
+            return
+        running: dict[Future[dict[str, Any]], int] = {}
+        for name, arguments in calls:
+            running[self._executor.submit(function, *arguments)] = name
+            if len(running) >= 2 * self._num_workers:
+                yield from self._ready(running)
+        while running:
+            yield from self._ready(running)
+
+    @staticmethod
+    def _ready(running: dict[Future[dict[str, Any]], int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            try:
+                yield running.pop(future), future.result()
+            except BrokenProcessPool:
+                raise UsageError(
+                    "a worker process was killed, most likely for want of memory: run the same command again to go on "
+                    "from here, with fewer --num_workers"
+                ) from None
+
+    def close(self, *, cancel: bool) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=cancel)
+
+
+@dataclass
+class Result:
+    """What `create_examples` did: the manifest as written, and seconds of work by stage, summed over workers."""
+
+    manifest: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def create_examples(
+    inputs: Sequence[Path],
+    output: Output,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    *,
+    num_workers: int,
+    vocabulary_file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> Result:
+    """Writes shards and manifest; continues what an interrupted call with the same arguments left.
+
+    Args:
+        inputs: files or `tfds:` names, from `corpus.expand_inputs`.
+        output: where to.
+        recipe: what to make.
+        tokenizer: for the text.
+        num_workers: processes; the result does not depend on it.
+        vocabulary_file: named in the manifest.
+        flags: the resolved flags, for the manifest.
+        report: is called as work is done.
+
+    Raises `UsageError` when the input holds nothing that an example can be made of.
+    """
+    work = output.work_path
+    spans = plan(inputs)
+    work_plan = {
+        "recipe": asdict(recipe),
+        "spans": [[str(span.path), span.start, span.end] for span in spans],
+        "sizes": [[str(path), *stamp(path)] for path in inputs],
+        "tokenizer": tokenizer.fingerprint,
+        "output": [*map(str, output.files), output.num_shards, output.shard_size],
+        "versions": versions(recipe),
+    }
+    _open_work(work, work_plan)
+    for path in output.files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
+    pool = _Pool(num_workers, Job(recipe, vocabulary, tokenizer, work))
+    done = False
+    try:
+        result = _run(pool, spans, output, recipe, report or (lambda stage, done, total: None))
+        done = True
+    finally:
+        pool.close(cancel=not done)
+    result.manifest = (
+        describe(inputs, recipe, tokenizer, vocabulary_file) | result.manifest | {"flags": dict(flags or {})}
+    )
+    _remove_former(output.manifest_path, (shard["name"] for shard in result.manifest["shards"]))
+    _write(output.manifest_path, json.dumps(result.manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+    shutil.rmtree(work)
+    return result
+
+
+def _open_work(work: Path, plan: Mapping[str, Any]) -> None:
+    """Keeps a work folder that the same plan left, and clears any other."""
+    content = json.dumps(plan, default=str).encode()
+    plan_path = work / "plan.json"
+    if not (plan_path.is_file() and plan_path.read_bytes() == content):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(work)
+        work.mkdir(parents=True)
+        _write(plan_path, content)
+
+
+def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Recipe, report: Report) -> Result:
+    work = output.work_path
+    counts, seconds = Counter[str](), defaultdict[str, float](float)
+
+    def add(spent: Mapping[str, float]) -> None:
+        for name, value in spent.items():
+            seconds[name] += value
+
+    def stage(
+        name: str,
+        markers: Mapping[int, Path],
+        function: Callable[..., dict[str, Any]],
+        calls: Mapping[int, Any],
+        size: Any,
+    ) -> dict[int, dict[str, Any]]:
+        results = {i: found for i, marker in markers.items() if (found := _finished(marker)) is not None}
+        total, done = sum(map(size, calls)), sum(map(size, results))
+        report(name, done, total)
+        for i, found in pool.map(function, ((i, call) for i, call in calls.items() if i not in results)):
+            results[i] = found
+            add(found["seconds"])
+            done += size(i)
+            report(name, done, total)
+        return results
+
+    weights = [(span.end if span.end is not None else stamp(span.path)[0]) - span.start for span in spans]
+    tokenized = stage(
+        "reading",
+        {i: work / f"{_span_name(i)}.json" for i in range(len(spans))},
+        _write_span,
+        {i: (span, i) for i, span in enumerate(spans)},
+        lambda i: weights[i],
+    )
+    for found in tokenized.values():
+        counts.update(found["counts"])
+    if not counts["examples"]:
+        raise nothing_made(counts, len({span.path for span in spans}), recipe)
+
+    paths = output.paths(counts["examples"])
+    per_shard = -(-counts["examples"] // len(paths))
+    pieces_per_shard = max(1, -(-per_shard * recipe.max_seq_length // _PIECE_TOKENS))
+    span_examples = tuple(tokenized[i]["counts"].get("examples", 0) for i in range(len(spans)))
+    deal = _Deal(span_examples, pieces_per_shard * len(paths))
+    piece_examples = counts.pop("examples") / deal.num_pieces
+    pieces = stage(
+        "writing",
+        {i: work / f"piece-{i:06d}.json" for i in range(deal.num_pieces)},
+        _write_piece,
+        {i: (deal, i) for i in range(deal.num_pieces)},
+        lambda i: piece_examples,
+    )
+    shards = []
+    for i in range(len(paths)):
+        members = range(i * pieces_per_shard, (i + 1) * pieces_per_shard)
+        shards.append([work / f"piece-{piece:06d}.records" for piece in members])
+        for piece in members:
+            counts.update(pieces[piece]["counts"])
+    written = dict(pool.map(_write_shard, ((i, (shard, paths[i])) for i, shard in enumerate(shards))))
+    listed = []
+    for i, path in enumerate(paths):
+        add(written[i].pop("seconds"))
+        members = range(i * pieces_per_shard, (i + 1) * pieces_per_shard)
+        num_examples = sum(pieces[piece]["counts"].get("examples", 0) for piece in members)
+        listed.append(
+            {"name": os.path.relpath(path, output.manifest_path.parent), "examples": num_examples, **written[i]}
+        )
+    return Result(tally(counts, listed), seconds)
+
+
+def _remove_former(manifest_path: Path, current: Iterable[str]) -> None:
+    """Removes shards that only a former manifest of the same output names, so that no pattern mixes old and new."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        for name in {shard["name"] for shard in json.loads(manifest_path.read_bytes())["shards"]} - set(current):
+            (manifest_path.parent / name).unlink(missing_ok=True)
