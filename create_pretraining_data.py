@@ -196,13 +196,18 @@ def main(options: Options) -> int:
                 target,
                 part,
                 tokenizer,
-                num_workers=options.num_workers or len(os.sched_getaffinity(0)),
+                num_workers=options.num_workers or num_cores(),
                 vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
                 flags=dataclasses.asdict(options),
                 report=bars.report,
             )
         print(summary(result.manifest))
     return 0
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def held_out_name(output_file: str) -> str:
