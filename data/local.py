@@ -29,6 +29,7 @@ from data import corpus
 from data.pairing import Pairs
 from data.pretraining import (
     MANIFEST_SUFFIX,
+    PairedBlock,
     Recipe,
     Stopwatch,
     Vocabulary,
@@ -47,6 +48,8 @@ from data.tokenizers import Tokenizer
 
 # A piece of output holds this many tokens at most, which is what bounds the memory of the second phase.
 _PIECE_TOKENS = 1 << 23
+# The same for the first phase.
+_SEGMENT_TOKENS = 1 << 25
 _SHUFFLE_SPAN = stream_number("order in a span")
 _SHUFFLE_PIECE = stream_number("order in a piece")
 
@@ -146,71 +149,92 @@ def _finished(marker: Path) -> dict[str, Any] | None:
     return content if whole else None
 
 
-def _span_name(index: int) -> str:
-    return f"span-{index:06d}"
+def _span_name(span: int, segment: int | None = None) -> str:
+    return f"span-{span:06d}" if segment is None else f"span-{span:06d}-{segment:04d}"
+
+
+class _SegmentWriter:
+    """Writes the blocks of a span to pairs of files: tokens as they come, the rows that point to them in random order.
+
+    A new pair is begun after so many tokens, because the rows of one are in memory until it ends.
+    """
+
+    def __init__(self, job: Job, span: int):
+        self._job, self._span = job, span
+        self.examples: list[int] = []
+        self.files: dict[str, int] = {}
+        self._sequence = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._path = self._job.work_path / _span_name(self._span, len(self.examples))
+        self._temporary = self._path.with_suffix(".tokens.tmp")
+        self._rows: list[np.ndarray] = []
+        self._written = 0
+        self._stream = self._temporary.open("wb")
+
+    def write(self, block: PairedBlock) -> None:
+        if self._written + len(block.tokens) > _SEGMENT_TOKENS and self._written:
+            self.close()
+            self._open()
+        pairs = block.pairs
+        with _naming(self._temporary):
+            self._stream.write(block.tokens.view(np.uint8).data)
+        sequence = np.arange(len(pairs)) + self._sequence
+        starts = pairs.first_start + self._written, pairs.second_start + self._written
+        columns = (starts[0], pairs.first_length, starts[1], pairs.second_length, pairs.label, sequence)
+        self._rows.append(np.stack(columns, axis=1).astype(np.uint32))
+        self._sequence += len(pairs)
+        self._written += len(block.tokens)
+
+    def close(self) -> None:
+        """Ends the pair of files; without a call they stay temporary."""
+        with _naming(self._temporary):
+            self._stream.close()
+        self._temporary.replace(self._path.with_suffix(".tokens"))
+        table = np.concatenate([np.zeros((0, len(_PAIR_COLUMNS)), np.uint32), *self._rows])
+        seed = [self._job.recipe.seed % 2**64, _SHUFFLE_SPAN, self._span, len(self.examples)]
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(table))
+        _write(self._path.with_suffix(".pairs"), table[order].tobytes())
+        self.examples.append(len(table))
+        for suffix in (".tokens", ".pairs"):
+            self.files[self._path.name + suffix] = self._path.with_suffix(suffix).stat().st_size
 
 
 def _write_span(span: corpus.Span, index: int) -> dict[str, Any]:
-    """First phase for one span: token file, pair file (in random order), marker."""
+    """First phase for one span: files of tokens and of pairs, marker."""
     assert _job is not None
     job, watch, counts = _job, Stopwatch(), Counter[str]()
-    path = job.work_path / _span_name(index)
-    rows: list[np.ndarray] = []
-    written = 0
-    temporary = path.with_suffix(".tokens.tmp")
-    with _naming(path), temporary.open("wb") as stream:
-        for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch):
-            stream.write(block.tokens.view(np.uint8).data)
-            pairs = block.pairs
-            sequence = np.arange(len(pairs)) + counts["examples"]
-            columns = (
-                pairs.first_start + written,
-                pairs.first_length,
-                pairs.second_start + written,
-                pairs.second_length,
-                pairs.label,
-                sequence,
-            )
-            rows.append(np.stack(columns, axis=1).astype(np.uint32))
-            written += len(block.tokens)
-            counts += block.counts
-            watch.stop("write")
-    temporary.replace(path.with_suffix(".tokens"))
-    table = np.concatenate(rows) if rows else np.zeros((0, len(_PAIR_COLUMNS)), np.uint32)
-    order = np.random.Generator(np.random.PCG64([job.recipe.seed % 2**64, _SHUFFLE_SPAN, index]))
-    _write(path.with_suffix(".pairs"), table[order.permutation(len(table))].tobytes())
+    writer = _SegmentWriter(job, index)
+    for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch):
+        writer.write(block)
+        counts += block.counts
+        watch.stop("write")
+    writer.close()
     watch.stop("write")
-    files = {path.name + suffix: path.with_suffix(suffix).stat().st_size for suffix in (".tokens", ".pairs")}
-    return _finish(path.with_suffix(".json"), {"files": files, "counts": counts, "seconds": watch.seconds})
+    content = {"files": writer.files, "examples": writer.examples, "counts": counts, "seconds": watch.seconds}
+    return _finish(job.work_path / f"{_span_name(index)}.json", content)
 
 
 @dataclass(frozen=True)
 class _Deal:
-    """How the examples of all spans are dealt over the pieces of the output: evenly, to within one."""
+    """How the examples of all segments are dealt over the pieces of the output: evenly, to within one."""
 
-    span_examples: tuple[int, ...]
+    segments: tuple[tuple[int, int, int], ...]  # span, segment of it, examples
     num_pieces: int
 
-    def slice(self, span: int, piece: int, extra_begin: int) -> tuple[int, int]:
-        """Begin and end, in the pair file of `span`, of what `piece` gets.
-
-        `extra_begin` is the piece that the first example beyond the equal shares of this span goes to.
-        """
-        share, extra = divmod(self.span_examples[span], self.num_pieces)
-
-        def extras_before(p: int) -> int:
-            wrapped = max(0, extra_begin + extra - self.num_pieces)
-            return min(p, wrapped) + min(max(p - extra_begin, 0), extra - wrapped)
-
-        return share * piece + extras_before(piece), share * (piece + 1) + extras_before(piece + 1)
-
-    def slices(self, piece: int) -> Iterator[tuple[int, int, int]]:
-        """(span, begin, end) of all that `piece` gets."""
+    def slices(self, piece: int) -> Iterator[tuple[int, int, int, int]]:
+        """(span, segment, begin, end) of the rows that `piece` gets."""
+        # The first example beyond the equal shares of a segment goes to the piece after the last that got one.
         extra_begin = 0
-        for span, examples in enumerate(self.span_examples):
-            begin, end = self.slice(span, piece, extra_begin)
-            if end > begin:
-                yield span, begin, end
+        for span, segment, examples in self.segments:
+            share, extra = divmod(examples, self.num_pieces)
+            wrapped = max(0, extra_begin + extra - self.num_pieces)
+            before, after = (
+                share * p + min(p, wrapped) + min(max(p - extra_begin, 0), extra - wrapped) for p in (piece, piece + 1)
+            )
+            if after > before:
+                yield span, segment, before, after
             extra_begin = (extra_begin + examples) % self.num_pieces
 
 
@@ -241,14 +265,15 @@ def _read_tokens(path: Path, dtype: np.dtype[Any], table: np.ndarray) -> tuple[n
     return tokens, table
 
 
-def _write_piece(deal: _Deal, piece: int) -> dict[str, Any]:
-    """Second phase for one piece of output: gather, shuffle, mask, encode; marker."""
+def _gather(deal: _Deal, piece: int) -> tuple[np.ndarray, Pairs, np.ndarray]:
+    """Returns the tokens, the pairs and the keys of a piece, in the order that they are written in."""
     assert _job is not None
-    job, watch, counts = _job, Stopwatch(), Counter[str]()
-    tokens_parts, table_parts, spans, offset = [], [], [], 0
-    for span, begin, end in deal.slices(piece):
-        path = job.work_path / _span_name(span)
-        row_bytes = 4 * len(_PAIR_COLUMNS)
+    job = _job
+    row_bytes = 4 * len(_PAIR_COLUMNS)
+    tokens_parts, tables, spans = [np.zeros(1, job.vocabulary.token_dtype)], [], []
+    offset = 1
+    for span, segment, begin, end in deal.slices(piece):
+        path = job.work_path / _span_name(span, segment)
         with path.with_suffix(".pairs").open("rb") as stream:
             stream.seek(begin * row_bytes)
             raw = stream.read((end - begin) * row_bytes)
@@ -257,41 +282,47 @@ def _write_piece(deal: _Deal, piece: int) -> dict[str, Any]:
         table[:, [0, 2]] += offset
         offset += len(tokens)
         tokens_parts.append(tokens)
-        table_parts.append(table)
+        tables.append(table)
         spans.append(np.full(len(table), span))
-    if table_parts:
-        tokens, table, span_N = np.concatenate(tokens_parts), np.concatenate(table_parts), np.concatenate(spans)
-    else:
-        tokens, span_N = np.zeros(1, job.vocabulary.token_dtype), np.zeros(0, np.int64)
-        table = np.zeros((0, len(_PAIR_COLUMNS)), np.int64)
-    del tokens_parts, table_parts
+    table = np.concatenate([np.zeros((0, len(_PAIR_COLUMNS)), np.int64), *tables])
+    span_N = np.concatenate([np.zeros(0, np.int64), *spans])
     random = np.random.Generator(np.random.PCG64([job.recipe.seed % 2**64, _SHUFFLE_PIECE, piece]))
     order = random.permutation(len(table))
-    table, span_N = table[order], span_N[order]
-    keys_N = example_keys(job.recipe, span_N, table[:, 5])
-    watch.stop("gather")
-
-    path = job.work_path / f"piece-{piece:06d}.records"
-    temporary = path.with_suffix(".tmp")
-    pairs = Pairs(*table[:, :5].T)
-    with _naming(path), temporary.open("wb") as stream:
-        for content, _, part_counts in encode_pairs(tokens, pairs, keys_N, job.recipe, job.vocabulary, watch):
-            stream.write(content.data)
-            counts += part_counts
-            watch.stop("write")
-    temporary.replace(path)
-    content = {"files": {path.name: path.stat().st_size}, "counts": counts, "seconds": watch.seconds}
-    return _finish(path.with_suffix(".json"), content)
+    table = table[order]
+    keys_N = example_keys(job.recipe, span_N[order], table[:, -1])
+    return np.concatenate(tokens_parts), Pairs(*table[:, :-1].T), keys_N
 
 
-def _write_shard(pieces: Sequence[Path], target: Path) -> dict[str, Any]:
-    """Third phase for one output file: its pieces one after the other, and its checksum; the pieces stay."""
+def _write_pieces(deal: _Deal, pieces: range, target: Path, marker: Path) -> dict[str, Any]:
+    """Second phase for a file of neighbouring pieces: gather, shuffle, mask, encode; marker."""
     assert _job is not None
+    job, watch, counts, checksum = _job, Stopwatch(), Counter[str](), hashlib.sha256()
+    temporary = target.with_name(f".{target.name}.tmp")
+    with _naming(target), temporary.open("wb") as stream:
+        for piece in pieces:
+            tokens, pairs, keys_N = _gather(deal, piece)
+            watch.stop("gather")
+            for content, _, part_counts in encode_pairs(tokens, pairs, keys_N, job.recipe, job.vocabulary, watch):
+                stream.write(content.data)
+                checksum.update(content.data)
+                counts += part_counts
+                watch.stop("write")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(target)
+    watch.stop("write")
+    size = target.stat().st_size
+    content = {"files": {os.path.relpath(target, marker.parent): size}, "counts": counts, "seconds": watch.seconds}
+    return _finish(marker, {**content, "bytes": size, "sha256": checksum.hexdigest()})
+
+
+def _join(parts: Sequence[Path], target: Path) -> dict[str, Any]:
+    """Third phase, where workers shared a file: its parts one after the other; the parts stay."""
     watch = Stopwatch()
     temporary = target.with_name(f".{target.name}.tmp")
     with _naming(target), temporary.open("w+b") as stream:
-        for piece in pieces:
-            with piece.open("rb") as source:
+        for part in parts:
+            with part.open("rb") as source:
                 _append(source, stream)
         stream.flush()
         os.fsync(stream.fileno())
@@ -332,7 +363,7 @@ class _Pool:
             if num_workers > 1
             else None
         )
-        self._num_workers = num_workers
+        self.num_workers = num_workers
 
     def map(
         self, function: Callable[..., dict[str, Any]], calls: Iterable[tuple[int, tuple[Any, ...]]]
@@ -345,7 +376,7 @@ class _Pool:
         running: dict[Future[dict[str, Any]], int] = {}
         for name, arguments in calls:
             running[self._executor.submit(function, *arguments)] = name
-            if len(running) >= 2 * self._num_workers:
+            if len(running) >= 2 * self.num_workers:
                 yield from self._ready(running)
         while running:
             yield from self._ready(running)
@@ -479,33 +510,44 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
         raise nothing_made(counts, len({span.path for span in spans}), recipe)
 
     paths = output.paths(counts["examples"])
-    per_shard = -(-counts["examples"] // len(paths))
-    pieces_per_shard = max(1, -(-per_shard * recipe.max_seq_length // _PIECE_TOKENS))
-    span_examples = tuple(tokenized[i]["counts"].get("examples", 0) for i in range(len(spans)))
-    deal = _Deal(span_examples, pieces_per_shard * len(paths))
-    piece_examples = counts.pop("examples") / deal.num_pieces
-    pieces = stage(
+    num_examples = counts.pop("examples")
+    pieces_per_shard = max(1, -(-num_examples * recipe.max_seq_length // (_PIECE_TOKENS * len(paths))))
+    segments = tuple((i, k, n) for i in range(len(spans)) for k, n in enumerate(tokenized[i]["examples"]))
+    deal = _Deal(segments, pieces_per_shard * len(paths))
+    shards = [range(i * pieces_per_shard, (i + 1) * pieces_per_shard) for i in range(len(paths))]
+    # Shards that are enough for all workers are written at once; of fewer, workers write pieces, to be joined then.
+    whole = len(paths) >= 2 * pool.num_workers or pieces_per_shard == 1
+    files = dict(enumerate(paths)) if whole else {}
+    members = dict(enumerate(shards)) if whole else {}
+    if not whole:
+        files = {piece: work / f"piece-{piece:06d}.records" for piece in range(deal.num_pieces)}
+        members = {piece: range(piece, piece + 1) for piece in files}
+    markers = {i: work / f"{'shard' if whole else 'piece'}-{i:06d}.json" for i in files}
+    written = stage(
         "writing",
-        {i: work / f"piece-{i:06d}.json" for i in range(deal.num_pieces)},
-        _write_piece,
-        {i: (deal, i) for i in range(deal.num_pieces)},
-        lambda i: piece_examples,
+        markers,
+        _write_pieces,
+        {i: (deal, members[i], files[i], markers[i]) for i in files},
+        lambda i: num_examples / len(files),
     )
-    shards = []
-    for i in range(len(paths)):
-        members = range(i * pieces_per_shard, (i + 1) * pieces_per_shard)
-        shards.append([work / f"piece-{piece:06d}.records" for piece in members])
-        for piece in members:
-            counts.update(pieces[piece]["counts"])
-    written = dict(pool.map(_write_shard, ((i, (shard, paths[i])) for i, shard in enumerate(shards))))
-    listed = []
-    for i, path in enumerate(paths):
-        add(written[i].pop("seconds"))
-        members = range(i * pieces_per_shard, (i + 1) * pieces_per_shard)
-        num_examples = sum(pieces[piece]["counts"].get("examples", 0) for piece in members)
-        listed.append(
-            {"name": os.path.relpath(path, output.manifest_path.parent), "examples": num_examples, **written[i]}
-        )
+    for found in written.values():
+        counts.update(found["counts"])
+    examples = {i: found["counts"].get("examples", 0) for i, found in written.items()}
+    if not whole:
+        joined = dict(pool.map(_join, ((i, ([files[p] for p in shard], paths[i])) for i, shard in enumerate(shards))))
+        for found in joined.values():
+            add(found["seconds"])
+        examples = {i: sum(examples[piece] for piece in shard) for i, shard in enumerate(shards)}
+        written = joined
+    listed = [
+        {
+            "name": os.path.relpath(path, output.manifest_path.parent),
+            "examples": examples[i],
+            "bytes": written[i]["bytes"],
+            "sha256": written[i]["sha256"],
+        }
+        for i, path in enumerate(paths)
+    ]
     return Result(tally(counts, listed), seconds)
 
 

@@ -206,12 +206,22 @@ def test_shorter_run_removes_the_shards_of_the_longer_one(tmp_path, tokenizer):
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 9))
 def test_deal_gives_every_example_to_one_piece_and_pieces_equal_shares(sizes, pieces):
-    deal = local._Deal(tuple(sizes), pieces)
+    deal = local._Deal(tuple((i // 2, i % 2, size) for i, size in enumerate(sizes)), pieces)
     got = [list(deal.slices(piece)) for piece in range(pieces)]
-    taken = sorted((span, i) for slices in got for span, begin, end in slices for i in range(begin, end))
-    assert taken == [(span, i) for span, size in enumerate(sizes) for i in range(size)]
-    totals = [sum(end - begin for _, begin, end in slices) for slices in got]
+    taken = sorted((2 * span + k, i) for slices in got for span, k, begin, end in slices for i in range(begin, end))
+    assert taken == [(number, i) for number, size in enumerate(sizes) for i in range(size)]
+    totals = [sum(end - begin for *_, begin, end in slices) for slices in got]
     assert max(totals) - min(totals) <= 1
+
+
+def test_length_of_segments_changes_the_order_only(tmp_path, tokenizer, monkeypatch):
+    """A span of any length, such as one compressed file, is kept in memory in parts."""
+    corpus = write_corpus(tmp_path / "corpus.txt")
+    monkeypatch.setattr(pretraining, "BLOCK_CHARACTERS", 300)
+    _, one = make(tmp_path, tokenizer, name="one.tfrecord", corpus=corpus)
+    monkeypatch.setattr(local, "_SEGMENT_TOKENS", 500)
+    _, many = make(tmp_path, tokenizer, name="many.tfrecord", corpus=corpus)
+    assert multiset(one) == multiset(many)
 
 
 def test_examples_are_shuffled_over_the_whole_output(tmp_path, tokenizer, small_spans):
