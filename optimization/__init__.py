@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from absl.app import UsageError
 
 from optimization.adamw import AdamW
+from optimization.child_tuning import TaskDrivenChild, TaskFreeChild, child_masks
 from optimization.lamb import LAMB
 from optimization.optimizer import Optimizer, Rule, Slots
-from optimization.schedules import SCHEDULES, Constant, LinearDecay, PolynomialDecay, Schedule, create_schedule
+from optimization.schedules import SCHEDULES, Constant, LinearDecay, PolynomialDecay, Schedule, Start, create_schedule
 from optimization.selection import Selection
 from optimization.transforms import Transform
 
@@ -27,7 +28,11 @@ __all__ = [
     "Schedule",
     "Selection",
     "Slots",
+    "Start",
+    "TaskDrivenChild",
+    "TaskFreeChild",
     "Transform",
+    "child_masks",
     "create_optimizer",
     "create_schedule",
 ]
@@ -67,14 +72,15 @@ def create_optimizer(
     beta_2: float = 0.999,
     epsilon: float = 1e-6,
     bias_correction: bool | None = None,
-    learning_rate_multipliers: Sequence[tuple[str, float]] = (),
+    learning_rate_multipliers: Sequence[tuple[str, float | Schedule]] = (),
     frozen: Sequence[str] = (),
     transforms: Sequence[Transform] = (),
+    transforms_after_clipping: Sequence[Transform] = (),
 ) -> Optimizer:
     """Return the optimizer `name`, one of `OPTIMIZERS`; raises `UsageError` for another name.
 
-    `bias_correction=None` means the name's own. `learning_rate_multipliers` are (expression, factor), first match
-    first, 1 elsewhere; `frozen` are expressions over variable names, each of which must match one.
+    `bias_correction=None` means the name's own. `learning_rate_multipliers` are (expression, factor or schedule), first
+    match first, 1 elsewhere; `frozen` are expressions over variable names, each of which must match one.
     """
     if name not in OPTIMIZERS:
         raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -89,4 +95,5 @@ def create_optimizer(
         frozen=tuple(frozen),
         clip_norm=clip_norm,
         transforms=tuple(transforms),
+        transforms_after_clipping=tuple(transforms_after_clipping),
     )

@@ -48,20 +48,23 @@ class Optimizer:
         schedule: step -> learning rate.
         weight_decay: decoupled decay of each variable; it is multiplied by the learning rate.
         trust_ratio: whether LAMB's ratio applies; rules without one ignore it.
-        learning_rate_multiplier: factor on the learning rate of each variable, decay included.
+        learning_rate_multiplier: factor on the learning rate of each variable, decay included; a number, or a schedule
+            of its own. Where it is 0 the variable stays, bit for bit, while its moments go on.
         frozen: expressions over names; what they match has no slots, no gradient and no part in the global norm.
         clip_norm: largest global norm of the gradients; None does not clip.
         transforms: applied in order before clipping.
+        transforms_after_clipping: applied in order between clipping and the rule; no part in `gradient_norm`.
     """
 
     rule: Rule
     schedule: Schedule
     weight_decay: Selection[float]
     trust_ratio: Selection[bool] = field(default_factory=lambda: Selection.always(True))
-    learning_rate_multiplier: Selection[float] = field(default_factory=lambda: Selection.always(1.0))
+    learning_rate_multiplier: Selection[float | Schedule] = field(default_factory=lambda: Selection.always(1.0))
     frozen: tuple[str, ...] = ()
     clip_norm: float | None = 1.0
     transforms: tuple[Transform, ...] = ()
+    transforms_after_clipping: tuple[Transform, ...] = ()
 
     def trainable(self, names: Iterable[str]) -> list[str]:
         """Return the names that are not frozen, in order; raises `UsageError` if none is left."""
@@ -98,6 +101,8 @@ class Optimizer:
             norm = global_norm(gradients)
         else:
             gradients, norm = clip_by_global_norm(gradients, self.clip_norm)
+        for transform in self.transforms_after_clipping:
+            gradients = transform(gradients, step)
         rate = self.schedule(step)
         decay = self.weight_decay.resolve(gradients)
         ratio = self.trust_ratio.resolve(gradients)
@@ -107,7 +112,8 @@ class Optimizer:
             parameter = parameters[name]
             own = {slot: slots[slot][name] for slot in slots}
             update, own = self.rule(gradient, parameter, own, step, weight_decay=decay[name], trust_ratio=ratio[name])
-            new_parameters[name] = parameter - rate * multiplier[name] * update
+            factor = multiplier[name]
+            new_parameters[name] = parameter - rate * (factor(step) if callable(factor) else factor) * update
             for slot, value in own.items():
                 new_slots[slot][name] = value
         return new_parameters, new_slots, {"learning_rate": rate, "gradient_norm": norm}

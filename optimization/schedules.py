@@ -77,6 +77,18 @@ class Constant:
         return _warmup(self.rate, step, 0, self.warmup_steps, self.rate + 0.0 * step)
 
 
+@dataclass(frozen=True)
+class Start:
+    """0 before `first_step`, `value` from then on: a variable that joins later (gradual unfreezing)."""
+
+    value: float
+    first_step: int
+
+    def __call__(self, step: Any) -> Tensor:
+        """Return the factor of the update that follows `step` updates."""
+        return ops.where(ops.cast(step, "float32") >= self.first_step, self.value, 0.0)
+
+
 SCHEDULES = ("polynomial", "linear", "constant")
 
 
