@@ -33,6 +33,7 @@ from data.pretraining import (
     Recipe,
     Stopwatch,
     Vocabulary,
+    check_partners,
     describe,
     encode_pairs,
     example_keys,
@@ -293,8 +294,11 @@ def _gather(deal: _Deal, piece: int) -> tuple[np.ndarray, Pairs, np.ndarray]:
     return np.concatenate(tokens_parts), Pairs(*table[:, :-1].T), keys_N
 
 
-def _write_pieces(deal: _Deal, pieces: range, target: Path, marker: Path) -> dict[str, Any]:
-    """Second phase for a file of neighbouring pieces: gather, shuffle, mask, encode; marker."""
+def _write_pieces(deal: _Deal, pieces: range, target: Path, marker: Path, is_shard: bool) -> dict[str, Any]:
+    """Second phase for a file of neighbouring pieces: gather, shuffle, mask, encode; marker.
+
+    A file that is a shard is checksummed and synced; one that is to be joined to others needs neither.
+    """
     assert _job is not None
     job, watch, counts, checksum = _job, Stopwatch(), Counter[str](), hashlib.sha256()
     temporary = target.with_name(f".{target.name}.tmp")
@@ -304,11 +308,13 @@ def _write_pieces(deal: _Deal, pieces: range, target: Path, marker: Path) -> dic
             watch.stop("gather")
             for content, _, part_counts in encode_pairs(tokens, pairs, keys_N, job.recipe, job.vocabulary, watch):
                 stream.write(content.data)
-                checksum.update(content.data)
+                if is_shard:
+                    checksum.update(content.data)
                 counts += part_counts
                 watch.stop("write")
-        stream.flush()
-        os.fsync(stream.fileno())
+        if is_shard:
+            stream.flush()
+            os.fsync(stream.fileno())
     temporary.replace(target)
     watch.stop("write")
     size = target.stat().st_size
@@ -508,6 +514,7 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
         counts.update(found["counts"])
     if not counts["examples"]:
         raise nothing_made(counts, len({span.path for span in spans}), recipe)
+    check_partners(counts, recipe)
 
     paths = output.paths(counts["examples"])
     num_examples = counts.pop("examples")
@@ -527,7 +534,7 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
         "writing",
         markers,
         _write_pieces,
-        {i: (deal, members[i], files[i], markers[i]) for i in files},
+        {i: (deal, members[i], files[i], markers[i], whole) for i in files},
         lambda i: num_examples / len(files),
     )
     for found in written.values():
