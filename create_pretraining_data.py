@@ -10,13 +10,18 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
 from training.flags import flag, run
 
+if TYPE_CHECKING:
+    from data.word_order import WordOrder
+
 # What every text has; all else that is counted while reading is odd.
 _READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
+_STRUCTBERT = ("structbert", "structbert_2way", "structbert_5way")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,37 @@ class Options:
 
     objective: str = flag(
         "albert",
-        help="albert: masked tokens and sentence order; bert: masked tokens and next sentence; masked_lm: no pairs",
-        choices=("albert", "bert", "masked_lm"),
+        help="albert: masked tokens and sentence order; bert: masked tokens and next sentence; masked_lm: no pairs; "
+        "structbert: masked tokens, word order, and random, next or previous sentence; structbert_2way: random or "
+        "next; structbert_5way: also later or earlier sentences",
+        choices=("albert", "bert", "masked_lm", *_STRUCTBERT),
+    )
+    trigram_rate: float | None = flag(
+        None,
+        help="share of the windows of --trigram_tokens tokens whose order is shuffled and predicted, with any "
+        "objective; by default as --preset has it with structbert and 0, none, with the others",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    trigram_tokens: int = flag(3, help="size of a window, StructBERT's K", unit="tokens", minimum=2, maximum=6)
+    trigram_windows: str | None = flag(
+        None,
+        help="unmasked: windows without masked or special tokens, each inside one segment; any: all others too; "
+        "by default as --preset has it",
+        choices=("unmasked", "any"),
+    )
+    trigram_overlap: bool | None = flag(None, help="windows may overlap; by default as --preset has it")
+    trigram_identity: bool = flag(True, help="the order drawn for a window may be the one it has")
+    trigram_labels: str | None = flag(
+        None,
+        help="predict all tokens of a window, or those that changed; by default as --preset has it",
+        choices=("all", "changed"),
+    )
+    preset: str = flag(
+        "paper",
+        help="of the --trigram flags not given; paper: rate 0.05, unmasked, no overlap, all; released, as AliceMind's "
+        "sampler: rate 0.1, any, overlap, changed (and run_pretraining.py --pooled_loss)",
+        choices=("paper", "released"),
     )
     random_next_sentence: bool = flag(False, help="Google's name for --objective=bert")
     do_whole_word_mask: bool = flag(False, help="hide whole words, Chinese ones by --segmenter, rather than tokens")
@@ -127,6 +161,10 @@ def main(options: Options) -> int:
         raise UsageError(
             f"--pack_sequences needs --objective=masked_lm: with {options.objective} an example is one pair"
         )
+    if options.random_next_sentence and options.objective in _STRUCTBERT:
+        raise UsageError(
+            f"--random_next_sentence=True is --objective=bert, but --objective={options.objective}: drop one of them"
+        )
     if options.runner and options.shard_size:
         raise UsageError(
             "--shard_size cannot be had with --runner, which must know the files at once: give --num_shards"
@@ -164,6 +202,7 @@ def main(options: Options) -> int:
         text_field=options.text_field,
         held_out_fraction=options.eval_fraction,
         packing=options.pack_sequences,
+        word_order=word_order(options),
     )
     # The smaller part first: a run that is interrupted in the other one does not make it again from the start.
     parts = [(recipe, options.output_file, options.num_shards, options.shard_size)]
@@ -208,6 +247,32 @@ def main(options: Options) -> int:
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def word_order(options: Options) -> WordOrder | None:
+    """What the --trigram flags and --preset ask for; None where nothing is shuffled."""
+    from data.word_order import PRESETS, WordOrder
+
+    preset = PRESETS[options.preset]
+    rate = options.trigram_rate
+    if rate is None:
+        rate = preset.rate if options.objective in _STRUCTBERT else 0.0
+    if not rate:
+        return None
+    chosen = WordOrder(
+        rate=rate,
+        tokens=options.trigram_tokens,
+        windows=options.trigram_windows or preset.windows,
+        overlap=preset.overlap if options.trigram_overlap is None else options.trigram_overlap,
+        identity=options.trigram_identity,
+        labels=options.trigram_labels or preset.labels,
+    )
+    if options.pack_sequences and chosen.windows == "any":
+        raise UsageError(
+            "--pack_sequences tells sequences apart by their [CLS], which windows of any tokens may move: give "
+            "--trigram_windows=unmasked"
+        )
+    return chosen
 
 
 def held_out_name(output_file: str) -> str:
@@ -271,8 +336,13 @@ def summary(manifest: dict) -> str:
     if oddities:
         mended = (f"{n:,} {name.removeprefix('read_').replace('_', ' ')}" for name, n in oddities.items())
         lines.insert(1, f"mended   {', '.join(mended)}")
+    lone = counts.get("pairs_without_another_document", 0)
+    if lone:
+        lines.insert(2, f"lacking  another document nearby: {lone:,} pairs, none of them with a random sentence")
     if "predictions" in counts:
         lines[-3] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
+    if "word_order_predictions" in counts:
+        lines[-3] += f" and {counts['word_order_predictions'] / manifest['num_examples']:.1f} of shuffled tokens"
     return "\n".join(lines)
 
 

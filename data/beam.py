@@ -29,6 +29,7 @@ from data.pretraining import (
     MANIFEST_SUFFIX,
     Recipe,
     Vocabulary,
+    check_partners,
     describe,
     encode_pairs,
     example_keys,
@@ -113,6 +114,7 @@ class _WriteManifest(beam.DoFn):
         total = sum((Counter(part) for part in counts), Counter())
         if not total["examples"]:
             raise nothing_made(total, self._num_files, self._recipe)
+        check_partners(total, self._recipe)
         manifest = {**self._known, **tally(total, [entry for _, entry in sorted(shards, key=lambda item: item[0])])}
         if FileSystems.exists(self._path):
             FileSystems.delete([self._path])

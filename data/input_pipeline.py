@@ -27,6 +27,7 @@ from data.pretraining import (
 )
 from data.randomness import keys, permuted, stream_number
 from data.records import Column, MalformedRecordError, RecordFile, decode_examples
+from data.word_order import WordOrder
 
 STATIC_FEATURES = (
     "input_ids",
@@ -37,6 +38,7 @@ STATIC_FEATURES = (
     "masked_lm_weights",
     "next_sentence_labels",
 )
+WORD_ORDER_FEATURES = ("word_order_positions", "word_order_ids", "word_order_weights")
 COMPACT_FEATURES = ("input_ids", "token_boundary", "first_segment_length", "next_sentence_labels")
 # Files are shuffled as wholes, and examples within neighbouring files that hold about this many together.
 _SHUFFLE_EXAMPLES = 1 << 20
@@ -45,7 +47,14 @@ _FILE_ORDER = stream_number("order of files")
 _EXAMPLE_ORDER = stream_number("order of examples")
 _MASK = stream_number("dynamic masks")
 # What manifests of shards that are read together have to agree on.
-_COMMON = ("objective", "max_seq_length", "max_predictions_per_seq", "masking", "num_pair_labels")
+_COMMON = (
+    "objective",
+    "max_seq_length",
+    "max_predictions_per_seq",
+    "max_word_order_per_seq",
+    "masking",
+    "num_pair_labels",
+)
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
@@ -153,10 +162,13 @@ class PretrainingDataset:
         self.max_seq_length, self.max_predictions_per_seq = self._lengths(
             max_seq_length, max_predictions_per_seq, masking
         )
+        self.max_word_order_per_seq = self._word_order_slots()
         if self.dynamic:
             assert self.manifest is not None
             self._masking = masking or Masking(**self.manifest["recipe"]["masking"])
             self._vocabulary = mask_vocabulary or mask_vocabulary_from_json(self.manifest["mask_vocabulary"])
+            word_order = self.manifest["recipe"].get("word_order")
+            self._word_order = WordOrder(**word_order) if word_order else None
         self._epoch_groups: tuple[int, list[_Group]] = (-1, [])
 
     # -- what the shards say -------------------------------------------------------------------------------------------
@@ -173,9 +185,11 @@ class PretrainingDataset:
             if manifest["recipe"].get("packing") != first["recipe"].get("packing"):
                 raise UsageError(f"of {path} and {first_path} only one has packed sequences: read them apart")
             for name in _COMMON:
-                if manifest[name] != first[name]:
+                # Manifests of before StructBERT know nothing of word order.
+                found, expected = manifest.get(name, 0), first.get(name, 0)
+                if found != expected:
                     raise UsageError(
-                        f"{path} has {name}={manifest[name]} but {first_path} has {name}={first[name]}: "
+                        f"{path} has {name}={found} but {first_path} has {name}={expected}: "
                         "give --input_file shards of one kind"
                     )
             if manifest["tokenizer"]["fingerprint"] != first["tokenizer"]["fingerprint"]:
@@ -212,6 +226,13 @@ class PretrainingDataset:
                 )
         return length, predictions
 
+    def _word_order_slots(self) -> int:
+        if self.manifest is not None:
+            return self.manifest.get("max_word_order_per_seq", 0)
+        first = int(np.flatnonzero(self._counts)[0])
+        columns, _ = decode_examples(self._open(first).read(np.asarray([0])))
+        return len(columns["word_order_positions"].values) if "word_order_positions" in columns else 0
+
     # -- order ---------------------------------------------------------------------------------------------------------
 
     def _groups(self, epoch: int) -> list[_Group]:
@@ -247,7 +268,8 @@ class PretrainingDataset:
         """Returns the batch of optimizer step `step` (from 0).
 
         int32 `input_ids input_mask segment_ids` [B, L], `masked_lm_positions masked_lm_ids` [B, P],
-        `next_sentence_labels` [B]; float32 `masked_lm_weights` [B, P]. Of packed examples also int32 `sequence_ids`
+        `next_sentence_labels` [B]; float32 `masked_lm_weights` [B, P]. Where words were shuffled also
+        `word_order_positions word_order_ids word_order_weights` [B, Q]. Of packed examples also int32 `sequence_ids`
         [B, L]: positions may attend to those with the same number only.
         """
         index, count = self.shard
@@ -333,7 +355,8 @@ class PretrainingDataset:
             at = np.flatnonzero(files == number)
             for i, record in zip(at, self._open(int(number)).read(examples[at] - self._begins[number]), strict=True):
                 records[i] = record
-        columns = self._columns(records, COMPACT_FEATURES if self.dynamic else STATIC_FEATURES, files.tolist())
+        stored = STATIC_FEATURES + (WORD_ORDER_FEATURES if self.max_word_order_per_seq else ())
+        columns = self._columns(records, COMPACT_FEATURES if self.dynamic else stored, files.tolist())
         try:
             if self.dynamic:
                 return self._mask(columns, examples, epochs)
@@ -341,11 +364,12 @@ class PretrainingDataset:
                 "input": self.max_seq_length,
                 "segment": self.max_seq_length,
                 "masked": self.max_predictions_per_seq,
+                "word": self.max_word_order_per_seq,
             }
             features = {}
-            for name in STATIC_FEATURES:
+            for name in stored:
                 width = widths.get(name.split("_")[0], 1)
-                dtype = np.float32 if name == "masked_lm_weights" else np.int32
+                dtype = np.float32 if name.endswith("weights") else np.int32
                 try:
                     features[name] = columns[name].matrix(width).astype(dtype, copy=False)
                 except MalformedRecordError as error:
@@ -366,6 +390,6 @@ class PretrainingDataset:
         masking = Masking(**{**vars(self._masking), "max_predictions": self.max_predictions_per_seq})
         keys_N = keys(self.seed, _MASK, examples, epochs)
         labels = columns["next_sentence_labels"].matrix(1)[:, 0]
-        features = static_features(assembled, labels, keys_N, masking, self._vocabulary)
+        features = static_features(assembled, labels, keys_N, masking, self._vocabulary, self._word_order)
         features["next_sentence_labels"] = features["next_sentence_labels"][:, 0]
         return features

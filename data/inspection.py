@@ -28,10 +28,12 @@ DAMAGED_SUFFIX = ".damaged"
 
 
 def restore(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the ids [B, L] of a batch as they were before masking."""
+    """Returns the ids [B, L] of a batch as they were before masking and shuffling (all labels known)."""
     ids = batch["input_ids"].copy()
-    row, slot = np.nonzero(batch["masked_lm_weights"])
-    ids[row, batch["masked_lm_positions"][row, slot]] = batch["masked_lm_ids"][row, slot]
+    for name in ("word_order", "masked_lm"):
+        if f"{name}_weights" in batch:
+            row, slot = np.nonzero(batch[f"{name}_weights"])
+            ids[row, batch[f"{name}_positions"][row, slot]] = batch[f"{name}_ids"][row, slot]
     return ids
 
 

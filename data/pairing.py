@@ -1,5 +1,5 @@
 """Cuts documents into pairs of segments: sentence order (ALBERT, Lan et al. 2020, section 3.1), next sentence (BERT,
-Devlin et al. 2019, section 3.1), or single segments.
+Devlin et al. 2019, section 3.1), sentence structure (StructBERT, Wang et al. 2020, section 2.2.2), or single segments.
 
 Sentences are gathered up to a target length as BERT's script does. What differs: no sentence is dropped for want of a
 partner, the length of short examples is drawn for each of them and not once a document, and swapped pairs are never
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -84,20 +85,64 @@ def _next_sentence(chunks: Chunks, block: Block, random: np.random.Generator) ->
     """Label 0: B follows A; 1: B is from another document of the block, and the true B is used again."""
     middle = _split_points(chunks, random)
     unrelated = random.random(len(middle)) < 0.5
-    step = 1 + (random.random(len(middle)) * max(block.num_documents - 1, 1)).astype(np.int64)
-    other = (chunks.document + step) % block.num_documents
-    other_begin, other_end = block.begin[other], block.end[other]
-    b_begin = other_begin + (random.random(len(middle)) * (other_end - other_begin)).astype(np.int64)
+    b_begin, other_end = _elsewhere(chunks, block, random)
     first_start, first_length = _spans_of(block, chunks.begin, middle)
     unrelated |= middle == chunks.end
     if block.num_documents == 1:
         unrelated[:] = False
-    wanted = np.maximum(1, chunks.target_tokens - first_length)
-    b_end = np.searchsorted(block.sentences, block.sentences[b_begin] + wanted)
-    b_end = np.minimum(np.maximum(b_end, b_begin + 1), other_end)
+    b_end = _filling(block, b_begin, other_end, chunks.target_tokens - first_length)
     begin, end = np.where(unrelated, b_begin, middle), np.where(unrelated, b_end, chunks.end)
     pairs = Pairs(first_start, first_length, *_spans_of(block, begin, end), unrelated.astype(np.int64))
     return pairs, np.where(unrelated, middle, chunks.end)
+
+
+def _elsewhere(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A sentence of another document of the block for each chunk (of its own if it is the only one); that one's end."""
+    step = 1 + (random.random(len(chunks.begin)) * max(block.num_documents - 1, 1)).astype(np.int64)
+    other = (chunks.document + step) % block.num_documents
+    begin, end = block.begin[other], block.end[other]
+    return begin + (random.random(len(begin)) * (end - begin)).astype(np.int64), end
+
+
+def _filling(block: Block, begin: np.ndarray, limit: np.ndarray, wanted_tokens: np.ndarray) -> np.ndarray:
+    """The end of the sentences from `begin` on that hold as many tokens as wanted, at least one sentence."""
+    end = np.searchsorted(block.sentences, block.sentences[begin] + np.maximum(1, wanted_tokens))
+    return np.minimum(np.maximum(end, begin + 1), limit)
+
+
+def _structure(num_labels: int, chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """Label 0: B is from another document of the block; 1: B follows A; 2: B precedes A; 3 and 4: as 1 and 2, but with
+    sentences left out between them.
+
+    All labels are equally likely. A chunk of two sentences has none to leave out, and becomes 1 or 2 instead; a block
+    of one document has no random partners. What follows A in the text is used again after 0, 3 and 4.
+    """
+    label = (random.random(len(chunks.begin)) * num_labels).astype(np.int64)
+    if block.num_documents == 1:
+        label = 1 + (random.random(len(label)) * (num_labels - 1)).astype(np.int64)
+    count = chunks.end - chunks.begin
+    label = np.where((label >= 3) & (count < 3), label - 2, label)
+    unrelated, apart, swapped = label == 0, label >= 3, (label == 2) | (label == 4)
+    last = block.end[chunks.document]
+    # A ends where a sentence is left for the gap; and no sentence may be left alone at a document's end.
+    room = count - 1 - (apart | (unrelated & (chunks.end == last) & (count > 2)))
+    middle = chunks.begin + 1 + (random.random(len(count)) * room).astype(np.int64)
+    middle = np.where(unrelated & (last - middle == 1), last, middle)
+    gap = 1 + (random.random(len(count)) * (chunks.end - middle - 1)).astype(np.int64)
+    b_begin, b_limit = _elsewhere(chunks, block, random)
+    b_begin = np.where(unrelated, b_begin, middle + np.where(apart, gap, 0))
+    a_start, a_length = _spans_of(block, chunks.begin, middle)
+    b_end = _filling(block, b_begin, np.where(unrelated, b_limit, last), chunks.target_tokens - a_length)
+    b_end = np.where(unrelated | apart, b_end, chunks.end)
+    b_start, b_length = _spans_of(block, b_begin, b_end)
+    pairs = Pairs(
+        np.where(swapped, b_start, a_start),
+        np.where(swapped, b_length, a_length),
+        np.where(swapped, a_start, b_start),
+        np.where(swapped, a_length, b_length),
+        label,
+    )
+    return pairs, np.where(unrelated | apart, middle, chunks.end)
 
 
 def _single(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
@@ -115,11 +160,15 @@ class Pairing:
         num_segments: 1 or 2.
         num_labels: classes of `next_sentence_labels`.
         pair: chunks -> (pairs, the sentence to go on with).
+        min_documents: without so many beside one another, a label cannot occur.
+        min_sentences: without a document of so many, a label cannot occur.
     """
 
     num_segments: int
     num_labels: int
     pair: Callable[[Chunks, Block, np.random.Generator], tuple[Pairs, np.ndarray]]
+    min_documents: int = 1
+    min_sentences: int = 1
 
     def max_tokens(self, max_seq_length: int) -> int:
         """Tokens of text that fit beside [CLS] and the [SEP]s."""
@@ -130,6 +179,16 @@ PAIRINGS: dict[str, Pairing] = {
     "sop": Pairing(num_segments=2, num_labels=2, pair=_swap),
     "nsp": Pairing(num_segments=2, num_labels=2, pair=_next_sentence),
     "single": Pairing(num_segments=1, num_labels=1, pair=_single),
+    **{
+        f"structure_{num_labels}": Pairing(
+            num_segments=2,
+            num_labels=num_labels,
+            pair=partial(_structure, num_labels),
+            min_documents=2,
+            min_sentences=3 if num_labels == 5 else 2,
+        )
+        for num_labels in (2, 3, 5)
+    },
 }
 
 

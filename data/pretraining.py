@@ -25,6 +25,7 @@ from data.randomness import keys, stream_number
 from data.records import Rows, encode_examples
 from data.segmentation import segmenter_version, word_starts
 from data.tokenizers import Tokenizer
+from data.word_order import WordOrder, shuffle_words
 
 MANIFEST_SUFFIX = ".manifest.json"
 # Documents are handled together up to this many characters: enough for NumPy, little enough for memory and caches.
@@ -50,6 +51,9 @@ OBJECTIVES: dict[str, Objective] = {
     "albert": Objective("sop", "Lan et al. 2020: masked tokens and sentence order"),
     "bert": Objective("nsp", "Devlin et al. 2019: masked tokens and next sentence"),
     "masked_lm": Objective("single", "Liu et al. 2019 (RoBERTa): masked tokens only"),
+    "structbert": Objective("structure_3", "Wang et al. 2020: masked tokens, word order, sentence structure"),
+    "structbert_2way": Objective("structure_2", "AliceMind: random or next sentences"),
+    "structbert_5way": Objective("structure_5", "AliceMind: also pairs with sentences left out between them"),
 }
 
 
@@ -74,6 +78,7 @@ class Recipe:
             falls, so that copies of it fall on the same one.
         held_out: use the documents that are set apart, instead of all others.
         packing: several sequences to an example, each with its [CLS] and [SEP]; for objectives without pairs.
+        word_order: what is shuffled after masking, with any objective; None: nothing.
     """
 
     objective: str
@@ -90,6 +95,7 @@ class Recipe:
     held_out_fraction: float = 0.0
     held_out: bool = False
     packing: bool = False
+    word_order: WordOrder | None = None
 
     def takes(self, document: Sequence[str]) -> bool:
         """Whether the document is on this recipe's side of the held-out split."""
@@ -212,7 +218,7 @@ def read_blocks(
     watch = watch or Stopwatch()
     read = corpus.Counts()
     documents = filter(recipe.takes, corpus.read_documents(span, read, text_field=recipe.text_field))
-    for number, batch in enumerate(_batched(documents)):
+    for number, batch in enumerate(_batched(documents, recipe.pairing.min_documents)):
         watch.stop("read")
         texts = [sentence for document in batch for sentence in document]
         encoding = tokenizer.encode_batch(texts)
@@ -252,6 +258,7 @@ def read_blocks(
             truncated_tokens=int(cut.sum()),
             truncated_examples=int((cut > 0).sum()),
             documents_too_short_to_pair=unpaired,
+            **_partners(block, pairs, recipe.pairing),
         )
         watch.stop("build")
         yield PairedBlock(tokens, pairs, counts)
@@ -295,17 +302,48 @@ def sequence_ids(input_ids: np.ndarray, input_mask: np.ndarray, cls_id: int) -> 
     return (np.cumsum(input_ids == cls_id, axis=1) * input_mask).astype(np.int32)
 
 
-def _batched(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+def _partners(block: Block, pairs: Pairs, pairing: Pairing) -> dict[str, int]:
+    """Counts what `check_partners` looks at; nothing for pairings that any text will do for."""
+    if pairing.min_documents == 1:
+        return {}
+    return {
+        "pairs_without_another_document": len(pairs) if block.num_documents < pairing.min_documents else 0,
+        "documents_of_enough_sentences": int((block.end - block.begin >= pairing.min_sentences).sum()),
+    }
+
+
+def check_partners(counts: Mapping[str, int], recipe: Recipe) -> None:
+    """Raises `UsageError` where the text has too few documents or sentences for some label of the pairing."""
+    pairing, found = recipe.pairing, counts.get("documents", 0)
+    where = "held out" if recipe.held_out else "in the input"
+    if counts.get("pairs_without_another_document", 0) == counts["examples"]:
+        raise UsageError(
+            f"--objective={recipe.objective} pairs sentences of different documents, but of the {found:,} document(s) "
+            f"{where} no two are in one file: put a blank line between documents, or several documents into a file"
+        )
+    if pairing.min_documents > 1 and not counts.get("documents_of_enough_sentences", 0):
+        raise UsageError(
+            f"--objective={recipe.objective} leaves out sentences between two others, but none of the {found:,} "
+            f"documents {where} has {pairing.min_sentences} sentences: put one sentence a line, or give "
+            "--objective=structbert"
+        )
+
+
+def _batched(documents: Iterable[list[str]], min_documents: int) -> Iterator[list[list[str]]]:
+    """Some documents at a time; at least `min_documents` unless there are no more."""
+    held: list[list[str]] = []
     batch: list[list[str]] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += sum(map(len, document))
-        if characters >= BLOCK_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        if characters >= BLOCK_CHARACTERS and len(batch) >= min_documents:
+            if held:
+                yield held
+            held, batch, characters = batch, [], 0
+    if len(batch) < min_documents:
+        held, batch = held + batch, []
+    yield from filter(None, (held, batch))
 
 
 # -- pairs to examples -------------------------------------------------------------------------------------------------
@@ -351,19 +389,35 @@ def assemble(tokens: np.ndarray, pairs: Pairs, recipe: Recipe, vocabulary: Vocab
 
 
 def static_features(
-    examples: Assembled, label_N: np.ndarray, keys_N: np.ndarray, masking: Masking, vocabulary: MaskVocabulary
+    examples: Assembled,
+    label_N: np.ndarray,
+    keys_N: np.ndarray,
+    masking: Masking,
+    vocabulary: MaskVocabulary,
+    word_order: WordOrder | None = None,
 ) -> dict[str, np.ndarray]:
-    """Masks examples; returns BERT's features: int32 [N, ...] and float32 `masked_lm_weights`."""
-    masked = mask_examples(examples.input_ids, examples.word_starts, examples.lengths, keys_N, masking, vocabulary)
+    """Masks examples; returns BERT's features, and three more with `word_order`: int32 [N, ...], weights float32."""
+    features = mask_examples(examples.input_ids, examples.word_starts, examples.lengths, keys_N, masking, vocabulary)
+    if word_order:
+        hidden_NL = np.zeros(examples.input_ids.shape, bool)
+        row, slot = np.nonzero(features["masked_lm_weights"])
+        hidden_NL[row, features["masked_lm_positions"][row, slot]] = True
+        features |= shuffle_words(
+            features["input_ids"],
+            examples.input_ids,
+            hidden_NL,
+            examples.lengths,
+            keys_N,
+            word_order,
+            vocabulary.special,
+        )
     column_L = np.arange(examples.input_ids.shape[1])
     mask_NL = (column_L < examples.lengths[:, None]).astype(np.int32)
     return {
-        "input_ids": masked["input_ids"],
+        "input_ids": features.pop("input_ids"),
         "input_mask": mask_NL,
         "segment_ids": mask_NL * (column_L >= examples.first_lengths[:, None]),
-        "masked_lm_positions": masked["masked_lm_positions"],
-        "masked_lm_ids": masked["masked_lm_ids"],
-        "masked_lm_weights": masked["masked_lm_weights"],
+        **features,
         "next_sentence_labels": label_N.astype(np.int32)[:, None],
     }
 
@@ -402,9 +456,16 @@ def encode_pairs(
             features: Mapping[str, Rows] = compact_features(examples, part.label)
         else:
             features = static_features(
-                examples, part.label, keys_N[begin : begin + size], recipe.masking, vocabulary.masking
+                examples,
+                part.label,
+                keys_N[begin : begin + size],
+                recipe.masking,
+                vocabulary.masking,
+                recipe.word_order,
             )
             counts["predictions"] = int(features["masked_lm_weights"].sum())
+            if recipe.word_order:
+                counts["word_order_predictions"] = int(features["word_order_weights"].sum())
         watch.stop("mask")
         content, offsets = encode_examples(features)
         watch.stop("encode")
@@ -429,6 +490,7 @@ def describe(
         "recipe": asdict(recipe),
         "max_seq_length": recipe.max_seq_length,
         "max_predictions_per_seq": recipe.masking.num_slots,
+        "max_word_order_per_seq": recipe.word_order.num_slots(recipe.max_seq_length) if recipe.word_order else 0,
         "masking": "dynamic" if recipe.dynamic else "static",
         "num_pair_labels": recipe.pairing.num_labels,
         "tokenizer": {
