@@ -14,4 +14,5 @@ exec "$python" create_pretraining_data.py \
   --max_seq_length=512 \
   --max_predictions_per_seq=51 \
   --masked_lm_prob=0.10 \
+  --eval_fraction=0.05 \
   "$@"
