@@ -13,7 +13,10 @@ from training.flags import flag, run
 from training.options import OPTIMIZERS, TrainingOptions
 
 if TYPE_CHECKING:
+    import keras
+
     from data.input_pipeline import PretrainingDataset
+    from modeling.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,24 @@ class Options(TrainingOptions):
         (), help="record shards to evaluate on; by default those that the manifest of --input_file calls held out"
     )
     objective: str = flag(
-        "albert", help="what is learnt; must be what the records were made for", choices=("albert", "bert")
+        "albert",
+        help="what is learnt; must be what the records were made for; the order of words is learnt besides where they "
+        "hold shuffled ones",
+        choices=("albert", "bert", "masked_lm", "structbert", "structbert_2way", "structbert_5way"),
     )
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
+    word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
     sentence_loss_weight: float = flag(1.0, help="weight of the sentence-pair loss", minimum=0)
+    pooled_loss: bool = flag(
+        False,
+        help="average masked and shuffled tokens together, as AliceMind does, instead of each by themselves: the more "
+        "numerous weigh more",
+    )
     init_checkpoint: str | None = flag(
         None, help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder"
+    )
+    init_sentence_head: bool = flag(
+        True, help="false: start with a new sentence-pair head, whatever --init_checkpoint has"
     )
     max_seq_length: int | None = flag(None, help="of the records; read from their manifest by default", unit="tokens")
     max_predictions_per_seq: int | None = flag(
@@ -88,10 +103,21 @@ def main(options: Options) -> None:
     training = open_records(training_files, options.train_batch_size)
     held_out = open_records(held_out_files, options.eval_batch_size) if options.do_eval else None
     check_objective(training, options.objective)
+    shuffled = bool(training.max_word_order_per_seq)
+    if held_out and bool(held_out.max_word_order_per_seq) != shuffled:
+        with_words, without = ("--input_file", "the held-out ones")[:: 1 if shuffled else -1]
+        raise UsageError(f"{with_words} hold shuffled words but {without} do not: make both with one --trigram_rate")
+    if options.pooled_loss and not shuffled:
+        raise UsageError(
+            "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"
+        )
 
+    from training.startup import import_tensorflow
+
+    import_tensorflow()
     from modeling import load_config
     from optimization import create_schedule
-    from tasks.pretraining import PretrainingTask, unigram_accuracy
+    from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
     from training.loop import train
     from training.tables import print_table
 
@@ -111,6 +137,8 @@ def main(options: Options) -> None:
         options.objective,
         masked_lm_weight=options.masked_lm_loss_weight,
         sentence_weight=options.sentence_loss_weight,
+        word_order_weight=options.word_order_loss_weight if shuffled else None,
+        pooled=options.pooled_loss,
         dtype=launch.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
@@ -126,13 +154,7 @@ def main(options: Options) -> None:
     engine = launch.create_engine(task, options, schedule)
     weights = "new"
     if options.init_checkpoint:
-        weights = launch.initialize(
-            engine,
-            config,
-            options.init_checkpoint,
-            allow_missing=("masked_lm/.*", "sentence_pair/.*"),
-            allow_unexpected=("classifier/.*",),
-        )
+        weights = initialize(engine.model, config, options, task.objective.pair_labels)
     launch.write_run_files(options, config)
 
     def evaluate() -> dict[str, float]:
@@ -185,8 +207,39 @@ def main(options: Options) -> None:
             itertools.islice(held_out.evaluation_batches(options.eval_batch_size), options.max_eval_steps),
         ),
     }
+    if shuffled:
+        batches = held_out.evaluation_batches(options.eval_batch_size)
+        scores["unchanged_order_accuracy"] = unchanged_share(itertools.islice(batches, options.max_eval_steps))
     launch.write_results(options.output_dir, scores)
     print_table("held-out records", ["score", "value"], [[name, f"{value:.4f}"] for name, value in scores.items()])
+
+
+def initialize(model: keras.Model, config: Config, options: Options, pair_labels: Sequence[str]) -> str:
+    """Load --init_checkpoint; returns what became of every tensor.
+
+    Raises `UsageError` where its sentence-pair head has another number of classes than `pair_labels`.
+    """
+    from conversion.loading import load_into
+    from conversion.readers import read_checkpoint
+
+    checkpoint = read_checkpoint(options.init_checkpoint or "", config=config)
+    head = checkpoint.tensors.get("sentence_pair/bias")
+    if options.init_sentence_head and pair_labels and head is not None and len(head) != len(pair_labels):
+        raise UsageError(
+            f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
+            f"--objective={options.objective} has {len(pair_labels)} ({', '.join(pair_labels)}): give an objective of "
+            f"{len(head)} classes, or --init_sentence_head=False for a new head"
+        )
+    if not (options.init_sentence_head and pair_labels):
+        for name in ("sentence_pair/kernel", "sentence_pair/bias"):
+            checkpoint.tensors.pop(name, None)
+    report = load_into(
+        model,
+        checkpoint,
+        allow_missing=("masked_lm/.*", "sentence_pair/.*"),
+        allow_unexpected=("classifier/.*",),
+    )
+    return f"{options.init_checkpoint} ({checkpoint.source_format}): {report}"
 
 
 def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -58,7 +58,7 @@ class PretrainingModel(keras.Model):
 
     Args:
         config: graph and shapes.
-        num_pair_labels: classes of the sentence-pair task (2 for next sentence and sentence order).
+        num_pair_labels: classes of the sentence-pair task (2 for next sentence and sentence order); 0: no such head.
         dtype: "float32" or "mixed_bfloat16"; variables, LayerNorm, softmax and logits are float32 in both.
         seed: initial values are a function of it and of the variables' names.
         remat: recompute blocks in the backward pass instead of keeping their inner states.
@@ -79,15 +79,18 @@ class PretrainingModel(keras.Model):
         initialization = Initialization(config.initializer_range, seed)
         self.backbone = Backbone(config, initialization, remat=remat, dtype=dtype)
         self.masked_lm = MaskedLMHead(config, initialization, dtype=dtype)
-        self.sentence_pair = Dense(
-            config.hidden_size, num_pair_labels, initialization, dtype=dtype, name="sentence_pair"
-        )
+        self.sentence_pair = None
+        if num_pair_labels:
+            self.sentence_pair = Dense(
+                config.hidden_size, num_pair_labels, initialization, dtype=dtype, name="sentence_pair"
+            )
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Create every variable; done by the constructor."""
         for layer in (self.backbone, self.masked_lm, self.sentence_pair):
-            layer.build(None)
+            if layer is not None:
+                layer.build(None)
 
     def call(self, features: Mapping[str, Tensor], training: bool = False) -> dict[str, Any]:
         """Score masked words and the pair.
@@ -98,17 +101,17 @@ class PretrainingModel(keras.Model):
             training: apply dropout.
 
         Returns:
-            The backbone's outputs, `masked_lm_logits` [B, P, V] and `sentence_pair_logits` [B, C], both float32.
+            The backbone's outputs, `masked_lm_logits` [B, P, V] and, with that head, `sentence_pair_logits` [B, C];
+            both float32.
         """
         outputs = self.backbone(features, training=training)
         x = outputs["sequence_output"]
         if "masked_lm_positions" in features:
             x = gather_positions(x, features["masked_lm_positions"])
-        return {
-            "masked_lm_logits": self.masked_lm(x, embeddings=self.backbone.embeddings),
-            "sentence_pair_logits": ops.cast(self.sentence_pair(outputs["pooled_output"]), "float32"),
-            **outputs,
-        }
+        logits = {"masked_lm_logits": self.masked_lm(x, embeddings=self.backbone.embeddings)}
+        if self.sentence_pair is not None:
+            logits["sentence_pair_logits"] = ops.cast(self.sentence_pair(outputs["pooled_output"]), "float32")
+        return {**logits, **outputs}
 
 
 class ClassifierModel(keras.Model):

@@ -1,4 +1,5 @@
-"""Pretraining as a task: masked tokens plus a sentence-pair objective (ALBERT section 3.1, BERT section 3.1).
+"""Pretraining as a task: masked tokens, a sentence-pair objective (ALBERT section 3.1, BERT section 3.1, StructBERT
+section 2.2.2), and the order of shuffled words (StructBERT section 2.2.1) where the records hold any.
 
 An objective is a row of OBJECTIVES: which pairing and masking the records carry, what the pair head predicts, and the
 names under which its losses are logged.
@@ -11,19 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
-from keras import ops
 
 from modeling import PretrainingModel
 from modeling.fusion import fused, fusing
-from modeling.losses import cross_entropy
+from modeling.losses import cross_entropy, negative_log_likelihood
 from modeling.randomness import seeded
 
 if TYPE_CHECKING:
-    import keras
-
     from modeling.config import Config
 
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
 Tensor = Any
 Terms = dict[str, tuple[Tensor, Tensor]]
 
@@ -32,24 +33,34 @@ Terms = dict[str, tuple[Tensor, Tensor]]
 class Objective:
     """What tells one pretraining method from another, given the shared body."""
 
-    pair_loss: str  # the name under which the pair objective is logged
-    pair_labels: tuple[str, ...]  # its classes in id order
+    pair_loss: str = ""  # the name under which the pair objective is logged; none without one
+    pair_labels: tuple[str, ...] = ()  # its classes in id order
 
 
+_STRUCTURE = ("random", "next", "previous", "later", "earlier")
 OBJECTIVES: Mapping[str, Objective] = {
     "albert": Objective("sentence_order", ("in order", "swapped")),
     "bert": Objective("next_sentence", ("next", "random")),
+    "masked_lm": Objective(),
+    "structbert": Objective("sentence_structure", _STRUCTURE[:3]),
+    "structbert_2way": Objective("sentence_structure", _STRUCTURE[:2]),
+    "structbert_5way": Objective("sentence_structure", _STRUCTURE),
 }
 
 
 class PretrainingTask:
-    """Masked tokens and sentence pairs on one encoder; implements `training.engine.Task`.
+    """Masked tokens, sentence pairs and word order on one encoder; implements `training.engine.Task`.
+
+    Masked and shuffled positions are scored by the same head at once.
 
     Args:
         config: the model's.
         objective: a row of OBJECTIVES.
         masked_lm_weight: weight of the masked-token loss.
         sentence_weight: weight of the sentence-pair loss.
+        word_order_weight: weight of the loss of shuffled words; None: the batches hold none.
+        pooled: masked and shuffled tokens share one mean, so that each token weighs the same (AliceMind's sampler);
+            otherwise each loss is a mean of its own (the paper).
         dtype: Keras dtype policy of the model, "float32" or "mixed_bfloat16".
         seed: of the initial weights.
         remat: recompute activations in the backward pass instead of keeping them.
@@ -62,6 +73,8 @@ class PretrainingTask:
         *,
         masked_lm_weight: float = 1.0,
         sentence_weight: float = 1.0,
+        word_order_weight: float | None = None,
+        pooled: bool = False,
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
@@ -73,7 +86,12 @@ class PretrainingTask:
             seed,
             remat,
         )
-        self.loss_weights = {"masked_lm": masked_lm_weight, self.objective.pair_loss: sentence_weight}
+        self.has_word_order, self.pooled = word_order_weight is not None, pooled
+        self.loss_weights = {"masked_lm": masked_lm_weight}
+        if word_order_weight is not None:
+            self.loss_weights["word_order"] = word_order_weight
+        if self.objective.pair_loss:
+            self.loss_weights[self.objective.pair_loss] = sentence_weight
 
     def build_model(self) -> keras.Model:
         return PretrainingModel(
@@ -85,38 +103,66 @@ class PretrainingTask:
         )
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Masked tokens and examples that count; a row of padding has an `input_mask` of zeros and counts nothing."""
-        return {
-            "masked_lm": ops.sum(ops.cast(batch["masked_lm_weights"], "float32")),
-            self.objective.pair_loss: ops.sum(example_weights(batch)),
-        }
+        """Predicted tokens and examples that count; rows of padding, whose `input_mask` is zeros, count nothing."""
+        weights = {name: ops.sum(weights_BP) for name, weights_BP in self._token_weights(batch).items()}
+        if self.objective.pair_loss:
+            weights[self.objective.pair_loss] = ops.sum(example_weights(batch))
+        return weights
+
+    def _token_weights(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each token loss is divided by the sum of: its own weights, or those of all."""
+        weights = {name: ops.cast(batch[f"{name}_weights"], "float32") for name in self._token_losses}
+        return dict.fromkeys(weights, ops.concatenate([*weights.values()], axis=1)) if self.pooled else weights
+
+    @property
+    def _token_losses(self) -> tuple[str, ...]:
+        return ("masked_lm", "word_order") if self.has_word_order else ("masked_lm",)
+
+    def _by_loss(self, batch: Mapping[str, Tensor], values_BP: Tensor) -> dict[str, Tensor]:
+        """Takes apart what holds all predicted positions, [B, P, ...]."""
+        parts, begin = {}, 0
+        for name in self._token_losses:
+            end = begin + batch[f"{name}_positions"].shape[1]
+            parts[name], begin = values_BP[:, begin:end], end
+        return parts
+
+    def _outputs(self, model: keras.Model, batch: Mapping[str, Tensor], *, training: bool) -> dict[str, Tensor]:
+        """The model's outputs, `masked_lm_logits` those of all predicted positions, one loss behind the other."""
+        return model({**batch, "masked_lm_positions": self._together(batch, "positions")}, training=training)
+
+    def _together(self, batch: Mapping[str, Tensor], what: str) -> Tensor:
+        parts = [batch[f"{name}_{what}"] for name in self._token_losses]
+        return ops.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
         with seeded(seed), fusing():
-            return self._terms(model(batch, training=training), batch)
+            return self._terms(self._outputs(model, batch, training=training), batch)
 
     def _terms(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Terms, Terms]:
-        pair = self.objective.pair_loss
-        weights_BP, weights_B = ops.cast(batch["masked_lm_weights"], "float32"), example_weights(batch)
-        ids_BP, labels_B = batch["masked_lm_ids"], ops.reshape(batch["next_sentence_labels"], (-1,))
-        losses = {
-            "masked_lm": cross_entropy(outputs["masked_lm_logits"], ids_BP, weights_BP),
-            pair: cross_entropy(outputs["sentence_pair_logits"], labels_B, weights_B),
-        }
-        metrics = {
-            "masked_lm_accuracy": accuracy_term(outputs["masked_lm_logits"], ids_BP, weights_BP),
-            f"{pair}_accuracy": accuracy_term(outputs["sentence_pair_logits"], labels_B, weights_B),
-        }
+        losses, metrics = {}, {}
+        logits_BPV, ids_BP = outputs["masked_lm_logits"], self._together(batch, "ids")
+        loss_BP = self._by_loss(batch, negative_log_likelihood(logits_BPV, ids_BP))
+        right_BP = self._by_loss(batch, label_is_best(logits_BPV, ids_BP))
+        for name, counted_BP in self._token_weights(batch).items():
+            weights_BP = ops.cast(batch[f"{name}_weights"], "float32")
+            losses[name] = ops.sum(loss_BP[name] * weights_BP), ops.sum(counted_BP)
+            metrics[f"{name}_accuracy"] = ops.sum(right_BP[name] * weights_BP), ops.sum(weights_BP)
+        if pair := self.objective.pair_loss:
+            labels_B = ops.reshape(batch["next_sentence_labels"], (-1,))
+            scored = outputs["sentence_pair_logits"], labels_B, example_weights(batch)
+            losses[pair], metrics[f"{pair}_accuracy"] = cross_entropy(*scored), accuracy_term(*scored)
         return losses, metrics
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs = model(batch, training=False)
-        return {
-            "masked_lm_ids": ops.argmax(outputs["masked_lm_logits"], axis=-1),
-            "sentence_pair_probabilities": ops.softmax(ops.cast(outputs["sentence_pair_logits"], "float32")),
-        }
+        outputs = self._outputs(model, batch, training=False)
+        best_BP = self._by_loss(batch, ops.argmax(outputs["masked_lm_logits"], axis=-1))
+        found = {f"{name}_ids": ids_BP for name, ids_BP in best_BP.items()}
+        if self.objective.pair_loss:
+            logits_BC = ops.cast(outputs["sentence_pair_logits"], "float32")
+            found["sentence_pair_probabilities"] = ops.softmax(logits_BC)
+        return found
 
 
 def example_weights(batch: Mapping[str, Tensor]) -> Tensor:
@@ -155,3 +201,14 @@ def unigram_accuracy(
     ((most_frequent, _),) = counts(training).most_common(1)
     held_out_counts = counts(held_out)
     return held_out_counts[most_frequent] / max(held_out_counts.total(), 1)
+
+
+def unchanged_share(held_out: Iterable[Mapping[str, np.ndarray]]) -> float:
+    """Share of held-out shuffled words that stand where they stood: the accuracy of a model that changes nothing."""
+    same = total = 0
+    for batch in held_out:
+        row, slot = np.nonzero(batch["word_order_weights"])
+        shown = batch["input_ids"][row, batch["word_order_positions"][row, slot]]
+        same += int((shown == batch["word_order_ids"][row, slot]).sum())
+        total += len(row)
+    return same / max(total, 1)
