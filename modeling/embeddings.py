@@ -89,7 +89,8 @@ class Embeddings(keras.layers.Layer):
             ops.convert_to_tensor(self.position_embeddings), start, (ops.shape(input_ids_BL)[1], self.sum_width)
         )
         if self.token_type_embeddings is not None:
-            if segment_ids_BL is None:
+            # RoBERTa has one type, whatever segments there are.
+            if segment_ids_BL is None or self.config.type_vocab_size == 1:
                 positions_LX = positions_LX + self.token_type_embeddings[0]
             else:
                 # A product with one-hot rows: the gradient of so small a table is then dense and reproducible.

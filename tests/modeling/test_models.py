@@ -63,6 +63,13 @@ PUBLISHED = {
     "bert_config_large_zh": (325_522_432, 326_597_258, 398),
     "bert_config_base_en": (109_482_240, 110_106_428, 206),
     "bert_config_large_en": (335_141_888, 336_226_108, 398),
+    "structbert_base_en": (109_482_240, 110_107_197, 206),
+    "structbert_large_en": (335_141_888, 336_227_133, 398),
+    "structbert_base_zh": (102_267_648, 102_883_211, 206),
+    "structbert_large_zh": (325_522_432, 326_598_283, 398),
+    "structbert_lite_zh": (30_258_688, 30_545_035, 110),
+    "structbert_tiny_zh": (11_419_320, 11_539_667, 78),
+    "structroberta_large_en": (355_359_744, 356_464_732, 398),
 }
 
 
@@ -74,9 +81,10 @@ def test_every_shipped_config_is_counted():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_equal_the_published_counts(name: str):
     config = load_config(ROOT / "albert_config" / f"{name}.json")
-    shapes = variable_shapes(lambda: PretrainingModel(config))
+    pair_labels = 3 if name.startswith("struct") else 2
+    shapes = variable_shapes(lambda: PretrainingModel(config, pair_labels))
     backbone = sum(int(np.prod(shape)) for key, shape in shapes.items() if key.startswith("backbone/"))
-    assert (backbone, count_parameters(lambda: PretrainingModel(config)), len(shapes)) == PUBLISHED[name]
+    assert (backbone, count_parameters(lambda: PretrainingModel(config, pair_labels)), len(shapes)) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize(("name", "count"), [("base", 10_547_968), ("xxlarge", 221_459_968)])
