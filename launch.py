@@ -55,8 +55,8 @@ def check_fit(config: Config, path: str, *, vocab_size: int, vocabulary: str, ma
         )
 
 
-def create_engine(task: Task, options: TrainingOptions, schedule: Schedule) -> TensorFlowEngine:
-    """Build the model, the optimizer of the flags and the engine."""
+def create_engine(task: Task, options: TrainingOptions, schedule: Schedule, **behaviour: Any) -> TensorFlowEngine:
+    """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`."""
     from optimization import create_optimizer
     from training.tensorflow_engine import TensorFlowEngine
 
@@ -69,6 +69,7 @@ def create_engine(task: Task, options: TrainingOptions, schedule: Schedule) -> T
         beta_2=options.adam_beta2,
         epsilon=options.adam_epsilon,
         bias_correction=options.adam_bias_correction or None,
+        **behaviour,
     )
     return TensorFlowEngine(
         task,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
@@ -15,10 +16,15 @@ from training.flags import flag, run
 from training.options import TrainingOptions
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
 
     from data.features import ClassificationDataset
+    from modeling.config import Config
+    from optimization import TaskDrivenChild
+    from tasks.classification import ClassificationTask
     from tasks.datasets import DatasetRow, Example
+    from tasks.regularization import Regularizer
     from training.engine import Engine
 
 Scores = dict[str, float]
@@ -26,7 +32,53 @@ RESULTS = {"dev": "eval_results", "test": "test_results"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainingOptions):
+class TechniqueOptions:
+    """What makes fine-tuning on little data stronger; all are off by default, and any combine."""
+
+    adversarial_weight: float = flag(
+        0.0,
+        help="weight of the divergence from predictions on adversarially perturbed word vectors; 1 is the recipe "
+        "released with StructBERT, whose values are the defaults of the next three; triples the forward passes",
+        minimum=0,
+    )
+    adversarial_sigma: float = flag(5e-6, help="deviation of the random perturbation before the step", minimum=0)
+    adversarial_step: float = flag(5e-5, help="length of the step along the scaled gradient", minimum=0)
+    adversarial_bound: float = flag(1e-5, help="largest step of a component", minimum=0)
+    r_drop_weight: float = flag(
+        0.0, help="weight of the divergence between two dropout masks (R-Drop); doubles the passes", minimum=0
+    )
+    child_tuning: str | None = flag(
+        None,
+        help="train a part of the network: F, redrawn every step, or D, of the largest Fisher information",
+        choices=("F", "D"),
+    )
+    child_tuning_fraction: float = flag(0.2, help="share of the weights in the child", minimum=0.001, maximum=1)
+    child_tuning_fisher: str = flag(
+        "paper",
+        help="for D: from every example without dropout (paper), or every batch as trained, clipped (released)",
+        choices=("paper", "released"),
+    )
+    layer_decay: float = flag(
+        1.0,
+        help="factor on the learning rate from each layer to the one below, head to embeddings",
+        minimum=0,
+        maximum=1,
+    )
+    freeze: tuple[str, ...] = flag((), help="regular expressions over names of variables that keep their values")
+    freeze_layers: int = flag(
+        0, help="layers from the lowest, embeddings included, that keep their values", unit="layers", minimum=0
+    )
+    gradual_unfreezing: float = flag(
+        0.0,
+        help="share of the steps in which the layers join the training, from the highest to the embeddings; the head "
+        "trains from the start",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TechniqueOptions, TrainingOptions):
     """Fine-tune, evaluate and predict with a text or text-pair classifier."""
 
     task_name: str = flag(help="a row of tasks/datasets.toml, such as lcqmc_pair")
@@ -76,6 +128,7 @@ def main(options: Options) -> None:
 
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
+    check_techniques(options)
     launch.check_device(options)
     launch.check_files(options, ["bert_config_file", "vocab_file", "spm_model_file", "task_file"])
 
@@ -108,6 +161,9 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     examples = {split: read_examples(row, path, need_labels=split != "test") for split, path in files.items()}
 
     import launch
+    from training.startup import import_tensorflow
+
+    import_tensorflow()
     from modeling import load_config
     from optimization import create_schedule
     from tasks.classification import ClassificationTask, encode
@@ -140,6 +196,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         dtype=launch.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
+        regularizers=regularizers(options),
     )
     schedule = create_schedule(
         "polynomial",
@@ -147,7 +204,8 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         total_steps=num_steps,
         warmup_steps=int(num_steps * options.warmup_proportion),
     )
-    engine = launch.create_engine(task, options, schedule)
+    behaviour, child = optimizer_behaviour(options, config, num_steps)
+    engine = launch.create_engine(task, options, schedule, **behaviour)
     weights = "new"
     if options.init_checkpoint:
         weights = launch.initialize(
@@ -159,6 +217,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         )
     launch.write_run_files(options, config, Path(vocabulary))
     if options.do_train:
+        facts = {"child": choose_child(options, task, engine.model, child, data["train"])} if child else {}
         summary = launch.preamble(
             config,
             engine,
@@ -167,6 +226,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             data=", ".join(f"{split} {len(rows):,}" for split, rows in examples.items()) + f" examples of {row.name}",
             step=f"{options.train_batch_size} examples; {num_steps:,} steps are "
             f"{num_steps / data['train'].steps_per_epoch:.1f} epochs",
+            **facts,
         )
         train(
             engine,
@@ -199,6 +259,101 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
                 print_table(title, ["score", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
                 scores = scores or found
     return scores
+
+
+def check_techniques(options: Options) -> None:
+    """Raise `UsageError` for flags of techniques that would do nothing."""
+    switches = {
+        "adversarial_weight": ("adversarial_sigma", "adversarial_step", "adversarial_bound"),
+        "child_tuning": ("child_tuning_fraction", "child_tuning_fisher"),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(TechniqueOptions)}
+    for switch, details in switches.items():
+        for name in details:
+            if not getattr(options, switch) and getattr(options, name) != defaults[name]:
+                raise UsageError(
+                    f"--{name}={getattr(options, name)} does nothing without --{switch}; give both or neither"
+                )
+    if options.child_tuning == "F" and options.child_tuning_fisher != defaults["child_tuning_fisher"]:
+        raise UsageError("--child_tuning_fisher=released does nothing with --child_tuning=F; use --child_tuning=D")
+    if options.adversarial_weight and options.precision != "float32":
+        raise UsageError(
+            f"--adversarial_weight={options.adversarial_weight:g} with --precision={options.precision}: steps of "
+            f"{options.adversarial_bound:g} are lost in its 8 bits; use --precision=float32"
+        )
+
+
+def regularizers(options: Options) -> list[Regularizer]:
+    """The further losses; those of weight 0 are off."""
+    from tasks.regularization import Adversarial, RDrop
+
+    adversarial = Adversarial(
+        options.adversarial_weight, options.adversarial_sigma, options.adversarial_step, options.adversarial_bound
+    )
+    return [RDrop(options.r_drop_weight), adversarial]
+
+
+def optimizer_behaviour(
+    options: Options, config: Config, num_steps: int
+) -> tuple[dict[str, Any], TaskDrivenChild | None]:
+    """Arguments of `create_optimizer` for what learns, how fast and from when; and the child that is yet to be chosen.
+
+    Raises:
+        UsageError: layers are asked to differ that share their weights.
+    """
+    from optimization import Start, TaskDrivenChild, TaskFreeChild
+    from tasks.layer_rates import frozen_expressions, learning_rate_multipliers
+
+    child = {
+        None: None,
+        "F": TaskFreeChild(options.child_tuning_fraction, options.seed),
+        "D": TaskDrivenChild(),
+    }[options.child_tuning]
+    rates = learning_rate_multipliers(config, options.layer_decay, options.gradual_unfreezing, num_steps)
+    behaviour = {
+        "frozen": [*options.freeze, *frozen_expressions(config, options.freeze_layers)],
+        "learning_rate_multipliers": [
+            (expression, Start(factor, first_step) if first_step else factor)
+            for expression, factor, first_step in rates
+        ],
+        "transforms_after_clipping": [child] if child else [],
+    }
+    return behaviour, child if isinstance(child, TaskDrivenChild) else None
+
+
+def choose_child(
+    options: Options,
+    task: ClassificationTask,
+    model: keras.Model,
+    child: TaskDrivenChild,
+    dataset: ClassificationDataset,
+) -> str:
+    """Choose the child by the Fisher information of the model's present weights; returns what was chosen.
+
+    A run that continues has the same weights here as when it began, and so chooses the same child.
+    """
+    from modeling import named_variables
+    from optimization import child_masks
+    from tasks.fisher import fisher_information
+    from tasks.layer_rates import BLOCKS, frozen_expressions
+
+    frozen = [*options.freeze, *frozen_expressions(task.config, options.freeze_layers)]
+    names = [
+        name
+        for name in named_variables(model)
+        if re.search(BLOCKS, name) and not any(re.search(expression, name) for expression in frozen)
+    ]
+    if not names:
+        raise UsageError("--child_tuning=D: all layers are frozen, there is none to choose a child from; freeze fewer")
+    released = options.child_tuning_fisher == "released"
+    batches = (
+        (dataset.batch(step) for step in range(dataset.steps_per_epoch)) if released else dataset.evaluation_batches(1)
+    )
+    fisher = fisher_information(task, model, batches, names, released=released, seed=options.seed)
+    masks = child_masks(fisher, options.child_tuning_fraction)
+    child.choose(masks)
+    kept, total = (sum(int(count(mask)) for mask in masks.values()) for count in (lambda m: m.sum(), lambda m: m.size))
+    return f"{kept:,} of {total:,} weights of the layers, by the {options.child_tuning_fisher} Fisher information"
 
 
 def training_steps(options: Options, dataset: ClassificationDataset | None) -> int:

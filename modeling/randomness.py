@@ -92,3 +92,8 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     if not training or rate == 0.0:
         return x
     return keras.random.dropout(x, rate, seed=_Key(next_key()))
+
+
+def normal(shape: tuple[int | Tensor, ...], deviation: float) -> Tensor:
+    """Draw float32 values of mean 0."""
+    return keras.random.normal(shape, stddev=deviation, dtype="float32", seed=_Key(next_key()))

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras import ops
+import keras
+from absl.app import UsageError
 
 from data.features import EncodedExamples, encode_examples
 from modeling import ClassifierModel
 from modeling.fusion import fusing
 from modeling.losses import cross_entropy
-from modeling.randomness import seeded
+from modeling.randomness import fold_in, seeded
 from tasks.pretraining import Terms, accuracy_term, example_weights
+from tasks.regularization import Passes, Regularizer
 
 if TYPE_CHECKING:
-    import keras
-
     from data.tokenizers import Tokenizer
     from modeling.config import Config
     from tasks.datasets import DatasetRow, Example
 
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
 Tensor = Any
 
 
@@ -45,6 +47,10 @@ class ClassificationTask:
         dtype: Keras dtype policy of the model.
         seed: of the initial weights.
         remat: recompute activations in the backward pass instead of keeping them.
+        regularizers: further losses while training; one of weight 0 is left out, in evaluation all are.
+
+    Raises:
+        UsageError: a regularizer that compares distributions over classes, with fewer than two classes.
     """
 
     def __init__(
@@ -56,10 +62,18 @@ class ClassificationTask:
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
+        regularizers: Sequence[Regularizer] = (),
     ):
+        self.regularizers = tuple(each for each in regularizers if each.weight)
+        for each in self.regularizers:
+            if num_labels < 2:
+                raise UsageError(
+                    f"--{each.name}_weight={each.weight:g}: a regression has no distribution over classes to compare; "
+                    f"set --{each.name}_weight=0 or use a task with two labels or more"
+                )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
         self.dtype, self.seed, self.remat = dtype, seed, remat
-        self.loss_weights = {"classification": 1.0}
+        self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
     def build_model(self) -> keras.Model:
         return ClassifierModel(
@@ -72,15 +86,30 @@ class ClassificationTask:
         )
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"classification": ops.sum(example_weights(batch))}
+        return dict.fromkeys(self.loss_weights, ops.sum(example_weights(batch)))
 
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
-        with seeded(seed), fusing():
-            logits_BC = model(batch, training=training)["logits"]
+        def logits_of(key: Tensor, word_noise_BLE: Tensor | None) -> Tensor:
+            with seeded(key), fusing():
+                return model(batch, training=training, word_noise_BLE=word_noise_BLE)["logits"]
+
+        logits_BC = logits_of(seed, None)
         labels_B, weights_B = batch["label_ids"], example_weights(batch)
-        losses = {"classification": cross_entropy(logits_BC, labels_B, weights_B)}
+        logits: list[Tensor] = [logits_BC]
+        further: Terms = {}
+        for stream, regularizer in enumerate(self.regularizers, start=1):
+            further[regularizer.name] = (ops.zeros(()), ops.zeros(()))
+            if training:
+                noise_shape = (*ops.shape(batch["input_ids"]), self.config.embedding_size)
+                # The ordinary pass derives its masks from the key itself, by small numbers.
+                passes = Passes(logits_BC, logits_of, noise_shape, key=fold_in(seed, 2**31 + stream))
+                divergence_B, more = regularizer(passes)
+                further[regularizer.name] = (ops.sum(divergence_B * weights_B), ops.sum(weights_B))
+                logits += more
+        crossed = [cross_entropy(each_BC, labels_B, weights_B) for each_BC in logits]
+        losses = {"classification": (sum(total for total, _ in crossed) / len(crossed), crossed[0][1])} | further
         return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

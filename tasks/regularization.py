@@ -1,0 +1,110 @@
+"""Losses that hold a classifier's predictions still: R-Drop (arXiv 2106.14448) and StructBERT's adversarial loss.
+
+Each asks how far the class probabilities move when the same examples pass again, under another dropout mask or with
+perturbed word vectors. A third technique is a third class of this form and a flag of run_classifier.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import keras
+
+from modeling.differentiation import gradient
+from modeling.randomness import fold_in, normal, seeded
+
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One batch, to be passed through the model in training as often as wanted.
+
+    Attributes:
+        logits: of the ordinary pass, [B, C].
+        logits_of: (key, word_noise_BLE or None) -> logits [B, C] of another; dropout follows from the key.
+        noise_shape: (B, L, E).
+        key: uint32[2], for this technique alone.
+    """
+
+    logits: Tensor
+    logits_of: Callable[[Tensor, Tensor | None], Tensor]
+    noise_shape: tuple[int | Tensor, ...]
+    key: Tensor
+
+
+class Regularizer(Protocol):
+    """A weighted loss beside the cross-entropy, while training."""
+
+    name: ClassVar[str]
+
+    @property
+    def weight(self) -> float: ...
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of each example [B], and the logits of further passes that are to be right as well."""
+        ...
+
+
+@dataclass(frozen=True)
+class RDrop:
+    """Half the symmetric divergence of two dropout masks; cross-entropy is the mean of both (as the authors' code).
+
+    The paper's formula adds the two cross-entropies, so that its alpha is half of this weight.
+    """
+
+    weight: float
+    name: ClassVar[str] = "r_drop"
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
+        logits_BC = passes.logits_of(passes.key, None)
+        return 0.5 * symmetric_divergence(passes.logits, logits_BC), [logits_BC]
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """StructBERT's adversarial loss as in AliceMind's sofa, whose values are the defaults; three forward passes.
+
+    Word vectors, perturbed at random, take one step in the direction in which the prediction moves most. Every pass has
+    a dropout mask of its own. Where released code gives up a batch, with a gradient of 0, there is no step here.
+
+    Attributes:
+        weight: of the loss.
+        sigma: deviation of the random perturbation.
+        step: length of the step along the gradient, which is scaled to a largest component of 1 for each example.
+        bound: largest step of any component.
+    """
+
+    weight: float = 1.0
+    sigma: float = 5e-6
+    step: float = 5e-5
+    bound: float = 1e-5
+    name: ClassVar[str] = "adversarial"
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
+        with seeded(fold_in(passes.key, 1)):
+            noise_BLE = normal(passes.noise_shape, self.sigma)
+        before_BC = ops.stop_gradient(passes.logits)
+
+        def movement(noise_BLE: Tensor) -> Tensor:
+            return ops.sum(symmetric_divergence(before_BC, passes.logits_of(fold_in(passes.key, 2), noise_BLE)))
+
+        step_BLE = self.step_along(gradient(movement, noise_BLE))
+        logits_BC = passes.logits_of(fold_in(passes.key, 3), noise_BLE + step_BLE)
+        return symmetric_divergence(passes.logits, logits_BC) / logits_BC.shape[-1], []
+
+    def step_along(self, gradient_BLE: Tensor) -> Tensor:
+        """Return the perturbation [B, L, E] that follows from the gradient; no component exceeds `bound`."""
+        largest_B11 = ops.max(ops.absolute(gradient_BLE), axis=(1, 2), keepdims=True)
+        direction_BLE = gradient_BLE / ops.where(largest_B11 > 0, largest_B11, 1.0)
+        return ops.clip(self.step * direction_BLE, -self.bound, self.bound)
+
+
+def symmetric_divergence(a_BC: Tensor, b_BC: Tensor) -> Tensor:
+    """KL(a || b) + KL(b || a) of the distributions of two logits [B, C], in nats [B]."""
+    a_BC, b_BC = ops.log_softmax(ops.cast(a_BC, "float32")), ops.log_softmax(ops.cast(b_BC, "float32"))
+    return ops.sum((ops.exp(a_BC) - ops.exp(b_BC)) * (a_BC - b_BC), axis=-1)
