@@ -215,7 +215,8 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             allow_missing=("classifier/.*", "pooled_layer_norm/.*") if options.do_train else (),
             allow_unexpected=("masked_lm/.*", "sentence_pair/.*"),
         )
-    launch.write_run_files(options, config, Path(vocabulary))
+    launch.write_run_files(options, config)
+    tokenizer.save(Path(options.output_dir))
     if options.do_train:
         facts = {"child": choose_child(options, task, engine.model, child, data["train"])} if child else {}
         summary = launch.preamble(
