@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -26,6 +27,9 @@ class Characters:
         )
 
 
+CHARACTERS: Any = Characters()
+
+
 def popped(a: list[int], b: list[int], budget: int) -> tuple[list[int], list[int]]:
     """BERT's truncation, one token at a time."""
     a, b = list(a), list(b)
@@ -40,7 +44,7 @@ texts = st.text(alphabet="abcdefgh", min_size=1, max_size=24)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8), st.integers(5, 40))
 def test_pairs_are_cut_like_one_token_at_a_time_from_the_longer_side(pairs, max_seq_length):
     encoded = encode_examples(
-        [a for a, _ in pairs], [b for _, b in pairs], [0] * len(pairs), Characters(), max_seq_length
+        [a for a, _ in pairs], [b for _, b in pairs], [0] * len(pairs), CHARACTERS, max_seq_length
     )
     for i, (text_a, text_b) in enumerate(pairs):
         a, b = popped([ord(c) for c in text_a], [ord(c) for c in text_b], max_seq_length - 3)
@@ -51,7 +55,7 @@ def test_pairs_are_cut_like_one_token_at_a_time_from_the_longer_side(pairs, max_
 
 @given(st.lists(texts, min_size=1, max_size=8), st.integers(3, 30))
 def test_single_texts_are_cut_at_the_end(singles, max_seq_length):
-    encoded = encode_examples(singles, None, [0] * len(singles), Characters(), max_seq_length)
+    encoded = encode_examples(singles, None, [0] * len(singles), CHARACTERS, max_seq_length)
     for i, text in enumerate(singles):
         expected = [CLS, *(ord(c) for c in text[: max_seq_length - 2]), SEP]
         assert encoded.ids[encoded.splits[i] : encoded.splits[i + 1]].tolist() == expected
@@ -72,7 +76,7 @@ def rows(batch: dict[str, np.ndarray]) -> list[tuple]:
 @settings(deadline=None)
 @given(st.lists(st.tuples(texts, st.integers(0, 1)), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 3))
 def test_every_epoch_holds_every_example_once_and_depends_on_seed_and_step_only(examples, batch_size, epoch):
-    encoded = encode_examples([t for t, _ in examples], None, [y for _, y in examples], Characters(), 20)
+    encoded = encode_examples([t for t, _ in examples], None, [y for _, y in examples], CHARACTERS, 20)
     dataset = ClassificationDataset(encoded, batch_size, 20, seed=7)
     steps = [epoch * dataset.steps_per_epoch + i for i in range(dataset.steps_per_epoch)]
     seen = [row for step in steps for row in rows(dataset.batch(step))]
@@ -86,7 +90,7 @@ def test_every_epoch_holds_every_example_once_and_depends_on_seed_and_step_only(
 
 
 def test_evaluation_order_leads_back_to_the_file():
-    encoded = encode_examples(["aaa", "b", "cc", "dddd"], None, [0, 1, 2, 3], Characters(), 16)
+    encoded = encode_examples(["aaa", "b", "cc", "dddd"], None, [0, 1, 2, 3], CHARACTERS, 16)
     dataset = ClassificationDataset(encoded, 2, 16)
     labels = np.concatenate([batch["label_ids"] for batch in dataset.evaluation_batches(3)])[:4]
     back = np.empty(4, int)
@@ -95,6 +99,6 @@ def test_evaluation_order_leads_back_to_the_file():
 
 
 def test_a_batch_is_padded_to_its_own_longest_example():
-    encoded = encode_examples(["a" * 10] * 4 + ["a" * 90], None, [0] * 5, Characters(), 128)
+    encoded = encode_examples(["a" * 10] * 4 + ["a" * 90], None, [0] * 5, CHARACTERS, 128)
     lengths = {batch["input_ids"].shape[1] for batch in ClassificationDataset(encoded, 2, 128).evaluation_batches(2)}
     assert lengths == {16, 96}

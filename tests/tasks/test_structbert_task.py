@@ -1,5 +1,6 @@
 import json
 import random
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,7 +31,7 @@ CONFIGS = {
 KEY = np.array([3, 5], np.uint32)
 
 
-def make_batch(seed=0, rows=4, length=16, num_labels=3):
+def make_batch(seed=0, rows=4, length=16, num_labels=3) -> dict[str, Any]:
     draw = np.random.default_rng(seed)
     slots = np.stack([draw.permutation(np.arange(1, length - 1)) for _ in range(rows)])
     weights = {"masked_lm": draw.integers(0, 2, (rows, 4)), "word_order": draw.integers(0, 2, (rows, 6))}
@@ -64,7 +65,7 @@ def test_each_loss_is_the_mean_over_its_own_positions(family):
     losses, metrics = map(numbers, task.terms(model, batch, seed=KEY, training=False))
     # The scores of all positions, from the model itself.
     outputs = model({name: batch[name] for name in ("input_ids", "input_mask", "segment_ids")})
-    logits = keras.ops.convert_to_numpy(outputs["masked_lm_logits"])
+    logits: Any = keras.ops.convert_to_numpy(outputs["masked_lm_logits"])
     for name in ("masked_lm", "word_order"):
         scores = np.take_along_axis(logits, batch[f"{name}_positions"][..., None], axis=1)
         labels, weights = batch[f"{name}_ids"], batch[f"{name}_weights"]
