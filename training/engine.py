@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
+from absl.app import UsageError
 
 Tensor = Any
 Terms = dict[str, tuple[Tensor, Tensor]]
@@ -110,6 +111,82 @@ class Engine(Protocol):
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Set all of `state()`; raises `UsageError` unless names and shapes match. `step` is set by itself."""
         ...
+
+
+class StepResults:
+    """What a step tells as one vector, one transfer to the host: `SCALARS`, then sum and weight of every term."""
+
+    SCALARS = ("loss", "learning_rate", "gradient_norm", "skipped")
+
+    def __init__(self):
+        self.loss_names: list[str] = []
+        self.metric_names: list[str] = []
+
+    def packed(self, losses: Terms, metrics: Terms) -> Tensor:
+        """Return the terms as one float32 vector and remember their names; called while a step is traced."""
+        self.loss_names, self.metric_names = list(losses), list(metrics)
+        values = [value for pair in [*losses.values(), *metrics.values()] for value in pair]
+        return ops.stack([ops.cast(value, "float32") for value in values])
+
+    def means(self, sums: np.ndarray) -> dict[str, float]:
+        """Return sum / weight of every term that has weight."""
+        names = [*(f"{name}_loss" for name in self.loss_names), *self.metric_names]
+        pairs = zip(names, sums[0::2], sums[1::2], strict=True)
+        return {name: float(total / weight) for name, total, weight in pairs if weight > 0}
+
+    def of_step(self, vector: np.ndarray) -> dict[str, float]:
+        """Return a training step's values by name."""
+        scalars = dict(zip(self.SCALARS, map(float, vector), strict=False))
+        return {"loss": scalars.pop("loss"), **self.means(vector[len(self.SCALARS) :].astype(np.float64)), **scalars}
+
+    def of_evaluation(self, parts: Iterable[np.ndarray], loss_weights: Mapping[str, float]) -> dict[str, float]:
+        """Return an evaluation's values from the vectors of its batches; raises `ValueError` if there are none."""
+        sums = None
+        for part in parts:
+            sums = part.astype(np.float64) if sums is None else sums + part
+        if sums is None:
+            raise ValueError("no batches to evaluate on")
+        means = self.means(sums)
+        return {"loss": sum(loss_weights[name] * means.get(f"{name}_loss", 0.0) for name in self.loss_names), **means}
+
+
+def weights_by_name(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return the model's weights by their names without the model's own; raises `ValueError` for equal names."""
+    weights = {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
+    if len(weights) != len(model.weights):
+        raise ValueError(f"{model.name} has variables of equal names")
+    return weights
+
+
+def check_state(state: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    """Raise `UsageError` naming the first tensor that is missing, unknown or misshapen."""
+    for name in [*targets, *state]:
+        got = tuple(state[name].shape) if name in state else None
+        expected = tuple(targets[name].shape) if name in targets else None
+        if got != expected:
+            raise UsageError(
+                f"the state does not fit this run: {name} is {_shape_text(got)}, expected {_shape_text(expected)}; "
+                "use the flags of the run that wrote it, or another output folder"
+            )
+
+
+def check_divisible(batch: Batch, micro_batches: int, replicas: int = 1) -> None:
+    """Raise `UsageError` for a batch that cannot be cut into equal micro-batches on every replica."""
+    size = len(next(iter(batch.values())))
+    if size % micro_batches:
+        raise UsageError(
+            f"a batch of {size} examples cannot be cut into {micro_batches} equal micro-batches: "
+            "choose a number that divides the batch size"
+        )
+    if size % (micro_batches * replicas):
+        raise UsageError(
+            f"a batch of {size} examples cannot be cut into {micro_batches} equal micro-batches on each of "
+            f"{replicas} devices: choose a batch size that {micro_batches * replicas} divides"
+        )
+
+
+def _shape_text(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
 
 
 def derive_key(seed: int, stream: int, step: Tensor, micro_batch: Tensor = 0, replica: Tensor = 0) -> Tensor:

@@ -11,14 +11,22 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from absl.app import UsageError
 
-from training.engine import EVALUATION_STREAM, TRAINING_STREAM, Batch, Optimizer, Task, Tensor, Terms, derive_key
-
-_SCALARS = ("loss", "learning_rate", "gradient_norm", "skipped")
+from training.engine import (
+    EVALUATION_STREAM,
+    TRAINING_STREAM,
+    Batch,
+    Optimizer,
+    StepResults,
+    Task,
+    Tensor,
+    check_divisible,
+    check_state,
+    derive_key,
+    weights_by_name,
+)
 
 
 class TensorFlowEngine:
@@ -39,16 +47,13 @@ class TensorFlowEngine:
         self.model = task.build_model()
         self._task, self._optimizer = task, optimizer
         self._micro_batches, self._ema_decay = micro_batches, 0.0 if ema_decay is None else ema_decay
-        self._variables = {_name(self.model, variable): variable.value for variable in self.model.weights}
-        if len(self._variables) != len(self.model.weights):
-            raise ValueError(f"{self.model.name} has variables of equal names")
-        trained = optimizer.trainable([_name(self.model, variable) for variable in self.model.trainable_variables])
-        self._trained = {name: self._variables[name] for name in trained}
+        weights = weights_by_name(self.model)
+        self._variables = {name: variable.value for name, variable in weights.items()}
+        trainable = {name: self._variables[name] for name, variable in weights.items() if variable.trainable}
+        self._trained = {name: trainable[name] for name in optimizer.trainable(trainable)}
         self._slots = {
             slot: {name: tf.Variable(value, trainable=False) for name, value in values.items()}
-            for slot, values in optimizer.init(
-                {_name(self.model, variable): variable.value for variable in self.model.trainable_variables}
-            ).items()
+            for slot, values in optimizer.init(trainable).items()
         }
         self._ema = (
             {}
@@ -56,8 +61,7 @@ class TensorFlowEngine:
             else {name: tf.Variable(value, trainable=False) for name, value in self._trained.items()}
         )
         self._held: dict[str, Tensor] = {}
-        self._loss_names: list[str] = []
-        self._metric_names: list[str] = []
+        self._results = StepResults()
         self._train_step = tf.function(self._replica_step, autograph=False)
         self._evaluate_step = tf.function(self._evaluation_sums, autograph=False)
         self._predict_step = tf.function(lambda batch: task.predictions(self.model, batch), autograph=False)
@@ -70,29 +74,16 @@ class TensorFlowEngine:
                 average.assign(self._trained[name])
         results = []
         for batch in batches:
-            size = len(next(iter(batch.values())))
-            if size % self._micro_batches:
-                raise UsageError(
-                    f"a batch of {size} examples cannot be cut into {self._micro_batches} equal micro-batches: "
-                    "choose a number that divides the batch size"
-                )
+            check_divisible(batch, self._micro_batches)
             results.append(self._train_step(_tensors(batch), tf.constant(self.step, tf.int64)))
             self.step += 1
-        return [self._named(result.numpy()) for result in results]
+        return [self._results.of_step(result.numpy()) for result in results]
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Return `loss`, `NAME_loss` and the metrics over all batches; raises `ValueError` if there are none."""
-        sums = None
         with self._averaged_weights():
-            for batch in batches:
-                part = self._evaluate_step(_tensors(batch)).numpy().astype(np.float64)
-                sums = part if sums is None else sums + part
-        if sums is None:
-            raise ValueError("no batches to evaluate on")
-        means = self._means(sums)
-        weights = self._task.loss_weights
-        loss = sum(weights[name] * means.get(f"{name}_loss", 0.0) for name in self._loss_names)
-        return {"loss": loss, **means}
+            parts = (self._evaluate_step(_tensors(batch)).numpy() for batch in batches)
+            return self._results.of_evaluation(parts, self._task.loss_weights)
 
     def predict(self, batches: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the task's predictions batch by batch."""
@@ -109,14 +100,7 @@ class TensorFlowEngine:
         """Set all of `state()`; raises `UsageError` naming the first tensor that is missing, unknown or misshapen."""
         self._held = {}
         targets = self._state({})
-        for name in [*targets, *state]:
-            got = tuple(state[name].shape) if name in state else None
-            expected = tuple(targets[name].shape) if name in targets else None
-            if got != expected:
-                raise UsageError(
-                    f"the state does not fit this run: {name} is {_shape_text(got)}, expected {_shape_text(expected)}; "
-                    "use the flags of the run that wrote it, or another output folder"
-                )
+        check_state(state, targets)
         for name, target in targets.items():
             target.assign(state[name])
 
@@ -146,7 +130,7 @@ class TensorFlowEngine:
         self._held = {}
 
     def _replica_step(self, batch: dict[str, Tensor], step: Tensor) -> Tensor:
-        """One optimizer step; returns `_SCALARS` and the sums of all terms as one vector: one transfer to the host."""
+        """One optimizer step; returns it as `StepResults` names it."""
         replica = 0
         normalizers = {name: tf.maximum(total, 1.0) for name, total in self._task.normalizers(batch).items()}
         without_gradient: set[str] = set()
@@ -166,7 +150,7 @@ class TensorFlowEngine:
                 tf.zeros_like(self._trained[name]) if gradient is None else tf.convert_to_tensor(gradient)
                 for name, gradient in gradients.items()
             ]
-            return dense, loss, self._packed(losses, metrics)
+            return dense, loss, self._results.packed(losses, metrics)
 
         summed, loss, sums = _over_micro_batches(micro_step, batch, self._micro_batches)
         gradients = {
@@ -195,21 +179,7 @@ class TensorFlowEngine:
 
     def _evaluation_sums(self, batch: dict[str, Tensor]) -> Tensor:
         key = derive_key(self.seed, EVALUATION_STREAM, 0)
-        return self._packed(*self._task.terms(self.model, batch, seed=key, training=False))
-
-    def _packed(self, losses: Terms, metrics: Terms) -> Tensor:
-        self._loss_names, self._metric_names = list(losses), list(metrics)
-        values = [value for pair in [*losses.values(), *metrics.values()] for value in pair]
-        return tf.stack([tf.cast(value, tf.float32) for value in values])
-
-    def _means(self, sums: np.ndarray) -> dict[str, float]:
-        names = [*(f"{name}_loss" for name in self._loss_names), *self._metric_names]
-        pairs = zip(names, sums[0::2], sums[1::2], strict=True)
-        return {name: float(total / weight) for name, total, weight in pairs if weight > 0}
-
-    def _named(self, vector: np.ndarray) -> dict[str, float]:
-        scalars = dict(zip(_SCALARS, map(float, vector), strict=False))
-        return {"loss": scalars.pop("loss"), **self._means(vector[len(_SCALARS) :].astype(np.float64)), **scalars}
+        return self._results.packed(*self._task.terms(self.model, batch, seed=key, training=False))
 
 
 def _over_micro_batches(
@@ -239,13 +209,5 @@ def _over_micro_batches(
     return totals[:-2], totals[-2], totals[-1]
 
 
-def _name(model: keras.Model, variable: keras.Variable) -> str:
-    return variable.path.removeprefix(f"{model.path}/")
-
-
 def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
-
-
-def _shape_text(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))

@@ -4,7 +4,7 @@ from absl.app import UsageError
 from toy_task import ToyDataset, ToyTask
 
 from optimization import OPTIMIZERS, Constant, create_optimizer
-from training.engine import Engine, derive_key
+from training.engine import Engine, check_divisible, derive_key
 from training.tensorflow_engine import TensorFlowEngine
 
 
@@ -177,6 +177,8 @@ def test_one_trace_a_shape():
 def test_a_batch_that_cannot_be_cut():
     with pytest.raises(UsageError, match="a batch of 8 examples cannot be cut into 3 equal micro-batches"):
         engine(micro_batches=3).train(batches(0, 1))
+    with pytest.raises(UsageError, match=r"into 2 equal micro-batches on each of 3 devices: choose .* that 6 divides"):
+        check_divisible(batches(0, 1)[0], micro_batches=2, replicas=3)
 
 
 def test_keys_differ_in_every_argument_and_are_the_same_in_a_graph():

@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from modeling.randomness import dropout, seeded
 
 ops: Any = keras.ops
 
@@ -16,7 +17,8 @@ class ToyModel(keras.Model):
         super().__init__(name="toy")
 
         def normal(offset: int) -> Any:
-            return keras.initializers.RandomNormal(0.5, seed=seed + offset)
+            generator = np.random.default_rng([seed, offset])
+            return lambda shape, dtype=None: ops.convert_to_tensor(generator.normal(0, 0.5, shape), dtype)
 
         self.embed = keras.layers.Embedding(11, 6, embeddings_initializer=normal(0), name="embed")
         self.score = keras.layers.Dense(5, kernel_initializer=normal(1), name="score")
@@ -45,13 +47,12 @@ class ToyTask:
     def terms(self, model, batch, *, seed, training):
         mask = None
         if training and self.dropout:
-            bits = ops.cast(ops.bitwise_right_shift(seed, ops.cast(1, "uint32")), "int32")
-            noise = tf.random.stateless_uniform((*batch["ids"].shape, 6), bits)
-            mask = ops.cast(noise > self.dropout, "float32") / (1 - self.dropout)
+            with seeded(seed):
+                mask = dropout(ops.ones((*batch["ids"].shape, 6)), self.dropout, training)
         logits = model(batch["ids"], mask)
         crossed = keras.losses.sparse_categorical_crossentropy(batch["labels"], logits, from_logits=True)
         weights = batch["weights"]
-        hits = ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(batch["labels"], "int64")), "float32")
+        hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), batch["labels"]), "float32")
         size = ops.sum(ops.mean(ops.square(logits), (1, 2))), ops.cast(ops.shape(logits)[0], "float32")
         return (
             {"label": (ops.sum(crossed * weights), ops.sum(weights)), "size": size},

@@ -1,0 +1,166 @@
+"""What both engines are made to do, in this process or, on the other backend or on several devices, in one of its own.
+
+As a program: `engine_cases.py OUTPUT.npz CASE [STATE.npz]` on the backend of KERAS_BACKEND, on DEVICES devices.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+import keras
+import numpy as np
+from toy_task import ToyDataset, ToyTask
+
+from modeling import Config
+from optimization import OPTIMIZERS, PolynomialDecay, create_optimizer
+from tasks.pretraining import PretrainingTask
+from training.engine import Engine
+
+Outcome = dict[str, np.ndarray]
+CONFIG: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 12,
+    "initializer_range": 0.2,
+}
+
+
+def pretraining_task(dropout: float = 0.0) -> PretrainingTask:
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return PretrainingTask(Config(family="albert", sharing="all", embedding_size=4, **rates, **CONFIG))
+
+
+def pretraining_batches(first: int, last: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
+    batches = []
+    for step in range(first, last):
+        generator = np.random.default_rng(step)
+        real = generator.integers(6, 13, (batch_size, 1))
+        batches.append(
+            {
+                "input_ids": generator.integers(0, 32, (batch_size, 12), dtype=np.int32),
+                "input_mask": (np.arange(12) < real).astype(np.int32),
+                "segment_ids": generator.integers(0, 2, (batch_size, 12), dtype=np.int32),
+                "masked_lm_positions": generator.integers(0, 6, (batch_size, 3), dtype=np.int32),
+                "masked_lm_ids": generator.integers(0, 32, (batch_size, 3), dtype=np.int32),
+                # Replicas and micro-batches differ in weight, so that a mean of means would show.
+                "masked_lm_weights": (generator.random((batch_size, 3)) < 0.6).astype(np.float32),
+                "next_sentence_labels": generator.integers(0, 2, (batch_size, 1), dtype=np.int32),
+            }
+        )
+    return batches
+
+
+def make_engine(task: Any = None, name: str = "adamw", **arguments: Any) -> Engine:
+    """Return the engine of the backend that is loaded."""
+    optimizer = create_optimizer(name, PolynomialDecay(0.01, 100, 2))
+    task = task or pretraining_task()
+    if keras.config.backend() == "jax":
+        from training.jax_engine import JaxEngine
+
+        return JaxEngine(task, optimizer, seed=7, **arguments)
+    from training.tensorflow_engine import TensorFlowEngine
+
+    return TensorFlowEngine(task, optimizer, seed=7, **arguments)
+
+
+def outcome(engine: Engine, results: list[dict[str, float]]) -> Outcome:
+    steps = {f"step/{number}/{name}": np.array(x) for number, step in enumerate(results) for name, x in step.items()}
+    return engine.state() | steps
+
+
+def eight_steps(names: Iterable[str] = OPTIMIZERS) -> Outcome:
+    """Every optimizer from the same weights on the same batches, with averaging; one in micro-batches too."""
+    found = {}
+    for name, micro_batches in [*((name, 1) for name in names), ("lamb", 2)]:
+        engine = make_engine(name=name, micro_batches=micro_batches, ema_decay=0.9)
+        results = engine.train(pretraining_batches(0, 8))
+        results.append(engine.evaluate(pretraining_batches(90, 91, 6)))
+        found |= {f"{name}/{micro_batches}/{key}": x for key, x in outcome(engine, results).items()}
+    return found
+
+
+def toy_steps() -> Outcome:
+    """A task of which a variable has no gradient, a step that is not finite, predictions."""
+    engine = make_engine(ToyTask(), "lamb", ema_decay=0.8)
+    dataset = ToyDataset(poison=(2, 3))
+    results = engine.train([dataset.batch(step) for step in range(5)])
+    (predicted,) = engine.predict([dataset.batch(50)])
+    return outcome(engine, results) | {f"predicted/{name}": x for name, x in predicted.items()}
+
+
+def toy_state() -> Outcome:
+    """The state of `toy_engine` after four steps."""
+    engine = toy_engine()
+    engine.train(toy_batches(0, 4))
+    return engine.state()
+
+
+def continued(state: Outcome) -> Outcome:
+    """From the state of another run at step 4 to step 8."""
+    engine = toy_engine()
+    engine.load_state(state)
+    engine.step = 4
+    return outcome(engine, engine.train(toy_batches(4, 8)))
+
+
+def resumed() -> Outcome:
+    """With dropout: a whole run, and one that was resumed at step 3 and took its steps in calls of other sizes."""
+    more = {"steps_per_call": 3} if keras.config.backend() == "jax" else {}
+    whole, again = (toy_engine(dropout=0.3, micro_batches=2, **more) for _ in range(2))
+    whole.train(toy_batches(0, 3))
+    again.load_state(whole.state())
+    again.step = 3
+    whole.train(toy_batches(3, 7))
+    again.train(toy_batches(3, 4))
+    again.train(toy_batches(4, 7))
+    states = {"whole": whole.state(), "again": again.state()}
+    return {f"{run}/{key}": x for run, state in states.items() for key, x in state.items()}
+
+
+def toy_engine(dropout: float = 0.0, **arguments: Any) -> Engine:
+    return make_engine(ToyTask(dropout), "lamb", ema_decay=0.8, **arguments)
+
+
+def toy_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
+    return [ToyDataset().batch(step) for step in range(first, last)]
+
+
+def toy_cases(state: Outcome) -> Outcome:
+    """All cases of the toy task."""
+    cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
+    return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
+
+
+def run_apart(path: Path, case: str, *, backend: str, devices: int = 1, state: Path | None = None) -> Outcome:
+    """Run a case in a process of its own."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    command = [sys.executable, "-W", "error", __file__, str(path), case, *([str(state)] if state else [])]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return dict(np.load(path))
+
+
+def main(path: str, case: str, state: str | None = None) -> None:
+    function = globals()[case]
+    np.savez(path, **(function() if state is None else function(dict(np.load(state)))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
