@@ -35,6 +35,9 @@ class Options:
 
 def main(options: Options) -> int:
     """Write the folder or the file and compare; 1 when transformers computes something else from it."""
+    from training.startup import import_tensorflow
+
+    import_tensorflow()
     from conversion.loading import check_fits
     from conversion.readers import read_checkpoint
     from conversion.writers import write_transformers

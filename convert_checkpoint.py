@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
+from training.files import write_atomically
 from training.flags import flag, run
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ def main(options: Options) -> int:
     if options.output is None and not options.list:
         raise UsageError("missing required flag: --output (or --list, to look only)")
 
+    from training.startup import import_tensorflow
+
+    import_tensorflow()
     from conversion.loading import check_fits
     from conversion.readers import read_checkpoint
     from conversion.writers import write_ours, write_tf1, write_transformers
@@ -139,6 +144,8 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], whe
                 differences[name] = float("inf")
     for name, value in differences.items():
         print(f"  {name:22} {value:.1e}")
+    if written.directory.is_dir():
+        write_atomically(written.directory / "parity.json", json.dumps(differences, indent=2) + "\n")
     # A comparison that is not at most the tolerance includes NaN.
     if not all(value <= _TOLERANCE for value in differences.values()):
         print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {where}")

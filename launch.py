@@ -98,13 +98,20 @@ def initialize(
     return f"{path} ({checkpoint.source_format}): {report}"
 
 
-def restore_weights(engine: TensorFlowEngine, config: Config, output_dir: str, init_checkpoint: str | None) -> int:
-    """Load the weights that a finished run works with: the best in `output_dir`, else its newest.
+def restore_weights(
+    engine: TensorFlowEngine,
+    config: Config,
+    output_dir: str,
+    init_checkpoint: str | None = None,
+    *,
+    allow_unexpected: Sequence[str] = (),
+) -> int:
+    """Load the weights that a finished run works with: the best in `output_dir`, its newest, or `init_checkpoint`.
 
-    Returns their step; 0 where only an `init_checkpoint` is there, which the engine then has already.
+    Returns their step, 0 for an `init_checkpoint`.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there are none, or they do not fit the model.
     """
     from training.checkpoints import latest_checkpoint, read_checkpoint
 
@@ -114,19 +121,18 @@ def restore_weights(engine: TensorFlowEngine, config: Config, output_dir: str, i
         initialize(engine, config, output_dir, prefer_best=True)
         return checkpoint.step
     if init_checkpoint:
+        initialize(engine, config, init_checkpoint, allow_unexpected=allow_unexpected)
         return 0
     raise UsageError(
         f"no weights: --output_dir={output_dir} holds no checkpoint; train with --do_train, or give --init_checkpoint"
     )
 
 
-def write_run_files(options: RunOptions, config: Config, vocabulary: Path | None = None) -> None:
-    """Leave the resolved flags, the model's shape and its vocabulary beside the output."""
+def write_run_files(options: RunOptions, config: Config) -> None:
+    """Leave the resolved flags and the model's shape beside the output."""
     folder = Path(options.output_dir)
     write_config(options, folder / "config.json")
     write_atomically(folder / "model_config.json", config.to_json())
-    if vocabulary:
-        write_atomically(folder / vocabulary.name, vocabulary.read_bytes())
 
 
 def preamble(config: Config, engine: TensorFlowEngine, options: TrainingOptions, **facts: str) -> dict[str, str]:

@@ -206,14 +206,19 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     )
     behaviour, child = optimizer_behaviour(options, config, num_steps)
     engine = launch.create_engine(task, options, schedule, **behaviour)
-    weights = "new"
-    if options.init_checkpoint:
+    weights, step = "new", 0
+    pretraining_heads = ("masked_lm/.*", "sentence_pair/.*")
+    if not options.do_train:
+        step = launch.restore_weights(
+            engine, config, options.output_dir, options.init_checkpoint, allow_unexpected=pretraining_heads
+        )
+    elif options.init_checkpoint:
         weights = launch.initialize(
             engine,
             config,
             options.init_checkpoint,
-            allow_missing=("classifier/.*", "pooled_layer_norm/.*") if options.do_train else (),
-            allow_unexpected=("masked_lm/.*", "sentence_pair/.*"),
+            allow_missing=("classifier/.*", "pooled_layer_norm/.*"),
+            allow_unexpected=pretraining_heads,
         )
     launch.write_run_files(options, config)
     tokenizer.save(Path(options.output_dir))
@@ -234,7 +239,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             data["train"],
             num_steps=num_steps,
             output_dir=options.output_dir,
-            config=launch.config_json(config) | {"labels": list(row.labels)},
+            config=launch.config_json(config),
             options=launch.options_json(options),
             summary=summary,
             save_every_steps=options.save_checkpoints_steps,
@@ -246,7 +251,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             log_every_steps=options.log_steps,
             steps_per_call=launch.steps_per_call(options),
         )
-    step = launch.restore_weights(engine, config, options.output_dir, options.init_checkpoint)
+        step = launch.restore_weights(engine, config, options.output_dir)
     scores: Scores = {}
     for split, batch_size in (("dev", options.eval_batch_size), ("test", options.predict_batch_size)):
         if split in data:

@@ -103,6 +103,11 @@ def main(options: Options) -> None:
     training = open_records(training_files, options.train_batch_size)
     held_out = open_records(held_out_files, options.eval_batch_size) if options.do_eval else None
     check_objective(training, options.objective)
+    if training.packed:
+        raise UsageError(
+            "the records are packed, several sequences to an example, and the models here would attend across them: "
+            "make them without --pack_sequences"
+        )
     shuffled = bool(training.max_word_order_per_seq)
     if held_out and bool(held_out.max_word_order_per_seq) != shuffled:
         with_words, without = ("--input_file", "the held-out ones")[:: 1 if shuffled else -1]
@@ -153,7 +158,7 @@ def main(options: Options) -> None:
     )
     engine = launch.create_engine(task, options, schedule)
     weights = "new"
-    if options.init_checkpoint:
+    if options.init_checkpoint and options.do_train:
         weights = initialize(engine.model, config, options, task.objective.pair_labels)
     launch.write_run_files(options, config)
 

@@ -53,6 +53,7 @@ _REPLACEABLE = (
     "bert_config.json",
     "model.ckpt.index",
     "model.ckpt.data-00000-of-00001",
+    "parity.json",
 )
 
 

@@ -79,6 +79,7 @@ STEPS: list[tuple[str, list[str]]] = [
         [
             "convert_checkpoint.py",
             f"--input={OUTPUT}/classifier",
+            "--best",
             f"--output={OUTPUT}/pytorch",
             "--format=transformers",
             f"--vocab_file={VOCABULARY}",

@@ -14,9 +14,12 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    Console(file=stream or sys.stdout, highlight=False, markup=False).print(table)
+    console = Console(file=stream or sys.stdout, highlight=False, markup=False)
+    # Not as the table's own title, which is wrapped to the width of the columns.
+    console.print(title)
+    console.print(table)

@@ -45,6 +45,7 @@ def test_to_transformers_with_parity_report(
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "parity.json",
         "pytorch_model.bin",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -125,7 +126,14 @@ def test_flags_of_albert_pytorch_write_one_file_with_its_config(zh: Path, tmp_pa
     ]
     assert _lone(*arguments, "--share_type=all") == 0
     names = {path.name for path in dump.parent.iterdir()}
-    assert names == {"pytorch_model.bin", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert names == {
+        "config.json",
+        "parity.json",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
     import transformers
 
     model = transformers.AutoModelForPreTraining.from_pretrained(dump.parent)
