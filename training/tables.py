@@ -19,7 +19,9 @@ def print_table(
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=stream or sys.stdout, highlight=False, markup=False)
+    target = stream or sys.stdout
+    # Where no terminal limits the width, no cell need be broken.
+    console = Console(file=target, highlight=False, markup=False, width=None if target.isatty() else 160)
     # Not as the table's own title, which is wrapped to the width of the columns.
     console.print(title)
     console.print(table)
