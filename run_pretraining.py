@@ -137,6 +137,8 @@ def main(options: Options) -> None:
         vocabulary=tokenizer["file"],
         max_seq_length=training.max_seq_length,
     )
+    if training.manifest is None:
+        check_ids(training, config.vocab_size, options.bert_config_file)
     task = PretrainingTask(
         config,
         options.objective,
@@ -267,6 +269,17 @@ def check_objective(dataset: PretrainingDataset, objective: str) -> None:
         raise UsageError(
             f"--objective={objective} but the records were made with --objective={made_for}: "
             f"give --objective={made_for}, or make others"
+        )
+
+
+def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) -> None:
+    """Raise `UsageError` where the first batch of records without a manifest has ids beyond the vocabulary."""
+    batch = dataset.batch(0)
+    largest = max(int(batch[name].max()) for name in ("input_ids", "masked_lm_ids"))
+    if largest >= vocab_size:
+        raise UsageError(
+            f"the records hold the id {largest:,} but {config_file} has vocab_size={vocab_size:,}: "
+            "use the config whose vocabulary the records were made with"
         )
 
 

@@ -221,6 +221,24 @@ def test_a_vocabulary_of_another_size_is_refused(
     assert re.search(r"has [\d,]+ entries but .* has vocab_size=21,128", capsys.readouterr().err)
 
 
+def test_records_without_a_manifest_are_checked_against_the_vocabulary(
+    journey: Journey, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("zh", "zh.held_out"):
+        shutil.copy(journey.folder / f"records/{name}.tfrecord", tmp_path)
+    config = json.loads((journey.folder / "config.json").read_text()) | {"vocab_size": 300}
+    (tmp_path / "small.json").write_text(json.dumps(config))
+    flags = journey.pretraining | {
+        "input_file": tmp_path / "zh.tfrecord",
+        "eval_input_file": tmp_path / "zh.held_out.tfrecord",
+        "bert_config_file": tmp_path / "small.json",
+        "output_dir": tmp_path / "out",
+    }
+    assert call("run_pretraining", **flags) == 2
+    assert re.search(r"hold the id [\d,]+ but .*small\.json has vocab_size=300", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_of_another_graph_is_refused(journey: Journey, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = json.loads((journey.folder / "config.json").read_text()) | {"family": "albert_zh"}
     (tmp_path / "zh.json").write_text(json.dumps(config))
