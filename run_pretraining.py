@@ -202,7 +202,11 @@ def main(options: Options) -> None:
         )
         scores = dict(outcome.evaluation)
     else:
-        engine.step = launch.restore_weights(engine, config, options.output_dir, options.init_checkpoint)
+        # Any model can be scored on masked tokens alone.
+        unused = () if task.objective.pair_labels else ("sentence_pair/.*",)
+        engine.step = launch.restore_weights(
+            engine, config, options.output_dir, options.init_checkpoint, allow_unexpected=unused
+        )
         scores = evaluate()
     if held_out is None:
         return
