@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from modeling.heads import ClassifierModel, PretrainingModel
     from modeling.losses import cross_entropy
     from modeling.randomness import fold_in, seeded
-    from modeling.variables import Initialization, count_parameters, named_variables, variable_shapes
+    from modeling.variables import Initialization, count_parameters, declared, named_variables, variable_shapes
 
 __all__ = [
     "Backbone",
@@ -22,6 +22,7 @@ __all__ = [
     "PretrainingModel",
     "count_parameters",
     "cross_entropy",
+    "declared",
     "fold_in",
     "load_config",
     "named_variables",
@@ -37,6 +38,7 @@ _MODULES = {
     "PretrainingModel": "heads",
     "count_parameters": "variables",
     "cross_entropy": "losses",
+    "declared": "variables",
     "fold_in": "randomness",
     "named_variables": "variables",
     "seeded": "randomness",

@@ -44,15 +44,15 @@ def named_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     return {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
 
 
-def variable_shapes(build: Callable[[], keras.Model]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model that `build` makes, without allocating it: a 200M-parameter model costs nothing."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def declared(build: Callable[[], keras.Model]) -> keras.Model:
+    """The model that `build` makes, its variables with names and shapes but without values: any size costs nothing."""
+    model: list[keras.Model] = []
     failure: list[BaseException] = []
 
     def declare() -> None:
         try:
             with keras.StatelessScope(initialize_variables=False):
-                shapes.update({name: tuple(variable.shape) for name, variable in named_variables(build()).items()})
+                model.append(build())
         except BaseException as error:
             failure.append(error)
 
@@ -62,7 +62,12 @@ def variable_shapes(build: Callable[[], keras.Model]) -> dict[str, tuple[int, ..
     thread.join()
     if failure:
         raise failure[0]
-    return shapes
+    return model[0]
+
+
+def variable_shapes(build: Callable[[], keras.Model]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model that `build` makes, without allocating it."""
+    return {name: tuple(variable.shape) for name, variable in named_variables(declared(build)).items()}
 
 
 def count_parameters(build: Callable[[], keras.Model]) -> int:

@@ -1,0 +1,273 @@
+"""The train step on JAX as a pure function: (state, fixed weights, batches, step number) -> (state, results).
+
+It knows names, shapes and places of variables, never their values: what `JaxEngine` runs can be compiled ahead of time
+for devices that are not here, from a model whose variables are only declared (`modeling.variables.declared`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+
+from training.engine import (
+    EVALUATION_STREAM,
+    TRAINING_STREAM,
+    Optimizer,
+    StepResults,
+    Task,
+    Tensor,
+    derive_key,
+    weights_by_name,
+)
+from training.placement import DATA, Placement
+
+Arrays = dict[str, Any]
+State = dict[str, Any]
+"""What a step changes: `trained` by name, `slots` by slot and name, `ema` by name."""
+
+_GATHERED = "gathered"
+
+
+class JaxStep:
+    """The compiled functions of a run; all are pure, and `train` may be lowered from shapes alone.
+
+    Args:
+        task: what to train.
+        optimizer: gradients -> updates.
+        model: the task's; its variables need no values here.
+        placement: where everything stands.
+        seed: of all randomness in training.
+        micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
+        ema_decay: decay of the running average of the weights; None keeps none.
+        steps_per_call: steps that one call of `train` takes, at most.
+
+    Attributes:
+        train: (state, fixed, batches, first step, count) -> (state, results [steps_per_call, ...]), compiled when first
+            called. `fixed` are the weights that are not trained, by name; batches are [steps_per_call, micro_batches,
+            examples, ...] each; the state is donated; results are those that `StepResults` names.
+        evaluate: (weights by name, batch) -> sums, as `StepResults` names them.
+        predict: (weights by name, batch) -> the task's predictions.
+        shardings: how each variable stands between steps.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: Optimizer,
+        model: keras.Model,
+        placement: Placement,
+        *,
+        seed: int,
+        micro_batches: int = 1,
+        ema_decay: float | None = None,
+        steps_per_call: int = 1,
+    ):
+        self.model, self.placement, self.seed = model, placement, seed
+        self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
+        self.results = StepResults()
+        self.variables = weights_by_name(model)
+        self._task, self._optimizer, self._ema_decay = task, optimizer, ema_decay
+        shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
+        self._computed = placement.computed(shapes, getattr(model, "layout_rules", None))
+        self.shardings = {name: placement.stored(shape, self._computed[name]) for name, shape in shapes.items()}
+        self.trainable_names = [name for name, variable in self.variables.items() if variable.trainable]
+        self.trained_names = optimizer.trainable(self.trainable_names)
+        self._connected: dict[tuple[str, ...], list[str]] = {}
+        state, everywhere = jax.tree.map(lambda x: x.sharding, self.shapes()[0]), placement.sharding()
+        self.train = jax.jit(self._steps, donate_argnums=0, out_shardings=(state, everywhere))
+        self.evaluate = jax.jit(self._evaluation_sums, out_shardings=everywhere)
+        self.predict = jax.jit(self._predictions, out_shardings=everywhere)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """How [steps, micro-batches, examples, ...] stands on the devices."""
+        return self.placement.sharding(None, None, DATA)
+
+    def shapes(self) -> tuple[State, Arrays]:
+        """Return the state and the fixed weights as `jax.ShapeDtypeStruct`s that say where each part stands."""
+        weights = {
+            name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=self.shardings[name])
+            for name, variable in self.variables.items()
+        }
+        slots = jax.eval_shape(self._optimizer.init, {name: weights[name] for name in self.trainable_names})
+        placed = {
+            slot: {
+                name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=self.shardings[name])
+                for name, value in values.items()
+            }
+            for slot, values in slots.items()
+        }
+        trained = {name: weights[name] for name in self.trained_names}
+        fixed = {name: weight for name, weight in weights.items() if name not in trained}
+        ema = {} if self._ema_decay is None else dict(trained)
+        return {"trained": trained, "slots": placed, "ema": ema}, fixed
+
+    def initial_slots(self, weights: Arrays) -> dict[str, Arrays]:
+        """Return the optimizer's slots at step 0, on the devices."""
+        places = jax.tree.map(lambda x: x.sharding, self.shapes()[0]["slots"])
+        trainable = {name: weights[name] for name in self.trainable_names}
+        return jax.jit(self._optimizer.init, out_shardings=places)(trainable)
+
+    def lower(self, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+        """Lower `train` from shapes alone, for batches whose features have the shapes and types of `batch`, [B, ...].
+
+        `.compile()` then gives the program of the mesh's devices, with its memory, cost and text.
+        """
+        state, fixed = self.shapes()
+        batches = {}
+        for name, feature in batch.items():
+            size, *rest = feature.shape
+            shape = (self.steps_per_call, self.micro_batches, size // self.micro_batches, *rest)
+            batches[name] = jax.ShapeDtypeStruct(shape, feature.dtype, sharding=self.batch_sharding)
+        number = jax.ShapeDtypeStruct((), np.int32, sharding=self.placement.sharding())
+        return self.train.lower(state, fixed, batches, number, number)
+
+    def _steps(
+        self, state: State, fixed: Arrays, batches: Mapping[str, Tensor], first_step: Tensor, count: Tensor
+    ) -> tuple[State, Tensor]:
+        """Take `count` steps.
+
+        The count is an argument, not a constant: one program for any number of steps gives each step the same bits.
+        """
+        first = {name: stack[0] for name, stack in batches.items()}
+        connected = self._connected_names(state["trained"], fixed, {name: x[0] for name, x in first.items()})
+        terms = len(self.results.loss_names) + len(self.results.metric_names)
+        vectors = jnp.zeros((self.steps_per_call, len(StepResults.SCALARS) + 2 * terms), "float32")
+
+        def body(index: Tensor, carried: tuple[State, Tensor]) -> tuple[State, Tensor]:
+            state, vectors = carried
+            batch = {name: lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
+            state, vector = self._one_step(state, fixed, batch, first_step + index, connected)
+            return state, lax.dynamic_update_index_in_dim(vectors, vector, index, 0)
+
+        return lax.fori_loop(0, count, body, (state, vectors))
+
+    def _one_step(
+        self, state: State, fixed: Arrays, parts: Mapping[str, Tensor], step: Tensor, connected: list[str]
+    ) -> tuple[State, Tensor]:
+        trained, slots, ema = state["trained"], state["slots"], state["ema"]
+        counts = lax.map(self._task.normalizers, dict(parts))
+        normalizers = {name: jnp.maximum(jnp.sum(count), 1.0) for name, count in counts.items()}
+        old = {name: trained[name] for name in connected}
+
+        def micro_step(index: Tensor, part: Mapping[str, Tensor]) -> Any:
+            key = derive_key(self.seed, TRAINING_STREAM, step, index)
+            values = trained | fixed
+
+            def loss(old: Arrays) -> tuple[Tensor, Tensor]:
+                return self._loss(self._gathered(values | old), part, key, normalizers)
+
+            if self.placement.fsdp:
+                # Weights are gathered again in the backward pass: what is kept between is what no one else has.
+                policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+                loss = jax.checkpoint(loss, policy=policy)
+            (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(old)
+            return self._scattered(gradients), value, sums
+
+        gradients, loss, sums = _over_micro_batches(micro_step, parts, self.micro_batches)
+        old_slots = {slot: {name: values[name] for name in connected} for slot, values in slots.items()}
+        new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
+        finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return jnp.where(finite, new, old)
+
+        trained = trained | jax.tree.map(chosen, new, old)
+        slots = {
+            slot: values | {name: chosen(new_slots[slot][name], values[name]) for name in connected}
+            for slot, values in slots.items()
+        }
+        decay = self._ema_decay or 0.0
+        ema = {name: chosen(decay * average + (1 - decay) * trained[name], average) for name, average in ema.items()}
+        scalars = [loss, info["learning_rate"], info["gradient_norm"], 1.0 - finite]
+        vector = jnp.concatenate([jnp.stack([jnp.asarray(x, "float32") for x in scalars]), sums])
+        return {"trained": trained, "slots": slots, "ema": ema}, vector
+
+    def _gathered(self, values: Arrays) -> Arrays:
+        """Return the weights as they are computed with, where FSDP keeps only parts."""
+        if not self.placement.fsdp:
+            return values
+        return {name: self._whole(name, value) for name, value in values.items()}
+
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        if self.shardings[name] == self._computed[name]:
+            return value
+        # In the type that is computed with: less to send, and no second copy to keep. Every matrix is cast anyway.
+        value = lax.convert_element_type(value, self.model.compute_dtype)
+        return checkpoint_name(lax.with_sharding_constraint(value, self._computed[name]), _GATHERED)
+
+    def _scattered(self, gradients: Arrays) -> Arrays:
+        if not self.placement.fsdp:
+            return gradients
+        return {name: lax.with_sharding_constraint(x, self.shardings[name]) for name, x in gradients.items()}
+
+    def _loss(
+        self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, normalizers: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        losses, metrics = self._terms(values, batch, key, training=True)
+        weights = self._task.loss_weights
+        parts = [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if weights[name]]
+        return functools.reduce(jnp.add, parts), self.results.packed(losses, metrics)
+
+    def _terms(self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, *, training: bool) -> Any:
+        with self._with_values(values):
+            return self._task.terms(self.model, batch, seed=key, training=training)
+
+    def _with_values(self, values: Arrays) -> keras.StatelessScope:
+        return keras.StatelessScope(state_mapping=[(self.variables[name], value) for name, value in values.items()])
+
+    def _connected_names(self, trained: Arrays, fixed: Arrays, batch: Mapping[str, Tensor]) -> list[str]:
+        """Return the trained variables that the loss depends on: JAX calls the gradient of the others zero, not none.
+
+        In the traced gradient theirs are the outputs that are computed from nothing.
+        """
+        features = tuple(sorted(batch))
+        if features not in self._connected:
+            key = derive_key(self.seed, TRAINING_STREAM, 0)
+            ones = dict.fromkeys(self._task.loss_weights, 1.0)
+
+            def loss(trained: Arrays, fixed: Arrays, batch: Mapping[str, Tensor]) -> Tensor:
+                return self._loss(trained | fixed, batch, key, ones)[0]
+
+            traced = jax.make_jaxpr(jax.grad(loss))(trained, fixed, dict(batch)).jaxpr
+            known = {*traced.invars, *traced.constvars}
+            for equation in traced.eqns:
+                if any(not hasattr(x, "val") and x in known for x in equation.invars):
+                    known.update(equation.outvars)
+            reached = [not hasattr(x, "val") and x in known for x in traced.outvars]
+            # As JAX orders the outputs: sorted by name.
+            found = set(itertools.compress(sorted(trained), reached))
+            self._connected[features] = [name for name in trained if name in found]
+        return self._connected[features]
+
+    def _evaluation_sums(self, values: Arrays, batch: Mapping[str, Tensor]) -> Tensor:
+        key = derive_key(self.seed, EVALUATION_STREAM, 0)
+        return self.results.packed(*self._terms(self._gathered(values), batch, key, training=False))
+
+    def _predictions(self, values: Arrays, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with self._with_values(self._gathered(values)):
+            return self._task.predictions(self.model, batch)
+
+
+def _over_micro_batches(micro_step: Any, parts: Mapping[str, Tensor], count: int) -> Any:
+    """Return the sums of what `micro_step` returns over the parts, which are stacked on the leading axis."""
+    if count == 1:
+        return micro_step(jnp.int32(0), {name: x[0] for name, x in parts.items()})
+
+    def body(totals: Any, numbered: tuple[Tensor, Mapping[str, Tensor]]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, totals, micro_step(*numbered)), None
+
+    numbered = jnp.arange(count), dict(parts)
+    shapes = jax.eval_shape(micro_step, *jax.tree.map(lambda x: x[0], numbered))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return lax.scan(body, zeros, numbered)[0]
