@@ -323,12 +323,15 @@ def summary(manifest: dict) -> str:
     counts = manifest["counts"]
     tokens_each = counts["example_tokens"] / manifest["num_examples"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
+    packed = ""
+    if "sequences" in counts:
+        packed = f" with {counts['sequences'] / manifest['num_examples']:.1f} sequences an example"
     lines = [
         f"read     {counts['documents']:,} documents, {counts['sentences']:,} sentences, "
         f"{counts['tokens']:,} tokens, {counts.get('unknown_tokens', 0) / max(counts['tokens'], 1):.2%} unknown",
         f"wrote    {manifest['num_examples']:,} examples of {tokens_each:.1f} "
         f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
-        f"filled   {tokens_each / manifest['max_seq_length']:.1%} of all positions",
+        f"filled   {tokens_each / manifest['max_seq_length']:.1%} of all positions{packed}",
         f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
         f"{counts.get('documents_too_short_to_pair', 0):,} documents of one word were left out",
     ]

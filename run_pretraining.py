@@ -103,11 +103,6 @@ def main(options: Options) -> None:
     training = open_records(training_files, options.train_batch_size)
     held_out = open_records(held_out_files, options.eval_batch_size) if options.do_eval else None
     check_objective(training, options.objective)
-    if training.packed:
-        raise UsageError(
-            "the records are packed, several sequences to an example, and the models here would attend across them: "
-            "make them without --pack_sequences"
-        )
     shuffled = bool(training.max_word_order_per_seq)
     if held_out and bool(held_out.max_word_order_per_seq) != shuffled:
         with_words, without = ("--input_file", "the held-out ones")[:: 1 if shuffled else -1]
@@ -184,7 +179,7 @@ def main(options: Options) -> None:
                 engine,
                 options,
                 weights=weights,
-                data=f"{training.num_examples:,} examples of {training.max_seq_length} tokens, "
+                data=f"{training.num_examples:,} examples of {training.max_seq_length} tokens{filling(training)}, "
                 f"{held_out.num_examples if held_out else 0:,} held out",
                 step=f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
                 f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
@@ -264,6 +259,12 @@ def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     if not training:
         raise UsageError(f"all of {', '.join(patterns)} is held out: give --input_file the training records too")
     return [str(path) for path in training], [str(path) for path in held_out]
+
+
+def filling(dataset: PretrainingDataset) -> str:
+    """How full the rows are, and with how many sequences, as far as manifests tell."""
+    sequences = f"{dataset.sequences_per_example:.1f} sequences each, " if dataset.sequences_per_example else ""
+    return f" ({sequences}{dataset.fill:.1%} of positions filled)" if dataset.fill else ""
 
 
 def check_objective(dataset: PretrainingDataset, objective: str) -> None:

@@ -7,7 +7,7 @@ one. Examples of `--masking=dynamic` are masked here, anew in every epoch.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -232,6 +232,25 @@ class PretrainingDataset:
         first = int(np.flatnonzero(self._counts)[0])
         columns, _ = decode_examples(self._open(first).read(np.asarray([0])))
         return len(columns["word_order_positions"].values) if "word_order_positions" in columns else 0
+
+    @property
+    def fill(self) -> float:
+        """Share of positions that hold a token and not padding, as the manifests count it; 0 without manifests."""
+        counts = self._counted()
+        return counts["example_tokens"] / max(counts["examples"] * self.max_seq_length, 1)
+
+    @property
+    def sequences_per_example(self) -> float:
+        """Of packed examples, as the manifests count it; 0 for others."""
+        counts = self._counted()
+        return counts["sequences"] / max(counts["examples"], 1)
+
+    def _counted(self) -> Counter[str]:
+        manifests = {id(manifest): manifest for manifest, _ in self._described.values()}
+        totals = Counter[str]()
+        for manifest in manifests.values():
+            totals.update({name: n for name, n in manifest["counts"].items() if name != "labels"})
+        return totals
 
     # -- order ---------------------------------------------------------------------------------------------------------
 

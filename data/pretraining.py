@@ -247,9 +247,12 @@ def read_blocks(
         )
         pairs, cut = truncate(pairs, recipe.max_tokens, random)
         tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
+        packed = {}
         if recipe.packing:
+            packed = {"sequences": len(pairs)}
             tokens, pairs = pack_sequences(tokens, pairs, recipe, vocabulary)
         counts = Counter(
+            **packed,
             documents=len(batch),
             sentences=len(texts),
             tokens=len(encoding.ids),

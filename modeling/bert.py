@@ -47,18 +47,25 @@ class Backbone(keras.layers.Layer):
     ) -> dict[str, Any]:
         """Encode `input_ids` under `input_mask` (default: all real) with `segment_ids` (default: all 0).
 
+        With `sequence_ids` every row holds several sequences, each encoded as if it stood alone; `pooled_output` is
+        then that of a row's first.
+
         Args:
             features: int32 [B, L] each.
             training: apply dropout, keyed by the surrounding `seeded` scope.
             word_noise_BLE: added to the looked-up word vectors (adversarial training).
         """
-        mask = masks.padding_mask(features["input_mask"]) if "input_mask" in features else None
+        if "sequence_ids" in features:
+            mask = masks.sequence_mask(features["sequence_ids"])
+        else:
+            mask = masks.padding_mask(features["input_mask"]) if "input_mask" in features else None
         with seeded_by_default(self.seed_generator, training):
             x_BLD = self.embeddings(
                 features["input_ids"],
                 segment_ids_BL=features.get("segment_ids"),
                 word_noise_BLE=word_noise_BLE,
                 training=training,
+                sequence_ids_BL=features.get("sequence_ids"),
             )
             x_BLD, states = self.encoder(x_BLD, attention_mask=mask, training=training)
         pooled_BD = ops.tanh(self.pooler(x_BLD[:, 0]))

@@ -19,6 +19,12 @@ ops: Any = keras.ops
 Tensor = Any
 
 
+def places_in_sequence(sequence_ids_BL: Tensor) -> Tensor:
+    """How many tokens of its own sequence stand before each token of a packed row; int32 [B, L]."""
+    same_BLL = ops.cast(sequence_ids_BL[:, :, None] == sequence_ids_BL[:, None, :], "int32")
+    return ops.sum(ops.tril(same_BLL, k=-1), axis=-1)
+
+
 class Embeddings(keras.layers.Layer):
     """input_ids -> x_BLD, and hidden states -> scores over the vocabulary through the same table."""
 
@@ -63,6 +69,7 @@ class Embeddings(keras.layers.Layer):
         position: int | Tensor = 0,
         word_noise_BLE: Tensor | None = None,
         training: bool = False,
+        sequence_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Embed tokens.
 
@@ -72,9 +79,10 @@ class Embeddings(keras.layers.Layer):
             position: position of the first token (cached decoding).
             word_noise_BLE: added to the looked-up word vectors (adversarial training).
             training: apply dropout.
+            sequence_ids_BL: the number of each token's sequence in packed rows; positions begin anew in each.
 
         Raises:
-            absl.app.UsageError: the sequence is longer than the position table.
+            absl.app.UsageError: the row, which one sequence may fill, is longer than the position table.
         """
         length = input_ids_BL.shape[1]
         if isinstance(length, int):
@@ -84,10 +92,12 @@ class Embeddings(keras.layers.Layer):
             x = x + ops.cast(word_noise_BLE, x.dtype)
         if self.projection is not None and self.projects_first:
             x = self.projection(x)
-        start = (self.config.position_offset + position, 0)
-        positions_LX = ops.slice(
-            ops.convert_to_tensor(self.position_embeddings), start, (ops.shape(input_ids_BL)[1], self.sum_width)
-        )
+        first = self.config.position_offset + position
+        if sequence_ids_BL is None:
+            size = (ops.shape(input_ids_BL)[1], self.sum_width)
+            positions_LX = ops.slice(ops.convert_to_tensor(self.position_embeddings), (first, 0), size)
+        else:
+            positions_LX = ops.take(self.position_embeddings, first + places_in_sequence(sequence_ids_BL), axis=0)
         if self.token_type_embeddings is not None:
             # RoBERTa has one type, whatever segments there are.
             if segment_ids_BL is None or self.config.type_vocab_size == 1:

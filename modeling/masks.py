@@ -15,6 +15,11 @@ def padding_mask(input_mask_BS: Tensor) -> Tensor:
     return ops.cast(input_mask_BS, "bool")[:, None, None, :]
 
 
+def sequence_mask(sequence_ids_BL: Tensor) -> Tensor:
+    """Keep the keys of each query's own sequence, by number: [B, L] -> [B, 1, L, L]; padding, 0, sees padding only."""
+    return sequence_ids_BL[:, None, :, None] == sequence_ids_BL[:, None, None, :]
+
+
 def causal_mask(length: int, memory_length: int, position: int | Tensor = 0) -> Tensor:
     """Keep the keys at or before each query: [1, 1, L, S]; the first query stands at `position` of the keys."""
     query_L1 = ops.arange(length, dtype="int32")[:, None] + position
