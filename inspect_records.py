@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 ACTIONS = ("show", "stats", "verify", "repair")
 _BAR_CHARACTERS = 40
-# Hidden, left as it was, replaced by another token.
-_COLOURS = {"masked": "\033[7;32m", "kept": "\033[4;36m", "replaced": "\033[7;33m"}
+# Hidden, left as it was, replaced by another token; shuffled, and what stood there.
+_COLOURS = {
+    "masked": "\033[7;32m",
+    "kept": "\033[4;36m",
+    "replaced": "\033[7;33m",
+    "shuffled": "\033[7;35m",
+    "before": "\033[2;35m",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,7 @@ class Options:
 
     show prints examples as text with what is to be predicted marked; stats lengths, rates and balance; verify reads
     every byte and exits with 1 if anything is wrong; repair keeps the intact records of a damaged file in its place.
+    Compact examples, of --masking=dynamic, are shown and counted with the masks of evaluation.
     """
 
     action: str = flag(help="also as the first word: inspect_records.py show FILES", choices=ACTIONS)
@@ -79,9 +86,17 @@ def find_tokenizer(options: Options, dataset: PretrainingDataset) -> Tokenizer |
 
 
 def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, limit: int, *, colour: bool) -> None:
-    """Prints examples; what is to be predicted is marked by colour, or as [token] or [token|what is seen]."""
+    """Prints examples; what is to be predicted is marked by colour, or as [token] or [token|what is seen].
+
+    Shuffled words come with what stood there: {before|now}.
+    """
     number = 0
+    if colour:
+        print("predicted:", *(f"{_COLOURS[kind]}{kind}\033[0m" for kind in _COLOURS), end="\n\n")
+    else:
+        print("predicted: [masked] [kept|kept] [replaced|seen] {before|shuffled}", end="\n\n")
     for batch in dataset.evaluation_batches(64):
+        shuffled, sequences = batch.get("word_order_weights"), batch.get("sequence_ids")
         for row in range(len(batch["input_ids"])):
             if not batch["input_mask"][row].any():
                 return
@@ -91,6 +106,8 @@ def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, li
                 print(
                     f"# {number}: label {batch['next_sentence_labels'][row]}, {batch['input_mask'][row].sum()} tokens, "
                     f"{int(batch['masked_lm_weights'][row].sum())} predictions"
+                    + (f", {int(shuffled[row].sum())} shuffled" if shuffled is not None else "")
+                    + (f", {sequences[row].max()} sequence(s)" if sequences is not None else "")
                 )
                 print(
                     as_text({name: value[row] for name, value in batch.items()}, tokenizer, colour=colour), end="\n\n"
@@ -99,33 +116,60 @@ def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, li
 
 
 def as_text(example: dict[str, np.ndarray], tokenizer: Tokenizer | None, *, colour: bool) -> str:
-    """One example as a line per segment."""
+    """One example as a line per segment, or per sequence where it is packed."""
 
     def name(token: int) -> str:
         return tokenizer.tokens([token])[0] if tokenizer else str(token)
 
+    def labelled(what: str) -> dict[int, int]:
+        used = example[f"{what}_weights"] > 0
+        positions, before = example[f"{what}_positions"][used], example[f"{what}_ids"][used]
+        return dict(zip(positions.tolist(), before.tolist(), strict=True))
+
     length = int(example["input_mask"].sum())
-    count = int(example["masked_lm_weights"].sum())
-    labels = dict(zip(example["masked_lm_positions"][:count].tolist(), example["masked_lm_ids"].tolist(), strict=False))
-    ids, segments = example["input_ids"][:length].tolist(), example["segment_ids"][:length].tolist()
+    labels = labelled("masked_lm")
+    shuffled = labelled("word_order") if "word_order_weights" in example else {}
+    ids = example["input_ids"][:length].tolist()
+    segments = example.get("sequence_ids", example["segment_ids"])[:length].tolist()
     seen_at_labels = [ids[position] for position in labels]
     mask_id = tokenizer.mask_id if tokenizer else max(set(seen_at_labels), key=seen_at_labels.count, default=-1)
+
+    def run_of_shuffled(first: int) -> str:
+        """A stretch of shuffled words as one."""
+        last = next(i for i in range(first, length + 1) if i not in shuffled or segments[i] != segments[first])
+        now, before = (
+            "".join(spaced(name(token), i == 0) for i, token in enumerate(tokens))
+            for tokens in (ids[first:last], [shuffled[i] for i in range(first, last)])
+        )
+        if colour:
+            return f"{_COLOURS['shuffled']}{now}\033[0m{_COLOURS['before']}{before}\033[0m"
+        return f"{{{before}|{now}}}"
+
     parts: list[str] = []
     for position, (token, segment) in enumerate(zip(ids, segments, strict=True)):
         if position and segment != segments[position - 1]:
             parts.append("\n")
-        if position not in labels:
+        elif position - 1 in shuffled and position in shuffled:
+            continue
+        if position in shuffled:
+            text = run_of_shuffled(position)
+        elif position not in labels:
             text = name(token)
         else:
             kind = "masked" if token == mask_id else "kept" if token == labels[position] else "replaced"
             label = name(labels[position])
             plain = f"[{label}]" if kind == "masked" else f"[{label}|{name(token)}]"
             text = f"{_COLOURS[kind]}{label}\033[0m" if colour else plain
-        bare = name(labels.get(position, token))
-        wide = bare.removeprefix("##")[:1] >= "\u2e80"
-        joined = bare.startswith("##") or wide or not parts or parts[-1] == "\n"
-        parts.append(text if joined else " " + text)
+        before = shuffled if position in shuffled else labels
+        bare = name(before[position] if position in before else token)
+        parts.append(spaced(bare, not parts or parts[-1] == "\n", text))
     return "".join(parts)
+
+
+def spaced(token: str, first: bool, text: str | None = None) -> str:
+    """What is printed for a token, with a space before it where a word begins that is not of ideographs."""
+    joined = first or token.startswith("##") or token.removeprefix("##")[:1] >= "\u2e80"
+    return ("" if joined else " ") + (token if text is None else text)
 
 
 def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
@@ -153,6 +197,13 @@ def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
         ("  [MASK]", f"{found.masked / predictions:.2%}"),
         ("  unchanged", f"{found.kept / predictions:.2%}"),
         ("  replaced", f"{replaced / predictions:.2%}"),
+    ]
+    if found.shuffled:
+        share = f"{found.shuffled / found.examples:.2f} an example, {found.shuffled / found.tokens:.2%} of tokens"
+        rows += [("shuffled", share), ("  moved", f"{found.moved / found.shuffled:.2%}")]
+    if found.sequences:
+        rows.append(("packing", f"{found.sequences / found.examples:.2f} sequences an example"))
+    rows += [
         ("labels", ", ".join(f"{label}: {n / found.examples:.2%}" for label, n in sorted(found.labels.items()))),
         ("duplicate texts", f"{found.duplicates:.2%}"),
     ]

@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from data.input_pipeline import COMPACT_FEATURES, STATIC_FEATURES, PretrainingDataset, find_manifests
+from data.input_pipeline import (
+    COMPACT_FEATURES,
+    STATIC_FEATURES,
+    WORD_ORDER_FEATURES,
+    PretrainingDataset,
+    find_manifests,
+)
 from data.pretraining import MANIFEST_SUFFIX
 from data.randomness import keys
 from data.records import Column, MalformedRecordError, decode_examples, frame, scan
@@ -48,6 +54,9 @@ class Statistics:
     predictions: int = 0
     masked: int = 0
     kept: int = 0
+    shuffled: int = 0
+    moved: int = 0
+    sequences: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     duplicates: float = 0.0
@@ -93,6 +102,13 @@ def statistics(
         result.labels.update(batch["next_sentence_labels"].tolist())
         if unk_id is not None:
             result.unknown_tokens += int((ids == unk_id).sum())
+        if "sequence_ids" in batch:
+            result.sequences += int(batch["sequence_ids"].max(axis=1).sum())
+        if "word_order_weights" in batch:
+            row, slot = np.nonzero(batch["word_order_weights"])
+            now = batch["input_ids"][row, batch["word_order_positions"][row, slot]]
+            result.shuffled += len(row)
+            result.moved += int((now != batch["word_order_ids"][row, slot]).sum())
         row, slot = np.nonzero(batch["masked_lm_weights"])
         shown = batch["input_ids"][row, batch["masked_lm_positions"][row, slot]]
         same = shown == batch["masked_lm_ids"][row, slot]
@@ -164,6 +180,8 @@ def _problems(records: list[bytes], manifest: Mapping[str, Any] | None) -> Count
     columns, bad = decode_examples(records)
     compact = "token_boundary" in columns and "input_mask" not in columns
     names = COMPACT_FEATURES if compact else STATIC_FEATURES
+    if not compact and (any(name in columns for name in WORD_ORDER_FEATURES) or _word_order(manifest)):
+        names += WORD_ORDER_FEATURES
     missing = [name for name in names if name not in columns]
     if missing:
         return Counter({f"lacks {', '.join(missing)}": len(records)})
@@ -203,6 +221,11 @@ def _compact_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any]
     return _count(checks)
 
 
+def _word_order(manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What a manifest says of shuffled words; None where it says that there are none, or nothing."""
+    return (manifest or {}).get("recipe", {}).get("word_order")
+
+
 def _static_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) -> Counter[str]:
     num_records = len(columns["input_ids"].splits) - 1
     first = {name: int(column.splits[1]) for name, column in columns.items()}
@@ -210,6 +233,10 @@ def _static_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] 
     if manifest:
         length, slots = manifest["max_seq_length"], manifest["max_predictions_per_seq"]
     widths = {"input": length, "segment": length, "masked": slots, "next": 1}
+    if "word_order_positions" in columns:
+        widths["word"] = (
+            manifest["max_word_order_per_seq"] if _word_order(manifest) and manifest else first["word_order_positions"]
+        )
     rows = {name: column.matrix(widths[name.split("_")[0]]) for name, column in columns.items()}
     mask, positions, weights = rows["input_mask"], rows["masked_lm_positions"], rows["masked_lm_weights"]
     lengths, used = mask.sum(axis=1), weights > 0
@@ -223,9 +250,7 @@ def _static_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] 
         "a predicted position outside the text": (used & ((positions < 1) | (positions >= lengths[:, None]))).any(
             axis=1
         ),
-        "a position predicted twice": np.asarray(
-            [len(np.unique(row[chosen])) < chosen.sum() for row, chosen in zip(positions, used, strict=True)]
-        ),
+        "a position predicted twice": _twice(positions, used),
         "weights other than 0 and 1": ((weights != 0) & (weights != 1)).any(axis=1),
         "a label below 0": rows["next_sentence_labels"][:, 0] < 0,
     }
@@ -234,8 +259,49 @@ def _static_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] 
         outside = (rows["input_ids"] >= size).any(axis=1) | (rows["masked_lm_ids"] >= size).any(axis=1)
         checks["an id outside the vocabulary"] = outside
         checks["a label outside the objective's"] = rows["next_sentence_labels"][:, 0] >= manifest["num_pair_labels"]
+    if "word" in widths:
+        checks |= _word_order_checks(rows, lengths, manifest)
     assert all(len(wrong) == num_records for wrong in checks.values())
     return _count(checks)
+
+
+def _twice(positions: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The rows with a position that is used more than once; bool [N]."""
+    return np.asarray([len(np.unique(row[chosen])) < chosen.sum() for row, chosen in zip(positions, used, strict=True)])
+
+
+def _word_order_checks(
+    rows: Mapping[str, np.ndarray], lengths: np.ndarray, manifest: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """What is wrong with shuffled words, by row; of windows only what the manifest's choices imply."""
+    positions, weights = rows["word_order_positions"], rows["word_order_weights"]
+    used = weights > 0
+    both = np.concatenate([positions, rows["masked_lm_positions"]], axis=1)
+    checks = {
+        "a shuffled position outside the text": (used & ((positions < 1) | (positions >= lengths[:, None]))).any(
+            axis=1
+        ),
+        "a position shuffled twice, or masked as well": _twice(
+            both, np.concatenate([used, rows["masked_lm_weights"] > 0], axis=1)
+        ),
+        "word order weights other than 0 and 1": ((weights != 0) & (weights != 1)).any(axis=1),
+    }
+    choices = _word_order(manifest)
+    if not (manifest and choices):
+        return checks
+    checks["a shuffled id outside the vocabulary"] = (
+        rows["word_order_ids"] >= manifest["tokenizer"]["vocab_size"]
+    ).any(axis=1)
+    whole = choices["labels"] == "all" and not choices["overlap"]
+    if whole:
+        checks[f"shuffled words that are not {choices['tokens']} to a window"] = (
+            used.sum(axis=1) % choices["tokens"] > 0
+        )
+    if choices["windows"] == "unmasked" and (choices["labels"] == "all" or not choices["overlap"]):
+        now = np.take_along_axis(rows["input_ids"], np.clip(positions, 0, rows["input_ids"].shape[1] - 1), axis=1)
+        now, before = (np.sort(np.where(used, x, -1), axis=1) for x in (now, rows["word_order_ids"]))
+        checks["shuffled words that are not those that stood there"] = (now != before).any(axis=1)
+    return checks
 
 
 @dataclass

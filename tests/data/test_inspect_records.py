@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from typing import Any
@@ -14,6 +15,7 @@ from data.masking import Masking
 from data.pretraining import Recipe
 from data.records import encode_examples, frame
 from data.tokenizers.wordpiece import WordPieceTokenizer
+from data.word_order import WordOrder
 from training.flags import parse
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]
@@ -28,8 +30,16 @@ def folder(tmp_path):
         "今天天气很好。\n我们学习语言模型。\n今天学习。\n\n" * 40 + "怪。今天。\n很好。\n", encoding="utf-8"
     )
     tokenizer = WordPieceTokenizer.load(tmp_path / "vocab.txt", do_lower_case=True)
-    for name, dynamic in (("static", False), ("dynamic", True)):
-        recipe = Recipe("albert", Masking(0.2, 6), dynamic, True, "rjieba", 24, 4, 0.1, 1)
+    kinds: dict[str, dict[str, Any]] = {
+        "static": {},
+        "dynamic": {"dynamic": True},
+        "words": {"objective": "structbert", "word_order": WordOrder(0.1)},
+        "dynamic_words": {"objective": "structbert", "word_order": WordOrder(0.1), "dynamic": True},
+        "packed": {"objective": "masked_lm", "packing": True, "word_order": WordOrder(0.1, labels="changed")},
+    }
+    for name, changes in kinds.items():
+        recipe = Recipe("albert", Masking(0.2, 6), False, True, "rjieba", 24, 4, 0.1, 1)
+        recipe = dataclasses.replace(recipe, **changes)
         output = Output((tmp_path / f"{name}.tfrecord",), num_shards=2)
         flags = {"vocab_file": str(tmp_path / "vocab.txt"), "spm_model_file": None, "do_lower_case": True}
         create_examples([corpus], output, recipe, tokenizer, num_workers=1, flags=flags)
@@ -45,7 +55,8 @@ def test_show_prints_text_with_its_predictions(folder, capsys, name):
     assert run("show", folder / f"{name}-*", "--limit=2", "--skip=1") == 0
     out = capsys.readouterr().out
     assert out.count("# ") == 2
-    assert out.startswith("# 1: label ")
+    assert out.startswith("predicted: [masked] ")
+    assert "\n# 1: label " in out
     assert "[CLS]" in out
     assert re.search(r"\[[今天气很好我们学习语言模型，。]\]", out)
 
@@ -62,6 +73,44 @@ def test_show_marks_what_is_hidden_kept_and_replaced():
     }
     assert verb.as_text(example, tokenizer, colour=False) == "[CLS][今][天|天]\n[气|好] [SEP]"
     assert "\033[7;32m今\033[0m" in verb.as_text(example, tokenizer, colour=True)
+
+
+def test_show_marks_shuffled_words_with_what_stood_there():
+    tokenizer: Any = type("Tokens", (), {"mask_id": 4, "tokens": staticmethod(lambda ids: [TOKENS[i] for i in ids])})()
+    example = {
+        "input_ids": np.asarray([2, 7, 5, 6, 4, 9, 3, 0]),
+        "input_mask": np.asarray([1, 1, 1, 1, 1, 1, 1, 0]),
+        "segment_ids": np.zeros(8, int),
+        "masked_lm_positions": np.asarray([4]),
+        "masked_lm_ids": np.asarray([8]),
+        "masked_lm_weights": np.ones(1),
+        "word_order_positions": np.asarray([1, 2, 3, 0, 0, 0]),
+        "word_order_ids": np.asarray([5, 6, 7, 0, 0, 0]),
+        "word_order_weights": np.asarray([1, 1, 1, 0, 0, 0]),
+    }
+    assert verb.as_text(example, tokenizer, colour=False) == "[CLS]{今天气|气今天}[很]好 [SEP]"
+    assert "\033[7;35m气今天\033[0m\033[2;35m今天气\033[0m" in verb.as_text(example, tokenizer, colour=True)
+
+
+def test_shuffled_words_and_packing_are_shown_and_counted(folder, capsys):
+    for name in ("words", "dynamic_words", "packed"):
+        dataset = PretrainingDataset(str(folder / f"{name}-*"), 1)
+        found, counts = inspection.statistics(dataset, unk_id=1), (dataset.manifest or {})["counts"]
+        assert found.shuffled > 0
+        assert 0.3 < found.moved / found.shuffled <= 1
+        assert found.sequences == counts.get("sequences", 0)
+        if name != "dynamic_words":
+            assert found.shuffled == counts["word_order_predictions"]
+        assert run("stats", folder / f"{name}-*") == 0
+        out = capsys.readouterr().out
+        assert re.search(r"shuffled +\d\.\d\d an example, \d+\.\d\d% of tokens\n  moved +\d+\.\d\d%", out)
+        assert ("packing" in out) == (name == "packed")
+        assert run("show", folder / f"{name}-*", "--limit=20") == 0
+        out = capsys.readouterr().out
+        for before, now in re.findall(r"\{([^{}]+)\|([^{}]+)\}", out)[1:]:
+            # Of a window in the packed records only what moved is marked.
+            assert sorted(before) == sorted(now) or name == "packed"
+        assert re.search(r"predictions, \d+ shuffled" + (", \\d sequence.s." if name == "packed" else "") + "\n", out)
 
 
 def test_stats_agree_with_the_manifest(folder, capsys):
@@ -103,7 +152,7 @@ def test_duplicates_are_counted_before_masking(folder):
     assert found.masked == 3
 
 
-@pytest.mark.parametrize("name", ["static", "dynamic"])
+@pytest.mark.parametrize("name", ["static", "dynamic", "words", "dynamic_words", "packed"])
 def test_verify_finds_nothing_wrong_with_what_we_write(folder, capsys, name):
     assert run("verify", folder / f"{name}-*") == 0
     assert "2 file(s), 0 with problems" in capsys.readouterr().out
@@ -132,8 +181,8 @@ def test_verify_finds_missing_records_and_foreign_content(folder, capsys):
     assert "in the manifest" in capsys.readouterr().out
 
 
-def changed(folder, change):
-    dataset = PretrainingDataset(str(folder / "static-*"), 8)
+def changed(folder, change, name="static"):
+    dataset = PretrainingDataset(str(folder / f"{name}-*"), 8)
     features = {name: value.copy() for name, value in dataset.batch(0).items()}
     features["next_sentence_labels"] = features["next_sentence_labels"][:, None]
     change(features)
@@ -161,6 +210,33 @@ def put(name, index, value):
 )
 def test_verify_finds_nonsense(folder, capsys, change, message):
     assert run("verify", changed(folder, change)) == 1
+    assert message in capsys.readouterr().out
+
+
+def swap_words(features):
+    """Puts a word from outside into the first window of the fourth example."""
+    position = features["word_order_positions"][3, 0]
+    features["input_ids"][3, position] = 5 + (features["input_ids"][3, position] - 4) % 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("word_order_positions", (3, 0), 0), "a shuffled position outside the text"),
+        (put("word_order_weights", (3, 0), 0.5), "word order weights other than 0 and 1"),
+        (put("word_order_weights", (3, 0), 0), "shuffled words that are not 3 to a window"),
+        (put("word_order_ids", (3, 0), 99), "a shuffled id outside the vocabulary"),
+        (swap_words, "shuffled words that are not those that stood there"),
+        (lambda f: put("word_order_positions", (3, 0), f["masked_lm_positions"][3, 0])(f), "or masked as well"),
+        (lambda features: features.pop("word_order_ids"), "8 record(s): lacks word_order_ids"),
+    ],
+)
+def test_verify_finds_what_no_shuffling_makes(folder, capsys, change, message):
+    path = changed(folder, change, "words")
+    manifest = json.loads((folder / "words.manifest.json").read_text(encoding="utf-8"))
+    manifest["shards"] = [{"name": path.name, "examples": 8, "sha256": ""}]
+    (folder / "changed.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert run("verify", path) == 1
     assert message in capsys.readouterr().out
 
 
