@@ -1,7 +1,8 @@
 """Element-wise chains as one compiled pass: TensorFlow runs each operation by itself, XLA fuses them; JAX always does.
 
 Compiling whole steps is slower on CPUs, where XLA's matrix products fall behind oneDNN's; so only chains without one
-are compiled, and only inside `with fusing()` under a `tf.function`: exported graphs and eager calls stay plain.
+are compiled, and only inside `with fusing()` under a `tf.function`: exported graphs and eager calls stay plain. So do
+replicas of a `tf.distribute` strategy: a compiled part of one would reach for another's device.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ def fused(function: Function) -> Function:
         if not _fusing.get() or keras.config.backend() != "tensorflow":
             return function(*tensors)
         tensorflow = importlib.import_module("tensorflow")
-        if not tensorflow.inside_function():
+        if not tensorflow.inside_function() or tensorflow.distribute.has_strategy():
             return function(*tensors)
         if compiled is None:
             compiled = tensorflow.function(function, jit_compile=True, autograph=False)

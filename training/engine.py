@@ -92,7 +92,7 @@ class Engine(Protocol):
         """Take one optimizer step a batch; return `loss`, `NAME_loss`, the metrics, `learning_rate`, `gradient_norm`.
 
         `skipped` is 1 for a step whose loss or gradient was not finite; it changed nothing but the step number. A
-        metric whose weight is 0 is left out.
+        metric whose weight is 0 is left out. With loss scaling `loss_scale` is the one that the step was taken with.
         """
         ...
 
@@ -105,7 +105,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return `model/NAME`, `optimizer/SLOT/NAME` and, with averaging, `ema/NAME`."""
+        """Return `model/NAME`, `optimizer/SLOT/NAME` and, with averaging, `ema/NAME`.
+
+        With loss scaling `optimizer/loss_scale/scale` and `optimizer/loss_scale/finite_steps` too.
+        """
         ...
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -114,11 +117,12 @@ class Engine(Protocol):
 
 
 class StepResults:
-    """What a step tells as one vector, one transfer to the host: `SCALARS`, then sum and weight of every term."""
+    """What a step tells as one vector, one transfer to the host: `scalars`, then sum and weight of every term."""
 
     SCALARS = ("loss", "learning_rate", "gradient_norm", "skipped")
 
-    def __init__(self):
+    def __init__(self, further_scalars: Sequence[str] = ()):
+        self.scalars = (*self.SCALARS, *further_scalars)
         self.loss_names: list[str] = []
         self.metric_names: list[str] = []
 
@@ -136,8 +140,8 @@ class StepResults:
 
     def of_step(self, vector: np.ndarray) -> dict[str, float]:
         """Return a training step's values by name."""
-        scalars = dict(zip(self.SCALARS, map(float, vector), strict=False))
-        return {"loss": scalars.pop("loss"), **self.means(vector[len(self.SCALARS) :].astype(np.float64)), **scalars}
+        scalars = dict(zip(self.scalars, map(float, vector), strict=False))
+        return {"loss": scalars.pop("loss"), **self.means(vector[len(self.scalars) :].astype(np.float64)), **scalars}
 
     def of_evaluation(self, parts: Iterable[np.ndarray], loss_weights: Mapping[str, float]) -> dict[str, float]:
         """Return an evaluation's values from the vectors of its batches; raises `ValueError` if there are none."""
