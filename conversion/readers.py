@@ -5,6 +5,7 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import re
@@ -27,7 +28,7 @@ from conversion.name_maps import (
 from modeling.config import Config, load_config
 
 _SHOWN_NAMES = 4
-_OUR_TENSORS, _OUR_STATE = "model.safetensors", "state.json"
+_OUR_TENSORS, _OUR_STATE = "model*.safetensors", "state.json"
 _TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 _ACCEPTED = (
@@ -97,7 +98,7 @@ def locate(path: str | Path, *, prefer_best: bool = False) -> tuple[str, Path]:
 
 
 def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
-    if (folder / _OUR_STATE).exists() and (folder / _OUR_TENSORS).exists():
+    if (folder / _OUR_STATE).exists() and any(folder.glob(_OUR_TENSORS)):
         return "ours", folder
     runs = [folder / "checkpoints", folder]
     steps = [p for run in runs if run.is_dir() for p in run.iterdir() if _STEP_FOLDER.fullmatch(p.name)]
@@ -186,19 +187,25 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     """A folder as `training/checkpoints.py` writes it; raises `UsageError` where it is not what was written."""
     try:
         state = json.loads((folder / _OUR_STATE).read_text(encoding="utf-8"))
-        expected = state["files"][_OUR_TENSORS]["sha256"]
+        # A large model comes in parts.
+        parts = {name: fact["sha256"] for name, fact in state["files"].items() if fnmatch.fnmatch(name, _OUR_TENSORS)}
         values = state["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not parts:
+            raise KeyError(_OUR_TENSORS)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder / _OUR_STATE} is not the state of a checkpoint ({error!r})") from None
-    with (folder / _OUR_TENSORS).open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-            raise UsageError(f"{folder / _OUR_TENSORS} does not match its checksum in {_OUR_STATE}; take another step")
+    tensors = {}
+    for name, expected in parts.items():
+        with (folder / name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                raise UsageError(f"{folder / name} does not match its checksum in {_OUR_STATE}; take another step")
+        tensors |= _safetensors(folder / name)
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:
             raise UsageError(f"the config in {folder / _OUR_STATE} has the unknown key {min(unknown)!r}")
         config = Config(**values)
-    return Checkpoint(_as_float32(_safetensors(folder / _OUR_TENSORS)), config, "ours", [], folder)
+    return Checkpoint(_as_float32(tensors), config, "ours", [], folder)
 
 
 def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:

@@ -3,8 +3,10 @@
     OUTPUT/checkpoints/step_00001000/{model,optimizer[,ema]}.safetensors  state.json
     OUTPUT/best/                     {model}.safetensors                  state.json
 
-A folder is written under another name, synced and renamed, so that a crash leaves the former one. `state.json` holds
-step, seed, the configuration of the model, what the loop remembers, and the SHA-256 of every file.
+What is larger than 4 GiB comes in parts, `model-00001-of-00003.safetensors` and so on, of whole tensors each. A folder
+is written under another name, synced and renamed, so that a crash leaves the former one. `state.json` holds step, seed,
+the configuration of the model, what the loop remembers, and the SHA-256 of every file. Tensors are whole and named as
+the model names them: nothing tells on how many devices, or by which backend, they were trained.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from training.files import naming
 
 _FORMAT = 1
 _GROUPS = ("model", "optimizer", "ema")
+_PART_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +56,25 @@ def checkpoint_folder(output_dir: Path, step: int) -> Path:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first."""
-    return sorted((output_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted((output_dir / "checkpoints").glob("step_*"), key=_step_of)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder`, replacing what stands there only when all is on disk; raises `OSError` that names the folder."""
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, part_bytes: int = _PART_BYTES) -> None:
+    """Write `folder`, replacing what stands there only when all is on disk; raises `OSError` that names the folder.
+
+    A file holds `part_bytes` of tensors at most, unless one tensor alone is larger.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with naming(folder):
             temporary.mkdir()
-            _write_files(temporary, checkpoint)
+            _write_files(temporary, checkpoint, part_bytes)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -76,28 +86,15 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+def _write_files(folder: Path, checkpoint: Checkpoint, part_bytes: int) -> None:
     files = {}
     for group in _GROUPS:
-        prefix = f"{group}/"
-        tensors = {
-            name.removeprefix(prefix): np.ascontiguousarray(value)
-            for name, value in checkpoint.state.items()
-            if name.startswith(prefix)
-        }
-        if not tensors:
-            continue
-        path = folder / f"{group}.safetensors"
-        try:
-            save_file(tensors, path, metadata={"format": "np"})
-        except SafetensorError as error:
-            full = "No space left" in str(error)
-            code = errno.ENOSPC if full else errno.EIO
-            raise OSError(code, os.strerror(code) if full else str(error)) from None
-        # safetensors makes its files readable by their owner alone.
-        path.chmod(0o666 & ~_umask())
-        files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
-        _sync(path)
+        parts = _parts(checkpoint.state, f"{group}/", part_bytes)
+        for number, names in enumerate(parts, 1):
+            suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+            path = folder / f"{group}{suffix}.safetensors"
+            _write_tensors(path, {name: checkpoint.state[f"{group}/{name}"] for name in names})
+            files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     facts = {
         "format": _FORMAT,
         "step": checkpoint.step,
@@ -112,6 +109,32 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     _sync(folder)
 
 
+def _parts(state: Mapping[str, np.ndarray], prefix: str, part_bytes: int) -> list[list[str]]:
+    """Return the names under `prefix`, without it, in parts of at most `part_bytes` where tensors allow it."""
+    parts: list[list[str]] = []
+    size = 0
+    for name in (name for name in state if name.startswith(prefix)):
+        size += state[name].nbytes
+        if not parts or (size > part_bytes and parts[-1]):
+            parts.append([])
+            size = state[name].nbytes
+        parts[-1].append(name.removeprefix(prefix))
+    return parts
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "np"})
+    except SafetensorError as error:
+        full = "No space left" in str(error)
+        code = errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code) if full else str(error)) from None
+    # safetensors makes its files readable by their owner alone.
+    path.chmod(0o666 & ~_umask())
+    _sync(path)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a folder; raises `CorruptCheckpointError` unless it is byte for byte what was written."""
     try:
@@ -123,7 +146,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise CorruptCheckpointError(f"{path} has {path.stat().st_size} bytes, expected {expected['bytes']}")
             if _digest(path) != expected["sha256"]:
                 raise CorruptCheckpointError(f"{path} does not match its checksum")
-            state |= {f"{path.stem}/{key}": value for key, value in load_file(path).items()}
+            group = path.stem.partition("-")[0]
+            state |= {f"{group}/{key}": value for key, value in load_file(path).items()}
         return Checkpoint(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{error.filename} is missing") from None
@@ -131,18 +155,24 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CorruptCheckpointError(f"{folder} cannot be read ({error})") from None
 
 
-def latest_checkpoint(output_dir: Path) -> Checkpoint | None:
-    """Read the newest checkpoint that verifies, saying on stderr which were passed over; None if there are none.
+def latest_checkpoint(output_dir: Path, *, up_to_step: int | None = None) -> Checkpoint | None:
+    """Read the newest checkpoint (up to a step) that verifies, saying which were passed over; None if there are none.
 
     Raises `UsageError` if there are some and none can be read.
     """
     _finish_interrupted_writes(output_dir)
     folders = list_checkpoints(output_dir)
+    if up_to_step is not None:
+        folders = [folder for folder in folders if _step_of(folder) <= up_to_step]
     for folder in reversed(folders):
         try:
             return read_checkpoint(folder)
         except CorruptCheckpointError as error:
-            print(f"warning: passing over {folder.name}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"warning: the checkpoint {folder.name} is damaged, the one before it is taken instead: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
     if folders:
         raise UsageError(
             f"none of the {len(folders)} checkpoints in {output_dir / 'checkpoints'} can be read: "
@@ -151,9 +181,11 @@ def latest_checkpoint(output_dir: Path) -> Checkpoint | None:
     return None
 
 
-def rotate(output_dir: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+def rotate(output_dir: Path, keep: int, *, spared_step: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and that of `spared_step`; 0 keeps all."""
     for folder in list_checkpoints(output_dir)[: -keep or None] if keep else []:
+        if _step_of(folder) == spared_step:
+            continue
         # Renamed first: what is half removed must not look like a checkpoint.
         doomed = folder.with_name(f".{folder.name}.old")
         folder.rename(doomed)

@@ -267,6 +267,23 @@ def test_any_flipped_byte_of_ours_is_noticed(tmp_path: Path):
         read_checkpoint(tmp_path / "out")
 
 
+def test_parts_of_a_large_model_of_ours_are_read_as_one(tmp_path: Path):
+    from training import checkpoints
+
+    tensors = random_tensors("bert")
+    state = {f"model/{name}": value for name, value in tensors.items()} | {"optimizer/m/x": np.ones(1, "float32")}
+    config = json.loads(CONFIGS["bert"].to_json())
+    checkpoints.write_checkpoint(tmp_path / "out", checkpoints.Checkpoint(3, 1, config, {}, state), part_bytes=2000)
+    parts = sorted((tmp_path / "out").glob("model-*"))
+    assert len(parts) > 2
+    _assert_same(read_checkpoint(tmp_path / "out").tensors, tensors)
+    content = bytearray(parts[1].read_bytes())
+    content[-1] ^= 1
+    parts[1].write_bytes(content)
+    with pytest.raises(UsageError, match=f"{parts[1].name} does not match its checksum"):
+        read_checkpoint(tmp_path / "out")
+
+
 def test_state_of_another_version_is_one_line(tmp_path: Path):
     write_ours(tmp_path / "out", CONFIGS["bert"], random_tensors("bert"))
     path = tmp_path / "out" / "state.json"

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import resource
 import shutil
@@ -7,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 from absl.app import UsageError
+from safetensors.numpy import load_file
 
 from training.checkpoints import (
     Checkpoint,
@@ -69,12 +71,44 @@ def test_any_flipped_byte_is_noticed(tmp_path):
             read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "state", "no_state"])
+@pytest.mark.parametrize("part_bytes", [1, 24, 30, 48, 10**6])
+def test_large_groups_come_in_parts_of_whole_tensors(tmp_path, part_bytes):
+    state = {
+        f"model/{name}": np.full(size, size, "float32") for name, size in zip("abcdef", (1, 6, 5, 9, 0, 2), strict=True)
+    }
+    whole = Checkpoint(7, 1, {}, {}, state)
+    write_checkpoint(tmp_path / "step", whole, part_bytes=part_bytes)
+    assert_equal(read_checkpoint(tmp_path / "step"), whole)
+    parts = sorted((tmp_path / "step").glob("model*"))
+    held = [load_file(part) for part in parts]
+    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    assert [part.name for part in parts] == (names if len(parts) > 1 else ["model.safetensors"])
+    for tensors in held:
+        assert sum(value.nbytes for value in tensors.values()) <= part_bytes or len(tensors) == 1
+    # No two neighbours would fit into one.
+    for one, two in itertools.pairwise(held):
+        first = next(iter(sorted(two)))
+        assert sum(value.nbytes for value in one.values()) + two[first].nbytes > part_bytes
+    for part in parts:
+        kept = part.read_bytes()
+        for damaged in (kept[:-1], kept[:-1] + bytes([kept[-1] ^ 1]), None):
+            part.unlink()
+            if damaged is not None:
+                part.write_bytes(damaged)
+            with pytest.raises(CorruptCheckpointError, match=part.name):
+                read_checkpoint(tmp_path / "step")
+            part.write_bytes(kept)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state", "no_state"])
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(tmp_path, capsys, damage):
     newest = written(tmp_path, 1, 2)[-1]
     if damage == "truncate":
         path = newest / "optimizer.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "flip":
+        path = newest / "ema.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
     elif damage == "remove":
         (newest / "model.safetensors").unlink()
     elif damage == "state":
@@ -84,7 +118,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(tmp_path, capsys
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
-    assert capsys.readouterr().err.startswith("warning: passing over step_00000002: ")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the checkpoint step_00000002 is damaged, the one before it is taken instead: ")
+    found = latest_checkpoint(tmp_path, up_to_step=1)
+    assert found is not None
+    assert found.step == 1
+    assert latest_checkpoint(tmp_path, up_to_step=0) is None
 
 
 def test_none_and_none_readable(tmp_path):
@@ -116,6 +155,12 @@ def test_rotation_keeps_the_newest(tmp_path, keep, left):
     written(tmp_path, 5, 10, 20, 100)
     rotate(tmp_path, keep)
     assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == left
+
+
+def test_rotation_spares_the_checkpoint_that_a_rollback_needs(tmp_path):
+    written(tmp_path, 5, 10, 20, 100)
+    rotate(tmp_path, 1, spared_step=10)
+    assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == [10, 100]
 
 
 def test_best_keeps_the_evaluated_weights_only():
