@@ -523,6 +523,12 @@ def nothing_made(counts: Mapping[str, int], num_files: int, recipe: Recipe) -> U
             f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
             "documents: raise it, or set it to 0"
         )
+    if counts.get("documents_too_short_to_pair", 0):
+        return UsageError(
+            f"--objective={recipe.objective} pairs sentences, but all {counts['documents']:,} documents "
+            f"{'held out' if recipe.held_out else 'in the input'} are of one word each: put a sentence a line and a "
+            "blank line between documents, or give --objective=masked_lm"
+        )
     return UsageError(
         f"no example could be made: {counts.get('documents', 0)} documents, {counts.get('sentences', 0)} "
         f"sentences and {counts.get('tokens', 0)} tokens in {num_files} files; check that the input is text"

@@ -289,6 +289,14 @@ def test_nothing_to_make_examples_of(tmp_path, tokenizer):
         make(tmp_path, tokenizer, corpus=corpus)
 
 
+def test_documents_of_one_word_cannot_be_paired(tmp_path, tokenizer):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("今\n\n天\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="=structbert pairs sentences, but all 2 documents in the input are of one"):
+        make(tmp_path, tokenizer, corpus=corpus, objective="structbert")
+    make(tmp_path, tokenizer, corpus=corpus, objective="masked_lm")
+
+
 def test_another_plan_starts_anew(tmp_path, tokenizer):
     work = Output((tmp_path / "x.tfrecord",)).work_path
     work.mkdir()
