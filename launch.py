@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,21 @@ from absl.app import UsageError
 from training.files import write_atomically
 from training.flags import write_config
 from training.options import DeviceOptions, RunOptions, TrainingOptions
+from training.startup import choose_backend, start_backend, start_jax_processes
 
 if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
     from modeling.config import Config
     from optimization import Schedule
-    from training.engine import Task
+    from training.engine import Batch, Dataset, Task
+    from training.jax_engine import JaxEngine
+    from training.processes import Processes
     from training.tensorflow_engine import TensorFlowEngine
+
+    AnyEngine = TensorFlowEngine | JaxEngine
 
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -32,12 +43,46 @@ def check_files(options: Any, names: Sequence[str]) -> None:
             raise UsageError(f"--{name}={path}: no such file")
 
 
-def check_device(options: DeviceOptions) -> None:
-    """Raise `UsageError` for a device that this installation cannot train on."""
-    if options.use_tpu:
+def check_device(options: DeviceOptions) -> Processes:
+    """Choose the backend and bring the processes of the run together; raises `UsageError` for what cannot be."""
+    from training.processes import current
+
+    backend = choose_backend(options)
+    if backend == "jax":
+        start_jax_processes(options)
+    elif options.use_tpu or "TF_CONFIG" in os.environ:
+        start_backend(options)
+        _tensorflow_strategy(options)
+    processes = current()
+    if not processes.writes:
+        # What all would say alike, the first says.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    return processes
+
+
+def _tensorflow_strategy(options: DeviceOptions) -> tf.distribute.Strategy | None:
+    """Return the one strategy of this process; the first call makes it, before anything is computed."""
+    if not _strategies:
+        import tensorflow as tf
+
+        from training.processes import use
+        from training.strategies import TensorFlowProcesses, choose_strategy
+
+        _strategies.append(choose_strategy(options))
+        if isinstance(_strategies[0], tf.distribute.MultiWorkerMirroredStrategy):
+            use(TensorFlowProcesses(_strategies[0]))
+    return _strategies[0]
+
+
+_strategies: list[tf.distribute.Strategy | None] = []
+
+
+def check_cuts(config: Config, path: str, options: DeviceOptions) -> None:
+    """Raise `UsageError` where --model_parallel would cut through an attention head."""
+    if config.num_attention_heads % options.model_parallel:
         raise UsageError(
-            "--use_tpu=True: this installation has no TPU runtime (TensorFlow 2.21 ships none); "
-            "train on CPU or GPU with --use_tpu=False"
+            f"--model_parallel={options.model_parallel} does not divide the {config.num_attention_heads} attention "
+            f"heads of {path}: choose a number that does"
         )
 
 
@@ -55,10 +100,16 @@ def check_fit(config: Config, path: str, *, vocab_size: int, vocabulary: str, ma
         )
 
 
-def create_engine(task: Task, options: TrainingOptions, schedule: Schedule, **behaviour: Any) -> TensorFlowEngine:
-    """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`."""
+def create_engine(
+    task: Task, options: TrainingOptions, schedule: Schedule, *, batch_size: int, **behaviour: Any
+) -> AnyEngine:
+    """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`.
+
+    Raises `UsageError` for a batch that the devices cannot share.
+    """
+    import keras
+
     from optimization import create_optimizer
-    from training.tensorflow_engine import TensorFlowEngine
 
     optimizer = create_optimizer(
         options.optimizer,
@@ -71,35 +122,63 @@ def create_engine(task: Task, options: TrainingOptions, schedule: Schedule, **be
         bias_correction=options.adam_bias_correction or None,
         **behaviour,
     )
-    return TensorFlowEngine(
-        task,
-        optimizer,
-        seed=options.seed,
-        micro_batches=options.gradient_accumulation_steps,
-        ema_decay=options.ema_decay or None,
-    )
+    arguments: dict[str, Any] = {
+        "seed": options.seed,
+        "micro_batches": options.gradient_accumulation_steps,
+        "ema_decay": options.ema_decay or None,
+        "steps_per_call": steps_per_call(options),
+    }
+    if keras.config.backend() == "jax":
+        from training.jax_engine import JaxEngine
+        from training.placement import create_placement
+
+        placement = create_placement(model_parallel=options.model_parallel, fsdp=options.fsdp)
+        check_batch(options, batch_size, placement.data_parts)
+        return JaxEngine(task, optimizer, placement=placement, **arguments)
+    from training.tensorflow_engine import TensorFlowEngine
+
+    strategy = _tensorflow_strategy(options)
+    check_batch(options, batch_size, strategy.num_replicas_in_sync if strategy else 1)
+    return TensorFlowEngine(task, optimizer, strategy=strategy, **arguments)
+
+
+def check_batch(options: TrainingOptions, batch_size: int, devices: int) -> None:
+    """Raise `UsageError` for a batch that the devices cannot share."""
+    micro_batches = options.gradient_accumulation_steps
+    if batch_size % (devices * micro_batches):
+        among = f" on each of {devices} devices" if devices > 1 else ""
+        raise UsageError(
+            f"--train_batch_size={batch_size} cannot be cut into {micro_batches} equal micro-batches{among}: "
+            f"give a multiple of {devices * micro_batches}"
+        )
 
 
 def initialize(
-    engine: TensorFlowEngine,
+    model: keras.Model,
     config: Config,
     path: str,
     *,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     prefer_best: bool = False,
+    adjust: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> str:
-    """Load the weights of any checkpoint into the engine's model; returns what became of every tensor."""
+    """Load the weights of any checkpoint into the model; returns what became of every tensor.
+
+    `adjust` may look at the tensors by name, and take some out, before they are loaded.
+    """
     from conversion.loading import load_into
     from conversion.readers import read_checkpoint
 
     checkpoint = read_checkpoint(path, config=config, prefer_best=prefer_best)
-    report = load_into(engine.model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    if adjust:
+        adjust(checkpoint.tensors)
+    report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     return f"{path} ({checkpoint.source_format}): {report}"
 
 
 def restore_weights(
-    engine: TensorFlowEngine,
+    engine: AnyEngine,
     config: Config,
     output_dir: str,
     init_checkpoint: str | None = None,
@@ -118,10 +197,10 @@ def restore_weights(
     best = Path(output_dir) / "best"
     checkpoint = read_checkpoint(best) if best.is_dir() else latest_checkpoint(Path(output_dir))
     if checkpoint is not None:
-        initialize(engine, config, output_dir, prefer_best=True)
+        initialize(engine.model, config, output_dir, prefer_best=True)
         return checkpoint.step
     if init_checkpoint:
-        initialize(engine, config, init_checkpoint, allow_unexpected=allow_unexpected)
+        initialize(engine.model, config, init_checkpoint, allow_unexpected=allow_unexpected)
         return 0
     raise UsageError(
         f"no weights: --output_dir={output_dir} holds no checkpoint; train with --do_train, or give --init_checkpoint"
@@ -129,41 +208,117 @@ def restore_weights(
 
 
 def write_run_files(options: RunOptions, config: Config) -> None:
-    """Leave the resolved flags and the model's shape beside the output."""
-    folder = Path(options.output_dir)
-    write_config(options, folder / "config.json")
-    write_atomically(folder / "model_config.json", config.to_json())
+    """Leave the resolved flags and the model's shape beside the output.
+
+    Raises `UsageError` where the processes of the run do not share that folder.
+    """
+    from training.processes import current
+
+    folder, processes = Path(options.output_dir), current()
+
+    def write() -> None:
+        if processes.writes:
+            write_config(options, folder / "config.json")
+            write_atomically(folder / "model_config.json", config.to_json())
+
+    def read() -> None:
+        if not (folder / "config.json").exists():
+            raise UsageError(
+                f"--output_dir={folder} is not the same folder everywhere: put it on a file system that all hosts share"
+            )
+
+    processes.together(write)
+    processes.together(read)
 
 
-def preamble(config: Config, engine: TensorFlowEngine, options: TrainingOptions, **facts: str) -> dict[str, str]:
+def preamble(config: Config, engine: AnyEngine, options: TrainingOptions, **facts: str) -> dict[str, str]:
     """What a run shows first: the model, its size, where and how it computes, and `facts`."""
-    import tensorflow as tf
-
-    parameters = sum(variable.shape.num_elements() or 0 for variable in engine.model.trainable_variables)
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    parameters = sum(math.prod(variable.shape) for variable in engine.model.trainable_variables)
     slots = 2 + bool(options.ema_decay)
     return {
         "model": f"{config.family}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
         f"{parameters:,} parameters",
         "memory": f"{parameters * 4 * (2 + slots) / 2**20:,.0f} MiB for weights, gradients and optimizer state",
-        "device": f"{len(devices)} x {devices[0].device_type} ({os.cpu_count()} cores), {options.precision}",
+        "device": f"{_devices_text(options)}, {options.precision}",
         **facts,
         "output": options.output_dir,
     }
 
 
-def steps_per_call(options: DeviceOptions) -> int:
+def _devices_text(options: DeviceOptions) -> str:
+    import keras
+
+    from training.processes import current
+
+    kind, count = _devices()
+    processes = current().count
+    cut = [f"weights over {options.model_parallel}"] if options.model_parallel > 1 else []
+    cut += ["FSDP"] if options.fsdp else []
+    hosts = [f"{processes} processes"] if processes > 1 else []
+    facts = ", ".join([f"{os.cpu_count()} cores", *hosts, *cut])
+    return f"{count} x {kind} ({facts}), {keras.config.backend()}"
+
+
+def steps_per_call(options: TrainingOptions) -> int:
     """How many steps the engine takes between two looks of the host: one on a CPU, where a look costs nothing."""
+    return 1 if _devices()[0] == "CPU" else min(options.iterations_per_loop, options.log_steps)
+
+
+def _devices() -> tuple[str, int]:
+    """What kind of device the backend computes on, and how many there are."""
+    import keras
+
+    if keras.config.backend() == "jax":
+        import jax
+
+        devices = jax.devices()
+        return "CPU" if devices[0].platform == "cpu" else devices[0].device_kind, len(devices)
     import tensorflow as tf
 
-    return options.iterations_per_loop if tf.config.list_logical_devices("GPU") else 1
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return devices[0].device_type, len(devices)
+
+
+def rows_of_process(engine: AnyEngine) -> tuple[int, int]:
+    """(index, count): of every training batch the engine is to be given the index-th of count equal parts."""
+    placement = getattr(engine, "placement", None)
+    return placement.host_part if placement else (0, 1)
+
+
+class OwnRows:
+    """Of every batch of a data set the rows that one process computes."""
+
+    def __init__(self, dataset: Dataset, index: int, count: int):
+        self.num_examples = dataset.num_examples
+        self._dataset, self._index, self._count = dataset, index, count
+
+    def batch(self, step: int) -> Batch:
+        """Return that part of the batch of `step`."""
+        import numpy as np
+
+        return {name: np.split(value, self._count)[self._index] for name, value in self._dataset.batch(step).items()}
+
+
+def own_rows(dataset: Dataset, engine: AnyEngine) -> Dataset:
+    """Return the data set with the rows that this process gives to the engine."""
+    index, count = rows_of_process(engine)
+    return dataset if count == 1 else OwnRows(dataset, index, count)
 
 
 def write_results(output_dir: str, results: Mapping[str, float], name: str = "eval_results") -> None:
     """Write scores as JSON and, as albert_zh does, as `name = value` lines."""
-    folder = Path(output_dir)
-    write_atomically(folder / f"{name}.json", json.dumps(dict(results), indent=2) + "\n")
-    write_atomically(folder / f"{name}.txt", "".join(f"{key} = {value}\n" for key, value in sorted(results.items())))
+    if writes():
+        folder = Path(output_dir)
+        write_atomically(folder / f"{name}.json", json.dumps(dict(results), indent=2) + "\n")
+        text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
+        write_atomically(folder / f"{name}.txt", text)
+
+
+def writes() -> bool:
+    """Whether this is the process of the run that writes its files."""
+    from training.processes import current
+
+    return current().writes
 
 
 def config_json(config: Config) -> dict[str, Any]:

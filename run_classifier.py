@@ -129,14 +129,17 @@ def main(options: Options) -> None:
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
     check_techniques(options)
-    launch.check_device(options)
-    launch.check_files(options, ["bert_config_file", "vocab_file", "spm_model_file", "task_file"])
+    processes = launch.check_device(options)
+    named = ["bert_config_file", "vocab_file", "spm_model_file", "task_file"]
+    processes.together(lambda: launch.check_files(options, named))
 
     from tasks.datasets import find_file, find_row
 
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
     wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
-    files = {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
+    files = processes.together(
+        lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
+    )
     if not options.seeds:
         fine_tune(options, row, files)
         return
@@ -161,9 +164,9 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     examples = {split: read_examples(row, path, need_labels=split != "test") for split, path in files.items()}
 
     import launch
-    from training.startup import import_tensorflow
+    from training.startup import start_backend
 
-    import_tensorflow()
+    start_backend(options)
     from modeling import load_config
     from optimization import create_schedule
     from tasks.classification import ClassificationTask, encode
@@ -172,6 +175,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
 
     config = load_config(options.bert_config_file)
     vocabulary = options.spm_model_file or options.vocab_file or ""
+    launch.check_cuts(config, options.bert_config_file, options)
     launch.check_fit(
         config,
         options.bert_config_file,
@@ -205,7 +209,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         warmup_steps=int(num_steps * options.warmup_proportion),
     )
     behaviour, child = optimizer_behaviour(options, config, num_steps)
-    engine = launch.create_engine(task, options, schedule, **behaviour)
+    engine = launch.create_engine(task, options, schedule, batch_size=options.train_batch_size, **behaviour)
     weights, step = "new", 0
     pretraining_heads = ("masked_lm/.*", "sentence_pair/.*")
     if not options.do_train:
@@ -214,14 +218,15 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         )
     elif options.init_checkpoint:
         weights = launch.initialize(
-            engine,
+            engine.model,
             config,
             options.init_checkpoint,
             allow_missing=("classifier/.*", "pooled_layer_norm/.*"),
             allow_unexpected=pretraining_heads,
         )
     launch.write_run_files(options, config)
-    tokenizer.save(Path(options.output_dir))
+    if launch.writes():
+        tokenizer.save(Path(options.output_dir))
     if options.do_train:
         facts = {"child": choose_child(options, task, engine.model, child, data["train"])} if child else {}
         summary = launch.preamble(
@@ -236,7 +241,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         )
         train(
             engine,
-            data["train"],
+            launch.own_rows(data["train"], engine),
             num_steps=num_steps,
             output_dir=options.output_dir,
             config=launch.config_json(config),
@@ -256,7 +261,9 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     for split, batch_size in (("dev", options.eval_batch_size), ("test", options.predict_batch_size)):
         if split in data:
             probabilities = predict(engine, data[split], batch_size)
-            path = write_predictions(options, row, probabilities, examples[split], split)
+            path = Path(options.output_dir) / f"{split}_predictions.tsv"
+            if launch.writes():
+                write_predictions(path, row, probabilities, examples[split])
             print(f"predictions of {len(examples[split]):,} {split} examples  {path}", flush=True)
             if all(example.label is not None for example in examples[split]):
                 found = score(row, probabilities, examples[split])
@@ -398,24 +405,21 @@ def evaluate(
     return score(row, predict(engine, dataset, batch_size), examples)
 
 
-def write_predictions(
-    options: Options, row: DatasetRow, probabilities: np.ndarray, examples: Sequence[Example], split: str
-) -> Path:
+def write_predictions(path: Path, row: DatasetRow, probabilities: np.ndarray, examples: Sequence[Example]) -> None:
     """Write, per example in file order, the predicted label, its probability, the true label and the texts."""
     lines = ["index\tprediction\tconfidence\tlabel\ttext_a\ttext_b"]
     for index, (distribution, example) in enumerate(zip(probabilities, examples, strict=True)):
         best = int(distribution.argmax())
         texts = (example.label or "", example.text_a, example.text_b or "")
         lines.append("\t".join([str(index), row.labels[best], f"{distribution[best]:.4f}", *texts]))
-    path = Path(options.output_dir) / f"{split}_predictions.tsv"
     write_atomically(path, "\n".join(lines) + "\n")
-    return path
 
 
 def report_seeds(options: Options, scores: list[Scores]) -> None:
     """Print and write mean and deviation of the development scores over the seeds."""
     import json
 
+    import launch
     from tasks.metrics import mean_and_deviation
     from training.tables import print_table
 
@@ -426,7 +430,8 @@ def report_seeds(options: Options, scores: list[Scores]) -> None:
         [[name, f"{mean:.4f}", f"{deviation:.4f}"] for name, (mean, deviation) in summary.items()],
     )
     content = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in summary.items()}
-    write_atomically(Path(options.output_dir) / "eval_results.json", json.dumps(content, indent=2) + "\n")
+    if launch.writes():
+        write_atomically(Path(options.output_dir) / "eval_results.json", json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

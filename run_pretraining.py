@@ -14,6 +14,7 @@ from training.options import OPTIMIZERS, TrainingOptions
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from data.input_pipeline import PretrainingDataset
     from modeling.config import Config
@@ -78,12 +79,12 @@ def main(options: Options) -> None:
 
     if not (options.do_train or options.do_eval):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
-    launch.check_device(options)
-    launch.check_files(options, ["bert_config_file"])
+    processes = launch.check_device(options)
+    processes.together(lambda: launch.check_files(options, ["bert_config_file"]))
 
     from data.input_pipeline import PretrainingDataset
 
-    training_files, held_out_files = split_held_out(options.input_file)
+    training_files, held_out_files = processes.together(lambda: split_held_out(options.input_file))
     held_out_files = list(options.eval_input_file) or held_out_files
     if options.do_eval and not held_out_files:
         raise UsageError(
@@ -91,17 +92,20 @@ def main(options: Options) -> None:
             "or give --eval_input_file"
         )
 
-    def open_records(files: Sequence[str], batch_size: int) -> PretrainingDataset:
+    def open_records(files: Sequence[str], batch_size: int, rows: tuple[int, int] = (0, 1)) -> PretrainingDataset:
         return PretrainingDataset(
             files,
-            batch_size,
+            batch_size // rows[1],
             seed=options.seed,
+            shard=rows,
             max_seq_length=options.max_seq_length,
             max_predictions_per_seq=options.max_predictions_per_seq,
         )
 
-    training = open_records(training_files, options.train_batch_size)
-    held_out = open_records(held_out_files, options.eval_batch_size) if options.do_eval else None
+    training = processes.together(lambda: open_records(training_files, options.train_batch_size))
+    held_out = (
+        processes.together(lambda: open_records(held_out_files, options.eval_batch_size)) if options.do_eval else None
+    )
     check_objective(training, options.objective)
     shuffled = bool(training.max_word_order_per_seq)
     if held_out and bool(held_out.max_word_order_per_seq) != shuffled:
@@ -112,9 +116,9 @@ def main(options: Options) -> None:
             "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"
         )
 
-    from training.startup import import_tensorflow
+    from training.startup import start_backend
 
-    import_tensorflow()
+    start_backend(options)
     from modeling import load_config
     from optimization import create_schedule
     from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
@@ -125,6 +129,7 @@ def main(options: Options) -> None:
     tokenizer = (training.manifest or {}).get(
         "tokenizer", {"file": options.bert_config_file, "vocab_size": config.vocab_size}
     )
+    launch.check_cuts(config, options.bert_config_file, options)
     launch.check_fit(
         config,
         options.bert_config_file,
@@ -153,10 +158,12 @@ def main(options: Options) -> None:
         power=options.poly_power,
         start_warmup_step=options.start_warmup_step,
     )
-    engine = launch.create_engine(task, options, schedule)
+    engine = launch.create_engine(task, options, schedule, batch_size=options.train_batch_size)
     weights = "new"
     if options.init_checkpoint and options.do_train:
         weights = initialize(engine.model, config, options, task.objective.pair_labels)
+    rows = launch.rows_of_process(engine)
+    rows_of_batch = training if rows == (0, 1) else open_records(training_files, options.train_batch_size, rows)
     launch.write_run_files(options, config)
 
     def evaluate() -> dict[str, float]:
@@ -169,7 +176,7 @@ def main(options: Options) -> None:
     if options.do_train:
         outcome = train(
             engine,
-            training,
+            rows_of_batch,
             num_steps=options.num_train_steps,
             output_dir=options.output_dir,
             config=launch.config_json(config),
@@ -193,7 +200,7 @@ def main(options: Options) -> None:
             log_every_steps=options.log_steps,
             steps_per_call=launch.steps_per_call(options),
             unit="tokens",
-            count_units=lambda batch: int(batch["input_ids"].size),
+            count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
         )
         scores = dict(outcome.evaluation)
     else:
@@ -225,27 +232,28 @@ def initialize(model: keras.Model, config: Config, options: Options, pair_labels
 
     Raises `UsageError` where its sentence-pair head has another number of classes than `pair_labels`.
     """
-    from conversion.loading import load_into
-    from conversion.readers import read_checkpoint
+    import launch
 
-    checkpoint = read_checkpoint(options.init_checkpoint or "", config=config)
-    head = checkpoint.tensors.get("sentence_pair/bias")
-    if options.init_sentence_head and pair_labels and head is not None and len(head) != len(pair_labels):
-        raise UsageError(
-            f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
-            f"--objective={options.objective} has {len(pair_labels)} ({', '.join(pair_labels)}): give an objective of "
-            f"{len(head)} classes, or --init_sentence_head=False for a new head"
-        )
-    if not (options.init_sentence_head and pair_labels):
-        for name in ("sentence_pair/kernel", "sentence_pair/bias"):
-            checkpoint.tensors.pop(name, None)
-    report = load_into(
+    def adjust(tensors: dict[str, np.ndarray]) -> None:
+        head = tensors.get("sentence_pair/bias")
+        if options.init_sentence_head and pair_labels and head is not None and len(head) != len(pair_labels):
+            raise UsageError(
+                f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
+                f"--objective={options.objective} has {len(pair_labels)} ({', '.join(pair_labels)}): give an objective "
+                f"of {len(head)} classes, or --init_sentence_head=False for a new head"
+            )
+        if not (options.init_sentence_head and pair_labels):
+            for name in ("sentence_pair/kernel", "sentence_pair/bias"):
+                tensors.pop(name, None)
+
+    return launch.initialize(
         model,
-        checkpoint,
+        config,
+        options.init_checkpoint or "",
         allow_missing=("masked_lm/.*", "sentence_pair/.*"),
         allow_unexpected=("classifier/.*",),
+        adjust=adjust,
     )
-    return f"{options.init_checkpoint} ({checkpoint.source_format}): {report}"
 
 
 def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:

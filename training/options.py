@@ -13,12 +13,30 @@ OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
 class DeviceOptions:
     """Where a run computes."""
 
-    use_tpu: bool = flag(False, help="train on a TPU; needs --tpu_name or a TPU VM")
-    tpu_name: str | None = flag(None, help="name or grpc address of the TPU")
+    backend: str = flag(
+        "auto",
+        help="what computes; auto is jax on a TPU or where there is no TensorFlow, else KERAS_BACKEND or tensorflow",
+        choices=("auto", "tensorflow", "jax"),
+    )
+    use_tpu: bool = flag(False, help="train on a TPU; on JAX start the command on the TPU VM, on all of a pod's")
+    tpu_name: str | None = flag(None, help="name of the TPU; on TensorFlow also its grpc address")
     tpu_zone: str | None = flag(None, help="zone of the TPU, where it is not the default one")
     gcp_project: str | None = flag(None, help="Google Cloud project of the TPU, where it is not the default one")
     master: str | None = flag(None, help="grpc address of a TPU worker; the older name of --tpu_name")
-    num_tpu_cores: int = flag(8, help="TPU cores to use", minimum=1)
+    num_tpu_cores: int | None = flag(
+        None, help="TPU cores that have to be there, on all hosts together; by default any number", minimum=1
+    )
+    model_parallel: int = flag(
+        1, help="devices over which each weight is cut (tensor parallelism; JAX), within those of a host", minimum=1
+    )
+    fsdp: bool = flag(
+        False, help="cut weights and optimizer state over the devices that share a batch, too (ZeRO 3; JAX)"
+    )
+    coordinator_address: str | None = flag(
+        None, help="HOST:PORT of the first process, where a run has several (JAX); on a TPU pod it is found"
+    )
+    num_processes: int | None = flag(None, help="processes of the run, with --coordinator_address", minimum=1)
+    process_id: int | None = flag(None, help="which of them this is, from 0", minimum=0)
     iterations_per_loop: int = flag(
         1000, help="steps between two looks of the host at the results, at most", unit="steps", minimum=1
     )

@@ -1,11 +1,94 @@
 import os
+import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from absl.app import UsageError
 
-from training.startup import _stderr_kept_back
+from training import startup
+from training.options import DeviceOptions
+from training.startup import _stderr_kept_back, choose_backend, tpu_cores
+
+EVERYTHING = {"tensorflow", "jax", "libtpu"}
+
+
+def installed(monkeypatch, packages, backend="tensorflow", tpu=True):
+    monkeypatch.setattr(startup, "_is_installed", lambda package: package in packages)
+    monkeypatch.setattr(startup, "_is_distributed", lambda name: name in packages)
+    monkeypatch.setattr(startup, "_tpu_is_attached", lambda: tpu)
+    # Set first, so that what choose_backend sets is undone in either case.
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "packages", "chosen"),
+    [
+        ({}, "tensorflow", {"tensorflow", "jax"}, "tensorflow"),
+        ({}, "jax", {"tensorflow", "jax"}, "jax"),
+        ({}, "tensorflow", {"jax"}, "jax"),
+        ({"use_tpu": True}, "tensorflow", EVERYTHING, "jax"),
+        ({"use_tpu": True, "backend": "tensorflow"}, "tensorflow", {*EVERYTHING, "tensorflow-tpu"}, "tensorflow"),
+        ({"backend": "jax", "fsdp": True}, "tensorflow", {"tensorflow", "jax"}, "jax"),
+        ({"backend": "tensorflow"}, "jax", {"tensorflow", "jax"}, "tensorflow"),
+    ],
+)
+def test_the_backend_is_chosen_before_keras_is_imported(monkeypatch, flags, environment, packages, chosen):
+    installed(monkeypatch, packages, environment)
+    assert choose_backend(DeviceOptions(**flags)) == chosen
+    assert os.environ["KERAS_BACKEND"] == chosen
+
+
+def test_tensorflow_computes_where_nothing_is_said(monkeypatch):
+    installed(monkeypatch, EVERYTHING)
+    monkeypatch.delenv("KERAS_BACKEND")
+    assert choose_backend(DeviceOptions()) == "tensorflow"
+
+
+@pytest.mark.parametrize(
+    ("flags", "packages", "message"),
+    [
+        ({}, {"tensorflow"}, "KERAS_BACKEND=torch: there is no engine for it; give --backend=tensorflow or"),
+        ({"backend": "jax"}, {"tensorflow"}, "--backend=jax: jax is not installed"),
+        ({"backend": "tensorflow", "use_tpu": True}, EVERYTHING, "has no TPU runtime; give --backend=jax, or install"),
+        ({"use_tpu": True}, {"tensorflow", "jax"}, "no TPU runtime; install Divan's extra 'tpu'"),
+        ({"use_tpu": True, "tpu_name": "grpc://10.0.0.2:8470"}, EVERYTHING, "on JAX the command runs on the TPU VM"),
+        ({"use_tpu": True, "master": "grpc://10.0.0.2:8470"}, EVERYTHING, "--tpu_name=grpc://10.0.0.2:8470: a grpc"),
+        ({"backend": "tensorflow", "fsdp": True}, EVERYTHING, "--fsdp=True needs the JAX engine: give --backend=jax$"),
+        ({"backend": "tensorflow", "model_parallel": 2}, EVERYTHING, "--model_parallel=2 needs the JAX engine"),
+        ({"backend": "tensorflow", "process_id": 0}, EVERYTHING, "give --backend=jax, or describe the workers in TF_C"),
+        ({"backend": "jax", "num_processes": 2}, EVERYTHING, "--num_processes=2 without --coordinator_address and"),
+    ],
+)
+def test_what_cannot_train_here_is_one_line(monkeypatch, flags, packages, message):
+    installed(monkeypatch, packages, "torch")
+    with pytest.raises(UsageError, match=message):
+        choose_backend(DeviceOptions(**flags))
+    assert os.environ["KERAS_BACKEND"] == "torch"
+
+
+def test_away_from_the_tpu_the_command_to_give_there_is_told(monkeypatch):
+    installed(monkeypatch, EVERYTHING, tpu=False)
+    monkeypatch.setattr(sys, "argv", ["run_pretraining.py", "--input_file=records/*.tfrecord", "--use_tpu=True"])
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(UsageError) as error:
+        choose_backend(DeviceOptions(use_tpu=True, tpu_name="mine", tpu_zone="us-central2-b", gcp_project="p"))
+    told = shlex.split(str(error.value).split("start the run on the TPU's own: ")[1])
+    place = ["--zone=us-central2-b", "--project=p", "--worker=all"]
+    assert told[:-1] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mine", *place]
+    assert shlex.split(told[-1].removeprefix("--command="))[-4:] == ["python3", *sys.argv]
+
+
+def test_cores_are_two_in_each_device_of_v4_and_v5p():
+    def devices(kind, count):
+        return [types.SimpleNamespace(device_kind=kind)] * count
+
+    assert tpu_cores(devices("TPU v3", 8)) == 8
+    assert tpu_cores(devices("TPU v4", 4)) == 8
+    assert tpu_cores(devices("TPU v5", 4)) == 8
+    assert tpu_cores(devices("TPU v5 lite", 4)) == 4
 
 
 def test_tensorflow_starts_without_a_word():

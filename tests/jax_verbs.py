@@ -1,0 +1,52 @@
+"""Verbs in a process of their own, on JAX: `jax_verbs.py CALLS.json`, a list of [verb, {flag: value}].
+
+Prints the exit codes, and whether TensorFlow was imported for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call_on_jax(
+    folder: Path, calls: Sequence[tuple[str, Mapping[str, object]]], devices: int = 1, code: int = 0
+) -> str:
+    """Call verbs, which are to exit with `code`, on virtual devices; returns what the process wrote to stderr."""
+    path = folder / "calls.json"
+    listed = [[verb, {name: str(value) for name, value in flags.items()}] for verb, flags in calls]
+    path.write_text(json.dumps(listed))
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment.pop("KERAS_BACKEND", None)
+    command = [sys.executable, "-W", "error", __file__, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome == {"codes": [code] * len(calls), "tensorflow": False}, done.stderr
+    return done.stderr
+
+
+def main(path: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    from training.flags import run
+
+    codes = []
+    for verb, flags in json.loads(Path(path).read_text()):
+        module = importlib.import_module(verb)
+        try:
+            run(module.main, module.Options, [f"--{name}={value}" for name, value in flags.items()])
+        except SystemExit as stopped:
+            codes.append(stopped.code)
+    print(json.dumps({"codes": codes, "tensorflow": "tensorflow" in sys.modules}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

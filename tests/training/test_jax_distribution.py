@@ -1,0 +1,88 @@
+"""One step is one step, whatever the devices and processes: all against one device, in float32."""
+
+import numpy as np
+import pytest
+from jax_cases import MESHES, run_apart, run_in_two
+
+from optimization import OPTIMIZERS
+from training.checkpoints import list_checkpoints
+from training.hooks import read_metrics
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-6
+
+
+def part(found, prefix):
+    return {key.removeprefix(prefix): x for key, x in found.items() if key.startswith(prefix)}
+
+
+def assert_close(one, two, but=()):
+    assert one.keys() == two.keys()
+    for name in one:
+        if not name.endswith(but):
+            np.testing.assert_allclose(one[name], two[name], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+
+
+def test_every_optimizer_on_every_mesh_equals_one_device(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "every_optimizer")
+    for name in OPTIMIZERS:
+        one = part(found, f"{name}|one|")
+        assert one["step/4/loss"] < one["step/0/loss"]
+        for mesh in MESHES:
+            assert_close(part(found, f"{name}|{mesh}|"), one)
+
+
+def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "pretraining")
+    # Softmax does not see the bias of the keys: its gradient is nothing but rounding, which Adam then scales up.
+    uncertain = ("key/bias", "_shard")
+    one = part(found, "one|")
+    shards = {"one": ([8, 16], [32, 4]), "data 2, model 4": ([8, 4], [8, 4]), "fsdp 4, model 2": ([2, 8], [16, 1])}
+    for mesh, (kernel, slot) in shards.items():
+        assert_close(part(found, f"{mesh}|"), one, uncertain)
+        assert found[f"{mesh}|kernel_shard"].tolist() == kernel
+        assert found[f"{mesh}|slot_shard"].tolist() == slot
+    assert_close(part(found, "resumed|"), {name: one[name] for name in part(found, "resumed|")}, uncertain)
+
+
+def test_the_step_is_lowered_from_shapes_and_fsdp_holds_less(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "lowered")
+    assert found["values"] == 0
+    # Where only a batch is shared nothing but sums is sent.
+    assert found["gathers/False"] == 0
+    assert found["gathers/True"] > 0
+    assert found["arguments/True"] < 0.5 * found["arguments/False"]
+
+
+def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(tmp_path):
+    whole = run_apart(tmp_path / "whole.npz", "loop", tmp_path / "whole", -1, devices=4)
+    for found, _ in run_in_two(tmp_path, "loop", tmp_path / "together", -1):
+        assert_close(found, whole)
+    records = read_metrics(tmp_path / "together/metrics.jsonl")
+    assert [record["step"] for record in records if record["phase"] == "train"] == [2, 4, 6, 8, 10, 12]
+    losses = [record["loss"] for record in records]
+    np.testing.assert_allclose(losses, [x["loss"] for x in read_metrics(tmp_path / "whole/metrics.jsonl")], rtol=1e-6)
+
+    errors = [error for _, error in run_in_two(tmp_path, "loop", tmp_path / "stopped", 8, code=128 + 15)]
+    assert "SIGTERM: saved" in errors[0]
+    assert errors[1] == ""
+    saved = [int(path.name.removeprefix("step_")) for path in list_checkpoints(tmp_path / "stopped")]
+    assert saved[0] == 6
+    assert 6 <= saved[-1] <= 9
+    # Begun by two processes, ended by one, on one device.
+    assert_close(run_apart(tmp_path / "ended.npz", "loop", tmp_path / "stopped", -1, devices=1), whole)
+
+
+def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
+    (first, _), (second, _) = run_in_two(tmp_path, "disagreement")
+    assert first["text"] == "process 1 of 2: no record file matches 'gone*'"
+    assert second["text"] == "no record file matches 'gone*'"
+    assert first["largest"] == second["largest"] == 1
+
+
+def test_meshes_that_cannot_be_are_one_line(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "mistakes")
+    assert str(found["devices"]) == "--model_parallel=3 does not divide the 8 devices: choose a number that does"
+    assert str(found["axis"]).startswith("table of shape [10, 8] cannot be cut into 4 equal parts: choose a")
+    assert "this model declares no layout rules; give --model_parallel=1" in str(found["rules"])
+    assert str(found["rule"]) == "no layout rule covers the variable 'b'; end the rules with ('', ()) for the rest"
