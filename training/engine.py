@@ -87,12 +87,16 @@ class Engine(Protocol):
 
     step: int
     seed: int
+    loss_limit: float
+    """A step whose loss is above is skipped too; infinite unless someone sets it, for the calls that follow."""
 
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         """Take one optimizer step a batch; return `loss`, `NAME_loss`, the metrics, `learning_rate`, `gradient_norm`.
 
-        `skipped` is 1 for a step whose loss or gradient was not finite; it changed nothing but the step number. A
-        metric whose weight is 0 is left out. With loss scaling `loss_scale` is the one that the step was taken with.
+        `skipped` is 1 for a step whose loss or gradient was not finite, or its loss above `loss_limit`; it changed
+        nothing but the step number. A metric whose weight is 0 is left out. With loss scaling `loss_scale` is the one
+        that the step was taken with. Where a step is due for them there are `gradient_norm/BRICK` (before clipping) and
+        `update_norm/BRICK`.
         """
         ...
 
@@ -116,21 +120,71 @@ class Engine(Protocol):
         ...
 
 
+def brick_of(name: str) -> str:
+    """Return the brick that a variable belongs to: the folders of its name, the first three at most."""
+    return "/".join(name.split("/")[:-1][:3])
+
+
+def is_norm_of_brick(name: str) -> bool:
+    """Whether a value of a step is the norm of one brick's gradient or update; there are many."""
+    return name.startswith(("gradient_norm/", "update_norm/"))
+
+
 class StepResults:
-    """What a step tells as one vector, one transfer to the host: `scalars`, then sum and weight of every term."""
+    """What a step tells as one vector, one transfer to the host: `scalars`, norms, then sum and weight of every term.
+
+    Args:
+        further_scalars: names of what an engine tells besides `SCALARS`.
+        norm_steps: every so many steps there are norms of gradient and update by brick; 0 never computes them.
+    """
 
     SCALARS = ("loss", "learning_rate", "gradient_norm", "skipped")
 
-    def __init__(self, further_scalars: Sequence[str] = ()):
+    def __init__(self, further_scalars: Sequence[str] = (), *, norm_steps: int = 0):
         self.scalars = (*self.SCALARS, *further_scalars)
+        self.norm_names: list[str] = []
         self.loss_names: list[str] = []
         self.metric_names: list[str] = []
+        self._norm_steps = norm_steps
 
     def packed(self, losses: Terms, metrics: Terms) -> Tensor:
         """Return the terms as one float32 vector and remember their names; called while a step is traced."""
         self.loss_names, self.metric_names = list(losses), list(metrics)
         values = [value for pair in [*losses.values(), *metrics.values()] for value in pair]
         return ops.stack([ops.cast(value, "float32") for value in values])
+
+    def name_norms(self, names: Iterable[str]) -> None:
+        """Settle the names of the norms from those of the variables that have gradients."""
+        if self._norm_steps:
+            bricks = sorted({brick_of(name) for name in names})
+            self.norm_names = [f"{kind}/{brick}" for kind in ("gradient_norm", "update_norm") for brick in bricks]
+
+    def norms(
+        self, gradients: Mapping[str, Tensor], old: Mapping[str, Tensor], new: Mapping[str, Tensor], step: Tensor
+    ) -> list[Tensor]:
+        """Return a float32 vector, NaN in steps that are not due, or none at all; called while a step is traced.
+
+        `gradients` are summed over replicas and not clipped, `old` and `new` the variables; `step` counts from 0.
+        """
+        if not self._norm_steps:
+            return []
+        self.name_norms(gradients)
+
+        def computed() -> Tensor:
+            squares: dict[str, list[Tensor]] = {name: [] for name in self.norm_names}
+            for name, gradient in gradients.items():
+                update = ops.cast(new[name], "float32") - ops.cast(old[name], "float32")
+                for kind, value in (("gradient_norm", gradient), ("update_norm", update)):
+                    squares[f"{kind}/{brick_of(name)}"].append(ops.sum(ops.square(ops.cast(value, "float32"))))
+            return ops.stack([ops.sqrt(sum(parts)) for parts in squares.values()])
+
+        due = ops.equal((step + 1) % self._norm_steps, 0)
+        return [ops.cond(due, computed, lambda: ops.full((len(self.norm_names),), np.nan, "float32"))]
+
+    @property
+    def size(self) -> int:
+        """Numbers in the vector of a training step; known once its terms were traced and its norms named."""
+        return len(self.scalars) + len(self.norm_names) + 2 * (len(self.loss_names) + len(self.metric_names))
 
     def means(self, sums: np.ndarray) -> dict[str, float]:
         """Return sum / weight of every term that has weight."""
@@ -140,8 +194,10 @@ class StepResults:
 
     def of_step(self, vector: np.ndarray) -> dict[str, float]:
         """Return a training step's values by name."""
-        scalars = dict(zip(self.scalars, map(float, vector), strict=False))
-        return {"loss": scalars.pop("loss"), **self.means(vector[len(self.scalars) :].astype(np.float64)), **scalars}
+        names = [*self.scalars, *self.norm_names]
+        values = dict(zip(names, map(float, vector), strict=False))
+        told = {name: x for name, x in values.items() if name in self.scalars or not np.isnan(x)}
+        return {"loss": told.pop("loss"), **self.means(vector[len(names) :].astype(np.float64)), **told}
 
     def of_evaluation(self, parts: Iterable[np.ndarray], loss_weights: Mapping[str, float]) -> dict[str, float]:
         """Return an evaluation's values from the vectors of its batches; raises `ValueError` if there are none."""

@@ -1,4 +1,4 @@
-"""What accompanies a run: the live line and tables, metrics.jsonl, TensorBoard, the guard against non-finite losses.
+"""What accompanies a run: the live line and tables, metrics.jsonl, TensorBoard, the report.
 
 A hook sees the run after each call of the engine; it changes nothing of the training.
 """
@@ -6,22 +6,22 @@ A hook sees the run after each call of the engine; it changes nothing of the tra
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-from absl.app import UsageError
+import keras
 
-from training.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
-from training.engine import Batch, Engine
+from training.checkpoints import checkpoint_folder
+from training.engine import Batch, Engine, is_norm_of_brick
 from training.files import write_atomically
-from training.progress import Progress, format_duration, format_value
+from training.processes import current
+from training.progress import Progress, format_duration, format_flops, format_value
 from training.report import write_report
 
 if TYPE_CHECKING:
@@ -41,6 +41,16 @@ class LoopProgress:
     evaluations_without_improvement: int = 0
     seconds: float = 0.0
     """Time spent in training steps, without evaluations and saving."""
+    recent_losses: list[float] = dataclasses.field(default_factory=list)
+    """Of the steps taken last, oldest first: what a spike is measured by."""
+    loss_limit: float | None = None
+    """Above it a loss is a spike; None while too few losses are known."""
+    batches_passed_over: int = 0
+    """By rollbacks: step s learns from batch s + batches_passed_over."""
+    return_step: int = 0
+    """Of the checkpoint that a rollback goes back to: the newest of those that are written at regular steps."""
+    rollbacks: int = 0
+    """To that checkpoint."""
 
 
 @dataclasses.dataclass
@@ -62,12 +72,41 @@ class Run:
     latest: Record = dataclasses.field(default_factory=dict)
     """Means over the steps since the last record, or the last record right after it."""
     units_per_second: float = 0.0
+    flops_per_unit: float = 0.0
+    """Model FLOPs of one unit in training: forward and backward, without what is computed again; 0 if not known."""
+    peak_flops_per_second: float = 0.0
+    """Of all devices together, at the precision of the run; 0 if not known."""
+    call_ends: tuple[int, ...] = ()
+    """Steps at which a call of the engine ends; a hook that has to see the run there adds its own in `start`."""
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
     """Shows a line to the person, above the live one."""
+
+    def speed(self) -> Record:
+        """Return units a second, model FLOPs a second and the share of the devices' peak, as far as they are known."""
+        if not self.units_per_second:
+            return {}
+        speed = {f"{self.unit}_per_second": self.units_per_second}
+        if self.flops_per_unit:
+            speed["flops_per_second"] = self.units_per_second * self.flops_per_unit
+            if self.peak_flops_per_second:
+                speed["flop_utilization"] = speed["flops_per_second"] / self.peak_flops_per_second
+        return speed
+
+    def speed_texts(self) -> dict[str, str]:
+        """Return the same for the eye: {"tokens/s": "12,345", "FLOP/s": "61.2T (31% of peak)"}."""
+        speed = self.speed()
+        texts = {f"{self.unit}/s": format_value(round(self.units_per_second))} if speed else {}
+        if "flops_per_second" in speed:
+            share = f" ({speed['flop_utilization']:.0%} of peak)" if "flop_utilization" in speed else ""
+            texts["FLOP/s"] = format_flops(speed["flops_per_second"]) + share
+        return texts
 
 
 class Hook:
     """Does nothing; override what is needed."""
+
+    in_every_process = False
+    """Of several processes only the first writes and talks; a hook that may end the run has to be in all."""
 
     def start(self, run: Run) -> None:
         """Before the first step; `run.engine.step` is where the run starts."""
@@ -80,6 +119,9 @@ class Hook:
 
     def evaluated(self, run: Run, metrics: Record, is_best: bool) -> None:
         """After an evaluation at `run.engine.step`."""
+
+    def went_back(self, run: Run) -> None:
+        """After a rollback to step `run.engine.step`: what was told of later steps does not hold."""
 
     def end(self, run: Run, outcome: str) -> None:
         """After the last step, also when the run failed: `finished`, `stopped early`, `interrupted` or `failed`."""
@@ -106,9 +148,10 @@ class Terminal(Hook):
         """Move the live line."""
         if self._line:
             hidden = {"learning_rate", "gradient_norm", "skipped"}
-            shown: dict[str, float | str] = {name: x for name, x in run.latest.items() if name not in hidden}
-            speed = {f"{run.unit}/s": round(run.units_per_second)} if run.units_per_second else {}
-            self._line.update(run.engine.step, shown | speed)
+            shown: dict[str, float | str] = {
+                name: x for name, x in run.latest.items() if name not in hidden and not is_norm_of_brick(name)
+            }
+            self._line.update(run.engine.step, shown | run.speed_texts())
 
     def evaluated(self, run: Run, metrics: Record, is_best: bool) -> None:
         """Leave a line with the metrics."""
@@ -130,12 +173,16 @@ class Terminal(Hook):
         for column in ("training", *(["held out"] if held_out else [])):
             table.add_column(column, justify="right")
         for name in dict.fromkeys([*run.latest, *held_out]):
+            if is_norm_of_brick(name):
+                continue
             cells = [format_value(values[name]) if name in values else "" for values in (run.latest, held_out)]
             table.add_row(name, *cells[: 2 if held_out else 1])
         console = Console(file=self._stream, highlight=False)
         console.print(table)
-        speed = f", {run.units_per_second:,.0f} {run.unit}/s" if run.units_per_second else ""
+        speed = "".join(f", {text} {name}" for name, text in run.speed_texts().items())
         print(f"{format_duration(run.progress.seconds)} of training{speed}", file=self._stream)
+        if run.progress.batches_passed_over:
+            print(f"{run.progress.batches_passed_over:,} batches were passed over in rollbacks", file=self._stream)
         if run.progress.best_step:
             best = format_value(run.progress.best or 0.0)
             print(f"best      {run.output_dir / 'best'} (step {run.progress.best_step:,}: {best})", file=self._stream)
@@ -152,13 +199,17 @@ class MetricsFile(Hook):
     def start(self, run: Run) -> None:
         """Drop the lines of steps that will be taken again."""
         self._path = run.output_dir / "metrics.jsonl"
+        self.went_back(run)
+
+    def went_back(self, run: Run) -> None:
+        """Drop the lines of steps that will be taken again."""
         ends = {"train": run.engine.step, "eval": run.progress.evaluated_step}
         kept = [record for record in read_metrics(self._path) if record["step"] <= ends[record["phase"]]]
         write_atomically(self._path, "".join(map(_line, kept)))
 
     def recorded(self, run: Run, record: Record) -> None:
         """Append the means."""
-        self._append(run, "train", record | {f"{run.unit}_per_second": run.units_per_second})
+        self._append(run, "train", record | run.speed())
 
     def evaluated(self, run: Run, metrics: Record, is_best: bool) -> None:
         """Append the metrics."""
@@ -194,13 +245,21 @@ class TensorBoard(Hook):
 
     def start(self, run: Run) -> None:
         """Open an event file; TensorBoard itself drops what a former, longer run wrote beyond the first step of it."""
+        if "tensorflow" not in sys.modules:
+            # By this module TensorBoard knows to write its files itself, rather than to import TensorFlow for it.
+            sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
         from tensorboard.summary import Writer
 
         self._writer = Writer(str(run.output_dir / "tensorboard"))
 
+    def went_back(self, run: Run) -> None:
+        """Go on in a file of its own, as a run that is started again does."""
+        self.end(run, "")
+        self.start(run)
+
     def recorded(self, run: Run, record: Record) -> None:
         """Write the means."""
-        self._write(run, "train", record | {f"{run.unit}_per_second": run.units_per_second})
+        self._write(run, "train", record | run.speed())
 
     def evaluated(self, run: Run, metrics: Record, is_best: bool) -> None:
         """Write the metrics."""
@@ -216,6 +275,59 @@ class TensorBoard(Hook):
             for name, value in values.items():
                 self._writer.add_scalar(f"{phase}/{name}", value, step=run.engine.step)
             self._writer.flush()
+
+
+class Profiler(Hook):
+    """A profile of the steps from `first` up to `last` in `OUTPUT/tensorboard`, by the profiler of the backend.
+
+    A run that starts amid them profiles those that are left. Of several processes the first profiles itself.
+    """
+
+    in_every_process = True
+
+    def __init__(self, first: int, last: int):
+        self._first, self._last = first, last
+        self._running = False
+
+    def start(self, run: Run) -> None:
+        """Have calls of the engine end where the profile begins and ends."""
+        run.call_ends += (self._first, self._last)
+        self._switch(run)
+
+    def steps(self, run: Run, batches: Sequence[Batch], results: Sequence[Record]) -> None:
+        """Begin before the first step, end after the last."""
+        self._switch(run)
+
+    def end(self, run: Run, outcome: str) -> None:
+        """End a profile that has begun."""
+        if self._running:
+            self._stop(run)
+
+    def _switch(self, run: Run) -> None:
+        inside = self._first <= run.engine.step < self._last
+        if inside and not self._running and current().writes:
+            _profiler()[0](str(run.output_dir / "tensorboard"))
+            self._running = True
+        elif self._running and not inside:
+            self._stop(run)
+
+    def _stop(self, run: Run) -> None:
+        _profiler()[1]()
+        self._running = False
+        run.say(
+            f"profile of steps {self._first} to {self._last}: tensorboard --logdir={run.output_dir / 'tensorboard'}"
+        )
+
+
+def _profiler() -> tuple[Callable[[str], None], Callable[[], None]]:
+    """Return how a profile of the backend is started and stopped."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.profiler.start_trace, jax.profiler.stop_trace
+    import tensorflow as tf
+
+    return tf.profiler.experimental.start, tf.profiler.experimental.stop
 
 
 class Report(Hook):
@@ -236,55 +348,3 @@ class Report(Hook):
             facts["best"] = f"step {run.progress.best_step:,}: {format_value(run.progress.best or 0.0)}"
         title = f"{run.output_dir.resolve().name}: {outcome} at step {run.engine.step:,} of {run.num_steps:,}"
         write_report(run.output_dir / "report.html", title, facts, read_metrics(run.output_dir / "metrics.jsonl"))
-
-
-class DivergedError(UsageError):
-    """The loss stayed non-finite."""
-
-
-class NonFiniteGuard(Hook):
-    """Says when a step was skipped because it was not finite; stops the run when that goes on.
-
-    `OUTPUT/replay/step_N` then holds the first batch of the streak, the state (which no skipped step changed), seed and
-    flags, so that the step can be run again.
-    """
-
-    def __init__(self, max_skipped_steps: int = 5):
-        self._limit = max_skipped_steps
-        self._streak: list[int] = []
-        self._batch: Batch = {}
-
-    def steps(self, run: Run, batches: Sequence[Batch], results: Sequence[Record]) -> None:
-        """Count skipped steps in a row; raises `DivergedError` at the limit."""
-        first = run.engine.step - len(results)
-        for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
-            if not result["skipped"]:
-                self._streak = []
-                continue
-            if not self._streak:
-                self._batch = batch
-            self._streak.append(step)
-            what = f"loss {result['loss']:g}, gradient norm {result['gradient_norm']:g}"
-            run.say(f"step {step:,} was skipped: {what}")
-            if len(self._streak) >= self._limit:
-                folder = self._save(run, result)
-                raise DivergedError(
-                    f"{len(self._streak)} steps in a row were not finite (steps {self._streak[0]} to {step}); "
-                    f"batch, seed, flags and weights are in {folder}; lower the learning rate or lengthen the warmup"
-                )
-
-    def _save(self, run: Run, result: Record) -> Path:
-        step = self._streak[0]
-        folder = run.output_dir / "replay" / f"step_{step:08d}"
-        state = run.engine.state()
-        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.config, {}, state))
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **self._batch)
-        write_atomically(folder / "batch.npz", buffer.getvalue())
-        facts = {"step": step, "seed": run.engine.seed, "options": run.options, "result": _printable(result)}
-        write_atomically(folder / "replay.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        return folder
-
-
-def _printable(record: Record) -> dict[str, float | str]:
-    return {name: value if math.isfinite(value) else str(value) for name, value in record.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -26,12 +27,15 @@ from training.checkpoints import (
     best_of,
     checkpoint_folder,
     latest_checkpoint,
+    list_checkpoints,
     rotate,
     write_checkpoint,
 )
 from training.engine import Batch, Dataset, Engine
 from training.flags import nearest
-from training.hooks import Hook, LoopProgress, MetricsFile, NonFiniteGuard, Record, Report, Run, TensorBoard, Terminal
+from training.health import MAX_ROLLBACKS, RENEWED_EVERY_STEPS, DivergedError, SkipGuard, observe, save_replay
+from training.hooks import Hook, LoopProgress, MetricsFile, Profiler, Record, Report, Run, TensorBoard, Terminal
+from training.processes import Processes, current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Outcome:
 
 
 def default_hooks(max_skipped_steps: int = 5) -> list[Hook]:
-    """Return the terminal, metrics.jsonl, TensorBoard, the report and the guard against non-finite losses."""
-    return [Terminal(), MetricsFile(), TensorBoard(), Report(), NonFiniteGuard(max_skipped_steps)]
+    """Return the terminal, metrics.jsonl, TensorBoard, the report and the guard against steps that are skipped."""
+    return [Terminal(), MetricsFile(), TensorBoard(), Report(), SkipGuard(max_skipped_steps)]
 
 
 def train(
@@ -70,6 +74,11 @@ def train(
     log_every_steps: int = 50,
     steps_per_call: int = 1,
     prefetch_batches: int = 2,
+    on_spike: str = "ignore",
+    spike_threshold: float = 10.0,
+    profile_steps: tuple[int, int] | None = None,
+    flops_per_unit: float = 0.0,
+    peak_flops_per_second: float = 0.0,
     unit: str = "examples",
     count_units: Callable[[Batch], int] | None = None,
     hooks: Sequence[Hook] | None = None,
@@ -94,13 +103,21 @@ def train(
         log_every_steps: steps over which a record averages.
         steps_per_call: steps that the engine takes at once, fewer before an evaluation or a checkpoint.
         prefetch_batches: batches made ahead in a thread of their own.
+        on_spike: what to do about a loss that leaps (`training/health.py`): `ignore`, `warn`, `skip` the step before
+            it changes anything, or `rollback`: go back to the newest checkpoint and pass over all batches since.
+        spike_threshold: how many times the usual spread above the median is a leap.
+        profile_steps: (first, last): the steps from the first up to the last are profiled.
+        flops_per_unit: model FLOPs of one unit in training; 0 if not known.
+        peak_flops_per_second: of all devices together; 0 if not known.
         unit: what throughput counts.
         count_units: how many of them a batch holds; by default its examples.
         hooks: by default `default_hooks()`.
 
     SIGTERM and Ctrl-C end the run after the step at hand (at once during an evaluation), save, and exit with 143 and
-    130. Raises `UsageError` if the checkpoint is of another model or seed.
+    130. Of several processes one that gets a signal is enough; only the first writes and talks. Raises `UsageError` if
+    the checkpoint is of another model or seed, and `DivergedError` if a checkpoint is rolled back to in vain.
     """
+    processes = current()
     run = Run(
         engine=engine,
         output_dir=Path(output_dir),
@@ -110,18 +127,30 @@ def train(
         options=options or {},
         summary=summary or {},
         progress=LoopProgress(),
+        flops_per_unit=flops_per_unit,
+        peak_flops_per_second=peak_flops_per_second,
     )
     if early_stopping_evaluations and (evaluate is None or best_metric is None):
         raise UsageError("early stopping needs an evaluation and the metric that decides")
-    saved_step = _resume(run)
+    if not processes.writes:
+        run.say = lambda line: None
+    saved_step = _resume_together(run, processes)
+    if checkpoint_folder(run.output_dir, run.progress.return_step) not in list_checkpoints(run.output_dir):
+        run.progress.return_step = engine.step
+    chosen_hooks = [*(default_hooks() if hooks is None else hooks)]
+    if profile_steps:
+        chosen_hooks.append(Profiler(*profile_steps))
     loop = _Loop(
         run=run,
+        processes=processes,
         best_metric=best_metric,
         lower_is_better=lower_is_better,
         keep_checkpoint_max=keep_checkpoint_max,
         count_units=count_units or (lambda batch: len(next(iter(batch.values())))),
-        hooks=list(default_hooks() if hooks is None else hooks),
+        hooks=[hook for hook in chosen_hooks if processes.writes or hook.in_every_process],
         log_every_steps=log_every_steps,
+        on_spike=on_spike,
+        spike_threshold=spike_threshold,
     )
 
     def due(every_steps: int) -> bool:
@@ -135,37 +164,58 @@ def train(
         for hook in loop.hooks:
             hook.start(run)
         try:
+            if on_spike == "rollback" and saved_step is None:
+                loop.save()
+                saved_step = engine.step
             while True:
                 last = engine.step >= num_steps or stopped_early()
                 if evaluate and run.progress.evaluated_step < engine.step and (last or due(eval_every_steps)):
-                    with contextlib.suppress(_StoppedError), signals.raised():
+                    # Processes that evaluate together have to finish together.
+                    at_once = signals.raised() if processes.count == 1 else contextlib.nullcontext()
+                    with contextlib.suppress(_StoppedError), at_once:
                         loop.evaluated(evaluate())
                         saved_step = None
                         last = last or stopped_early()
-                asked_to_stop = signals.received
+                asked_to_stop = processes.largest(signals.received)
                 if saved_step != engine.step and (last or due(save_every_steps) or asked_to_stop):
+                    if due(save_every_steps):
+                        run.progress.return_step, run.progress.rollbacks = engine.step, 0
                     loop.save()
                     saved_step = engine.step
                 if asked_to_stop or last:
                     outcome = "interrupted" if asked_to_stop else "stopped early" if stopped_early() else "finished"
                     break
-                periods = [every for every in (save_every_steps, eval_every_steps, log_every_steps) if every]
-                end = min(num_steps, *(_next_multiple(engine.step, every) for every in periods))
-                loop.take(prefetched, min(steps_per_call, end - engine.step), num_steps)
+                # A limit holds for all steps of a call.
+                renewed = RENEWED_EVERY_STEPS if on_spike == "skip" else 0
+                periods = [every for every in (save_every_steps, eval_every_steps, log_every_steps, renewed) if every]
+                ends = [step for step in run.call_ends if step > engine.step]
+                end = min(num_steps, *ends, *(_next_multiple(engine.step, every) for every in periods))
+                if not loop.take(prefetched, min(steps_per_call, end - engine.step), num_steps):
+                    saved_step = engine.step
         finally:
             for hook in loop.hooks:
                 hook.end(run, outcome)
     if outcome == "interrupted":
-        name = signal.Signals(signals.received).name
+        name = signal.Signals(asked_to_stop).name
         folder = checkpoint_folder(run.output_dir, engine.step)
         run.say(f"{name}: saved {folder}; the same command continues from there")
-        raise SystemExit(128 + signals.received)
+        raise SystemExit(128 + asked_to_stop)
     progress = run.progress
     return Outcome(engine.step, outcome == "stopped early", progress.evaluation, progress.best, progress.best_step)
 
 
 def _next_multiple(step: int, of: int) -> int:
     return (step // of + 1) * of
+
+
+def _resume_together(run: Run, processes: Processes) -> int | None:
+    """Let the first process go first, because it tidies up, then the others."""
+    if not processes.writes:
+        processes.largest(0)
+    saved_step = _resume(run)
+    if processes.writes:
+        processes.largest(0)
+    return saved_step
 
 
 def _resume(run: Run) -> int | None:
@@ -194,23 +244,31 @@ def _resume(run: Run) -> int | None:
 @dataclasses.dataclass
 class _Loop:
     run: Run
+    processes: Processes
     best_metric: str | None
     lower_is_better: bool
     keep_checkpoint_max: int
     count_units: Callable[[Batch], int]
     hooks: list[Hook]
     log_every_steps: int
+    on_spike: str
+    spike_threshold: float
 
     def __post_init__(self):
         self._window: list[Record] = []
         self._timed_units = 0
         self._timed_seconds = 0.0
         self._sizes_seen: set[Any] = set()
+        self._in_spike = False
 
-    def take(self, prefetched: _Prefetcher, count: int, num_steps: int) -> None:
-        """Take `count` steps and tell the hooks."""
-        run, started = self.run, time.monotonic()
-        batches = prefetched.take(run.engine.step, count, num_steps)
+    def take(self, prefetched: _Prefetcher, count: int, num_steps: int) -> bool:
+        """Take `count` steps and tell the hooks; False if the run went back to a checkpoint instead."""
+        run, started, first = self.run, time.monotonic(), self.run.engine.step
+        passed_over = run.progress.batches_passed_over
+        batches = prefetched.take(first + passed_over, count, num_steps + passed_over)
+        if self.on_spike == "skip":
+            limit = run.progress.loss_limit
+            run.engine.loss_limit = math.inf if limit is None else limit
         results = run.engine.train(batches)
         seconds = time.monotonic() - started
         run.progress.seconds += seconds
@@ -221,6 +279,17 @@ class _Loop:
             self._timed_units += sum(map(self.count_units, batches))
         self._sizes_seen |= shapes
         run.units_per_second = self._timed_units / self._timed_seconds if self._timed_seconds else 0.0
+        for number, result in enumerate(results if self.on_spike != "ignore" else ()):
+            step = first + number
+            exceeded = observe(run.progress, step, result, self.spike_threshold)
+            spike = f"step {step:,}: loss {result['loss']:.4g} is a spike, above {exceeded or 0:.4g}"
+            if exceeded is not None and self.on_spike == "rollback":
+                self._roll_back(spike, step, batches[number], result)
+                prefetched.restart()
+                return False
+            if exceeded is not None and self.on_spike == "warn" and not self._in_spike:
+                run.say(spike)
+            self._in_spike = exceeded is not None
         self._window += results
         run.latest = _means(self._window)
         record = run.latest | {"skipped": sum(result["skipped"] for result in self._window)}
@@ -230,6 +299,46 @@ class _Loop:
             for hook in self.hooks:
                 hook.recorded(run, record)
             self._window, self._timed_units, self._timed_seconds = [], 0, 0.0
+        return True
+
+    def _roll_back(self, spike: str, step: int, batch: Batch, result: Record) -> None:
+        """Go back to the checkpoint; what comes after it is learnt from batches that were not seen yet.
+
+        What was evaluated stays on record: `best/` holds it.
+        """
+        run, progress = self.run, self.run.progress
+        replay = save_replay(run, step, batch, result, with_state=False)
+        if progress.rollbacks == MAX_ROLLBACKS:
+            raise DivergedError(
+                f"{spike}, after {MAX_ROLLBACKS} rollbacks to step {progress.return_step:,}: lower the learning rate, "
+                "raise --spike_threshold, or remove the newest checkpoints to go on from an earlier one; "
+                f"the batch is in {replay}"
+            )
+        found = latest_checkpoint(run.output_dir, up_to_step=progress.return_step)
+        if found is None:
+            raise DivergedError(f"{spike}, and the checkpoint of step {progress.return_step:,} to go back to is gone")
+        run.engine.load_state(found.state)
+        run.engine.step = found.step
+        count = step + 1 - found.step
+        run.progress = dataclasses.replace(
+            LoopProgress(**found.progress),
+            evaluated_step=min(progress.evaluated_step, found.step),
+            evaluation=progress.evaluation,
+            best=progress.best,
+            best_step=progress.best_step,
+            evaluations_without_improvement=progress.evaluations_without_improvement,
+            seconds=progress.seconds,
+            batches_passed_over=progress.batches_passed_over + count,
+            return_step=found.step,
+            rollbacks=progress.rollbacks + 1,
+        )
+        self._window, self._timed_units, self._timed_seconds = [], 0, 0.0
+        run.say(
+            f"{spike}; back to step {found.step:,}, its {count:,} batches are passed over "
+            f"(rollback {run.progress.rollbacks} of {MAX_ROLLBACKS}; {replay})"
+        )
+        for hook in self.hooks:
+            hook.went_back(run)
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Remember the evaluation, keep the weights if they are the best, and tell the hooks."""
@@ -245,7 +354,7 @@ class _Loop:
             better = progress.best is None or (value < progress.best if self.lower_is_better else value > progress.best)
             is_best = better and not np.isnan(value)
             if is_best:
-                write_checkpoint(run.output_dir / "best", best_of(self._checkpoint()))
+                self._write(run.output_dir / "best", best_of(self._checkpoint()))
                 progress.best, progress.best_step, progress.evaluations_without_improvement = value, run.engine.step, 0
             else:
                 progress.evaluations_without_improvement += 1
@@ -255,8 +364,16 @@ class _Loop:
 
     def save(self) -> None:
         """Write the checkpoint of this step and remove those that are too many."""
-        write_checkpoint(checkpoint_folder(self.run.output_dir, self.run.engine.step), self._checkpoint())
-        rotate(self.run.output_dir, self.keep_checkpoint_max)
+        self._write(checkpoint_folder(self.run.output_dir, self.run.engine.step), self._checkpoint())
+        spared = self.run.progress.return_step if self.on_spike == "rollback" else None
+        if self.processes.writes:
+            rotate(self.run.output_dir, self.keep_checkpoint_max, spared_step=spared)
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write in the first process; the others wait, as they may read next."""
+        if self.processes.writes:
+            write_checkpoint(folder, checkpoint)
+        self.processes.largest(0)
 
     def _checkpoint(self) -> Checkpoint:
         engine = self.run.engine
@@ -326,6 +443,11 @@ class _Prefetcher:
 
     def __exit__(self, *error: object) -> None:
         self._executor.shutdown(cancel_futures=True)
+
+    def restart(self) -> None:
+        """Forget what was made ahead."""
+        while self._pending:
+            self._pending.pop().cancel()
 
     def take(self, step: int, count: int, end: int) -> list[Batch]:
         """Return the batches of `count` steps from `step` on and start those that follow, up to step `end`."""

@@ -37,6 +37,14 @@ def format_value(value: float | str) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def format_flops(flops: float) -> str:
+    """Return `flops` with three digits and its prefix: 61.2T."""
+    for limit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops >= limit:
+            return f"{flops / limit:.3g}{prefix}"
+    return f"{flops:.3g}"
+
+
 class Progress:
     """Shows how far a job is. Use as a context manager, or call `close`.
 
@@ -88,7 +96,7 @@ class Progress:
     def rate(self) -> float:
         """Units a second over the last half minute; 0 before the first is done."""
         (then, before), (now, after) = self._history[0], self._history[-1]
-        return (after - before) / (now - then) if now > then else 0.0
+        return max(0.0, after - before) / (now - then) if now > then else 0.0
 
     def update(self, done: float, fields: Mapping[str, float | str] = {}) -> None:
         """Tell that `done` units are finished in all; `fields` follow on the line."""

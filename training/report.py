@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.engine import is_norm_of_brick
 from training.files import write_atomically
 from training.progress import format_value
 
@@ -47,11 +48,14 @@ svg circle { fill: currentColor; stroke: var(--card); stroke-width: 1.5; }
 
 
 def write_report(path: Path, title: str, facts: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page for the `records` of a metrics.jsonl: one panel a value, training and held-out together."""
+    """Write the page for the `records` of a metrics.jsonl: one panel a value, training and held-out together.
+
+    Norms of single bricks are left to TensorBoard: they are more than all others.
+    """
     series: dict[str, dict[str, Points]] = {}
     for record in records:
         for name, value in record.items():
-            if name not in _NOT_VALUES and value is not None:
+            if name not in _NOT_VALUES and value is not None and not is_norm_of_brick(name):
                 phases = series.setdefault(name, {"train": [], "eval": []})
                 phases[record["phase"]].append((float(record["step"]), float(value)))
     order = sorted(series, key=_rank)
@@ -91,7 +95,7 @@ def _rank(name: str) -> tuple[int, str]:
         return 0, name
     if name.endswith("loss"):
         return 1, name
-    last = ("learning_rate", "gradient_norm")
+    last = ("learning_rate", "gradient_norm", "flop_utilization")
     return (3 if name in last or name.endswith("_per_second") else 2), name
 
 

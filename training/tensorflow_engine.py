@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ class TensorFlowEngine:
         steps_per_call: steps that one compiled call takes, at most; numbers do not depend on how many it does take.
         strategy: the devices; None is the one that TensorFlow takes by itself.
         loss_scaling: for a model that computes in float16.
+        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class TensorFlowEngine:
         steps_per_call: int = 1,
         strategy: tf.distribute.Strategy | None = None,
         loss_scaling: LossScaling | None = None,
+        norm_steps: int = 0,
     ):
-        self.step, self.seed = 0, seed
+        self.step, self.seed, self.loss_limit = 0, seed, math.inf
         self._task, self._optimizer = task, optimizer
         self._micro_batches, self._ema_decay = micro_batches, 0.0 if ema_decay is None else ema_decay
         self._steps_per_call, self._strategy, self._loss_scaling = steps_per_call, strategy, loss_scaling
@@ -67,7 +70,7 @@ class TensorFlowEngine:
         with contextlib.nullcontext() if strategy is None else strategy.scope():
             self._create_variables(with_average=ema_decay is not None)
         self._held: dict[str, Tensor] = {}
-        self._results = StepResults(["loss_scale"] if loss_scaling else [])
+        self._results = StepResults(["loss_scale"] if loss_scaling else [], norm_steps=norm_steps)
         self._train_step = tf.function(self._step if steps_per_call == 1 else self._steps, autograph=False)
         self._evaluate_step = tf.function(self._evaluation, autograph=False)
         self._predict_step = tf.function(self._prediction, autograph=False)
@@ -84,6 +87,7 @@ class TensorFlowEngine:
         }
         averaged = self._trained if with_average else {}
         self._ema = {name: tf.Variable(value, trainable=False) for name, value in averaged.items()}
+        self._loss_limit = tf.Variable(tf.constant(math.inf), trainable=False)
         scaling = self._loss_scaling.init() if self._loss_scaling else {}
         self._scaling = {name: tf.Variable(tf.constant(value), trainable=False) for name, value in scaling.items()}
 
@@ -93,6 +97,7 @@ class TensorFlowEngine:
         if self.step == 0:
             for name, average in self._ema.items():
                 average.assign(self._trained[name])
+        self._loss_limit.assign(self.loss_limit)
         results = []
         for _, equal in itertools.groupby(batches, _shapes):
             alike = list(equal)
@@ -261,6 +266,7 @@ class TensorFlowEngine:
         }
         new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(info["gradient_norm"])
+        norms = self._results.norms(gradients, old, new, step)
 
         def apply() -> Tensor:
             for name, value in new.items():
@@ -272,13 +278,13 @@ class TensorFlowEngine:
                 average.assign(self._ema_decay * average + (1 - self._ema_decay) * _own(self._trained[name]))
             return tf.constant(0.0)
 
-        skipped = tf.cond(finite, apply, lambda: tf.constant(1.0))
+        skipped = tf.cond(finite & (loss <= self._loss_limit), apply, lambda: tf.constant(1.0))
         scalars = [loss, info["learning_rate"], info["gradient_norm"], skipped]
         if self._loss_scaling:
             for name, value in self._loss_scaling.update(scaling, finite).items():
                 _own(self._scaling[name]).assign(value)
             scalars.append(scaling["scale"])
-        return tf.concat([tf.stack(scalars), sums], axis=0)
+        return tf.concat([tf.stack(scalars), *norms, sums], axis=0)
 
     def _evaluation(self, batch: dict[str, Tensor], in_parts: bool) -> Tensor:
         return self._on_replicas(self._summed_evaluation_sums if in_parts else self._evaluation_sums, batch)

@@ -91,10 +91,14 @@ def eight_steps(names: Iterable[str] = OPTIMIZERS) -> Outcome:
 
 
 def toy_steps() -> Outcome:
-    """A task of which a variable has no gradient, a step that is not finite, predictions."""
-    engine = make_engine(ToyTask(), "lamb", ema_decay=0.8)
+    """A task of which a variable has no gradient, steps that are not finite and one above the limit, predictions."""
+    engine = make_engine(ToyTask(), "lamb", ema_decay=0.8, norm_steps=2)
     dataset = ToyDataset(poison=(2, 3))
     results = engine.train([dataset.batch(step) for step in range(5)])
+    engine.loss_limit = results[-1]["loss"] / 2
+    results += engine.train([dataset.batch(5)])
+    assert [result["skipped"] for result in results] == [0, 0, 1, 1, 0, 1]
+    assert "update_norm/embed" in results[1]
     (predicted,) = engine.predict([dataset.batch(50)])
     return outcome(engine, results) | {f"predicted/{name}": x for name, x in predicted.items()}
 

@@ -13,7 +13,8 @@ from toy_run import SignallingDataset, toy_engine, toy_run
 from toy_task import ToyDataset
 
 from training.checkpoints import list_checkpoints, read_checkpoint
-from training.hooks import DivergedError, Hook, read_metrics
+from training.health import DivergedError
+from training.hooks import Hook, read_metrics
 
 
 class Recorder(Hook):

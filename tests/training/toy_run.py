@@ -28,9 +28,10 @@ class SignallingDataset(ToyDataset):
         return super().batch(step)
 
 
-def toy_engine(seed: int = 5) -> TensorFlowEngine:
+def toy_engine(seed: int = 5, **arguments) -> TensorFlowEngine:
     optimizer = create_optimizer("lamb", PolynomialDecay(0.05, 24, 4))
-    return TensorFlowEngine(ToyTask(dropout=0.3), optimizer, seed=seed, micro_batches=2, ema_decay=0.8)
+    settings = {"seed": seed, "micro_batches": 2, "ema_decay": 0.8} | arguments
+    return TensorFlowEngine(ToyTask(dropout=0.3), optimizer, **settings)
 
 
 def toy_run(output_dir, dataset=None, *, engine=None, **arguments) -> tuple[TensorFlowEngine, Outcome]:

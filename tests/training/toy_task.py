@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import keras
@@ -66,8 +67,10 @@ class ToyTask:
 class ToyDataset:
     num_examples = 1000
 
-    def __init__(self, batch_size: int = 8, seed: int = 0, poison: tuple[int, ...] = ()):
-        self.batch_size, self.seed, self.poison = batch_size, seed, poison
+    def __init__(
+        self, batch_size: int = 8, seed: int = 0, poison: tuple[int, ...] = (), mislabelled: Container[int] = ()
+    ):
+        self.batch_size, self.seed, self.poison, self.mislabelled = batch_size, seed, poison, mislabelled
 
     def batch(self, step: int):
         rng = np.random.default_rng([self.seed, step])
@@ -75,4 +78,4 @@ class ToyDataset:
         weights = (rng.random((self.batch_size, 4)) < 0.6).astype("float32")
         if step in self.poison:
             weights[0, 0] = np.nan
-        return {"ids": ids, "labels": ids % 5, "weights": weights}
+        return {"ids": ids, "labels": (ids + (step in self.mislabelled)) % 5, "weights": weights}

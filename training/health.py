@@ -1,0 +1,119 @@
+"""Guards of a run: steps that are not finite, losses that leap, and what is kept of both for a replay.
+
+A loss is a spike where it lies above median + threshold * spread of the losses of the last 128 steps; the spread is
+1.4826 times the median absolute deviation (the standard deviation, for a normal distribution), at least 1 % of the
+median. Medians rather than mean and deviation, because one spike must not hide the next. The limit is renewed every 16
+steps, so that it is a function of the step and not of how many steps a call takes; with the losses that it comes from
+it is part of a checkpoint, so that a run that was interrupted decides alike.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl.app import UsageError
+
+from training.checkpoints import Checkpoint, write_checkpoint
+from training.engine import Batch
+from training.files import write_atomically
+from training.hooks import Hook, LoopProgress, Record, Run
+from training.processes import current
+
+WINDOW_STEPS = 128
+LEAST_STEPS = 32
+RENEWED_EVERY_STEPS = 16
+MAX_ROLLBACKS = 3
+"""To one checkpoint; each passes over more batches than the one before."""
+
+
+class DivergedError(UsageError):
+    """The loss stayed non-finite, or leapt again and again."""
+
+
+def limit_of(losses: Sequence[float], threshold: float) -> float | None:
+    """Return the loss, exact in float32, above which the next is a spike; None for less than `LEAST_STEPS` losses."""
+    if len(losses) < LEAST_STEPS:
+        return None
+    median = float(np.median(losses))
+    deviation = 1.4826 * float(np.median(np.abs(np.asarray(losses) - median)))
+    return float(np.float32(median + threshold * max(deviation, 0.01 * abs(median))))
+
+
+def observe(progress: LoopProgress, step: int, result: Record, threshold: float) -> float | None:
+    """Return the limit that the loss of `step` is above, if it is a spike; remembers it unless the step was skipped."""
+    limit, loss = progress.loss_limit, result["loss"]
+    if not result["skipped"]:
+        progress.recent_losses = [*progress.recent_losses, result["loss"]][-WINDOW_STEPS:]
+    if (step + 1) % RENEWED_EVERY_STEPS == 0:
+        progress.loss_limit = limit_of(progress.recent_losses, threshold)
+    return limit if limit is not None and limit < loss < math.inf else None
+
+
+class SkipGuard(Hook):
+    """Says when a step was skipped, because it was not finite or a spike; stops the run when that goes on.
+
+    `OUTPUT/replay/step_N` then holds the first batch of the streak, the state (which no skipped step changed), seed and
+    flags, so that the step can be run again.
+    """
+
+    in_every_process = True
+
+    def __init__(self, max_skipped_steps: int = 5):
+        self._limit = max_skipped_steps
+        self._streak: list[int] = []
+        self._batch: Batch = {}
+
+    def steps(self, run: Run, batches: Sequence[Batch], results: Sequence[Record]) -> None:
+        """Count skipped steps in a row; raises `DivergedError` at the limit."""
+        first = run.engine.step - len(results)
+        for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
+            if not result["skipped"]:
+                self._streak = []
+                continue
+            if not self._streak:
+                self._batch = batch
+            self._streak.append(step)
+            loss, norm = result["loss"], result["gradient_norm"]
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            why = f"above {run.engine.loss_limit:g}" if finite else f"gradient norm {norm:g}"
+            run.say(f"step {step:,} was skipped: loss {loss:g}, {why}")
+            if len(self._streak) >= self._limit:
+                folder = save_replay(run, self._streak[0], self._batch, result, with_state=True)
+                remedy = "lengthen the warmup" + finite * ", or raise --spike_threshold"
+                raise DivergedError(
+                    f"{len(self._streak)} steps in a row were {'spikes' if finite else 'not finite'} "
+                    f"(steps {self._streak[0]} to {step}); batch, seed, flags and weights are in {folder}; "
+                    f"lower the learning rate or {remedy}"
+                )
+
+
+def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state: bool) -> Path:
+    """Write what is needed to run `step` again to `OUTPUT/replay/step_N`; returns that folder.
+
+    Without the state `replay.json` names the checkpoint from which the steps before it can be taken again.
+    """
+    folder = run.output_dir / "replay" / f"step_{step:08d}"
+    state = run.engine.state() if with_state else {}
+    if not current().writes:
+        return folder
+    facts = {
+        "step": step,
+        "batch": step + run.progress.batches_passed_over,
+        "seed": run.engine.seed,
+        "options": run.options,
+        "result": {name: value if math.isfinite(value) else str(value) for name, value in result.items()},
+    }
+    if with_state:
+        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.config, {}, state))
+    else:
+        facts |= {"after_checkpoint": run.progress.return_step, "loss_limit": run.progress.loss_limit}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **batch)
+    write_atomically(folder / "batch.npz", buffer.getvalue())
+    write_atomically(folder / "replay.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    return folder
