@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +124,7 @@ def create_engine(
         **behaviour,
     )
     arguments: dict[str, Any] = {
+        "norm_steps": options.norm_steps,
         "seed": options.seed,
         "micro_batches": options.gradient_accumulation_steps,
         "ema_decay": options.ema_decay or None,
@@ -275,8 +277,32 @@ def _devices() -> tuple[str, int]:
         return "CPU" if devices[0].platform == "cpu" else devices[0].device_kind, len(devices)
     import tensorflow as tf
 
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return devices[0].device_type, len(devices)
+    devices = tf.config.list_logical_devices("GPU")
+    if not devices:
+        return "CPU", len(tf.config.list_logical_devices("CPU"))
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return details.get("device_name", "GPU"), len(devices)
+
+
+def watching(options: TrainingOptions) -> dict[str, Any]:
+    """Arguments of `train`: what a run watches of itself."""
+    return {
+        "on_spike": options.on_spike,
+        "spike_threshold": options.spike_threshold,
+        "profile_steps": options.profile_range(),
+        "peak_flops_per_second": peak_flops_per_second(*_devices(), options.precision),
+    }
+
+
+def peak_flops_per_second(device: str, count: int, precision: str) -> float:
+    """Peak of `count` devices of that name together, as JAX and TensorFlow name them; 0 where it is not known."""
+    from training.planning import CHIPS
+
+    # Of names that begin alike the longer comes first.
+    names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+    names |= {"TPU v6e": "v6e", "H200": "h200", "H100": "h100", "A100": "a100", "L40S": "l40s", "L4": "l4"}
+    chip = next((CHIPS[names[name]] for name in names if re.search(rf"\b{name}\b", device)), None)
+    return count * chip.flops(precision) if chip else 0.0
 
 
 def rows_of_process(engine: AnyEngine) -> tuple[int, int]:

@@ -255,6 +255,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,
             steps_per_call=launch.steps_per_call(options),
+            **launch.watching(options),
         )
         step = launch.restore_weights(engine, config, options.output_dir)
     scores: Scores = {}

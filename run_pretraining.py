@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from absl.app import UsageError
 
 from training.flags import flag, run
-from training.options import OPTIMIZERS, TrainingOptions
+from training.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
 
 if TYPE_CHECKING:
     import keras
@@ -58,6 +58,12 @@ class Options(TrainingOptions):
     train_batch_size: int = flag(32, help="of one optimizer step", unit="examples", minimum=1)
     eval_batch_size: int = flag(8, help="of evaluation; results do not depend on it", unit="examples", minimum=1)
     optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
+    on_spike: str = flag(
+        "warn",
+        help="what to do about a loss that leaps: say so, skip its batch before it changes anything, or go back to the "
+        "newest checkpoint and pass over all batches since",
+        choices=SPIKE_ACTIONS,
+    )
     learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0)
     schedule: str = flag(
         "polynomial", help="learning rate after the warmup", choices=("polynomial", "linear", "constant")
@@ -120,6 +126,7 @@ def main(options: Options) -> None:
 
     start_backend(options)
     from modeling import load_config
+    from modeling.accounting import flops_per_example
     from optimization import create_schedule
     from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
     from training.loop import train
@@ -172,6 +179,7 @@ def main(options: Options) -> None:
         return engine.evaluate(batches)
 
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
     tokens_per_step = options.train_batch_size * training.max_seq_length
     if options.do_train:
         outcome = train(
@@ -201,6 +209,8 @@ def main(options: Options) -> None:
             steps_per_call=launch.steps_per_call(options),
             unit="tokens",
             count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
+            flops_per_unit=flops_per_example(config, training.max_seq_length, scored) / training.max_seq_length,
+            **launch.watching(options),
         )
         scores = dict(outcome.evaluation)
     else:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from absl.app import UsageError
+
 from training.flags import flag
 
+SPIKE_ACTIONS = ("ignore", "warn", "skip", "rollback")
 OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
 
 
@@ -78,5 +81,45 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(DeviceOptions, OptimizerOptions, RunOptions):
+class HealthOptions:
+    """What a run watches of itself."""
+
+    on_spike: str = flag(
+        "ignore",
+        help="what to do about a loss that leaps: say so, skip its batch before it changes anything, or go back to the "
+        "newest checkpoint and pass over all batches since",
+        choices=SPIKE_ACTIONS,
+    )
+    spike_threshold: float = flag(
+        10.0,
+        help="how far above the median of the last 128 steps a loss has leapt, in robust standard deviations",
+        minimum=1,
+    )
+    norm_steps: int = flag(
+        0,
+        help="steps between two records of the norms of gradient and update of every layer; 0 keeps none",
+        unit="steps",
+        minimum=0,
+    )
+    profile_steps: str | None = flag(
+        None, help="A:B profiles the steps from A up to B for TensorBoard, in OUTPUT/tensorboard"
+    )
+
+    def __post_init__(self):
+        self.profile_range()
+
+    def profile_range(self) -> tuple[int, int] | None:
+        """Return --profile_steps as (first, last), the last not included; raises `UsageError` for no such range."""
+        if self.profile_steps is None:
+            return None
+        first, colon, last = self.profile_steps.partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise UsageError(
+                f"--profile_steps={self.profile_steps}: expected two steps A:B with A < B; 10:15 profiles five steps"
+            )
+        return int(first), int(last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions, OptimizerOptions, RunOptions, HealthOptions):
     """All of these groups."""
