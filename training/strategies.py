@@ -1,0 +1,112 @@
+"""Which devices TensorFlow computes on: a `tf.distribute` strategy by what is there, and how its processes agree."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl.app import UsageError
+from tensorflow.python.framework.kernels import get_registered_kernels_for_op
+
+from training.options import DeviceOptions
+from training.processes import Processes
+
+
+def choose_strategy(options: DeviceOptions) -> tf.distribute.Strategy | None:
+    """Return the strategy for a TPU, for the workers of TF_CONFIG or for several GPUs; None for one device.
+
+    Call it before TensorFlow computes anything, in every process of the run.
+
+    Raises:
+        UsageError: this TensorFlow has no TPU runtime, no TPU answers, or TF_CONFIG is not understood.
+    """
+    if options.use_tpu:
+        return _tpu_strategy(options)
+    if _workers_of_tf_config() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.MirroredStrategy() if len(tf.config.list_physical_devices("GPU")) > 1 else None
+
+
+def _tpu_strategy(options: DeviceOptions) -> tf.distribute.Strategy:
+    if not get_registered_kernels_for_op("ConfigureDistributedTPU").kernel:
+        raise UsageError(
+            f"--use_tpu=True: TensorFlow {tf.__version__} has no TPU runtime: give --backend=jax, or install "
+            "tensorflow-tpu 2.20.0 in its place"
+        )
+    name = options.tpu_name or options.master or "local"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            name, zone=options.tpu_zone, project=options.gcp_project
+        )
+        # In this order, and before anything is computed.
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise UsageError(
+            f"--tpu_name={name}: no TPU answers ({' '.join(str(error).split())[:200]}): give the name or grpc address "
+            "of a TPU that runs, or --backend=jax on the TPU VM itself"
+        ) from None
+    strategy = tf.distribute.TPUStrategy(resolver)
+    if options.num_tpu_cores not in (None, strategy.num_replicas_in_sync):
+        raise UsageError(
+            f"--num_tpu_cores={options.num_tpu_cores} but {name} has {strategy.num_replicas_in_sync}: "
+            "leave it out to use all"
+        )
+    return strategy
+
+
+def _workers_of_tf_config() -> int:
+    """Return how many processes TF_CONFIG names; 0 without it."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 0
+    example = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        described: Any = json.loads(text)
+        cluster, task = described.get("cluster") or {}, described.get("task") or {}
+        counts = {job: len(addresses) for job, addresses in cluster.items()}
+        inside = not counts or int(task["index"]) < counts[task["type"]]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UsageError(f"TF_CONFIG={text}: expected {example}") from None
+    if not inside:
+        raise UsageError(f"TF_CONFIG={text}: the task is none of the cluster's; expected {example}")
+    if further := set(counts) - {"chief", "worker"}:
+        raise UsageError(f"TF_CONFIG names {', '.join(sorted(further))}; expected the jobs worker and, perhaps, chief")
+    return sum(counts.values())
+
+
+class TensorFlowProcesses(Processes):
+    """The workers of a `MultiWorkerMirroredStrategy`; a chief, if there is one, is the first."""
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        resolver = strategy.cluster_resolver
+        cluster = resolver.cluster_spec().as_dict()
+        chiefs = len(cluster.get("chief", ()))
+        self.index = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
+        self.count = chiefs + len(cluster.get("worker", ()))
+        self._strategy = strategy
+        self._gather = tf.function(self._gathered, autograph=False)
+
+    def largest(self, number: int) -> int:
+        return int(self._rows(np.array([number])).max())
+
+    def texts(self, text: str) -> list[str]:
+        rows = self._rows(self.as_bytes(text)).astype(np.uint8)
+        return [self.as_text(row) for row in rows]
+
+    def _rows(self, row: np.ndarray) -> np.ndarray:
+        """Return the rows that the processes give, in their order."""
+        of_replicas = self._gather(tf.constant(row[None], tf.int32)).numpy()
+        return of_replicas[:: len(of_replicas) // self.count]
+
+    def _gathered(self, row: tf.Tensor) -> tf.Tensor:
+        gathered = self._strategy.run(self._gathered_on_replica, args=(row,))
+        return self._strategy.experimental_local_results(gathered)[0]
+
+    def _gathered_on_replica(self, row: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        assert context is not None
+        return context.all_gather(row, axis=0)
