@@ -179,7 +179,8 @@ class Terminal(Hook):
             table.add_row(name, *cells[: 2 if held_out else 1])
         console = Console(file=self._stream, highlight=False)
         console.print(table)
-        speed = "".join(f", {text} {name}" for name, text in run.speed_texts().items())
+        told = {name: text.partition(" ") for name, text in run.speed_texts().items()}
+        speed = "".join(f", {number} {name}{space}{share}" for name, (number, space, share) in told.items())
         print(f"{format_duration(run.progress.seconds)} of training{speed}", file=self._stream)
         if run.progress.batches_passed_over:
             print(f"{run.progress.batches_passed_over:,} batches were passed over in rollbacks", file=self._stream)
