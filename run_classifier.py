@@ -200,6 +200,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         dtype=launch.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
+        scan=options.scan_layers,
         regularizers=regularizers(options),
     )
     schedule = create_schedule(

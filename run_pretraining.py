@@ -156,6 +156,7 @@ def main(options: Options) -> None:
         dtype=launch.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
+        scan=options.scan_layers,
     )
     schedule = create_schedule(
         options.schedule,

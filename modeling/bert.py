@@ -27,13 +27,14 @@ class Backbone(keras.layers.Layer):
         initialization: Initialization,
         *,
         remat: bool = False,
+        scan: bool = False,
         dtype: Any,
         name: str = "backbone",
     ) -> None:
         super().__init__(dtype=dtype, name=name)
         self.config = config
         self.embeddings = Embeddings(config, initialization, dtype=dtype)
-        self.encoder = Encoder(config, initialization, remat=remat, dtype=dtype)
+        self.encoder = Encoder(config, initialization, remat=remat, scan=scan, dtype=dtype)
         self.pooler = Dense(config.hidden_size, config.hidden_size, initialization, dtype=dtype, name="pooler")
         self.seed_generator = keras.random.SeedGenerator(initialization.seed)
 

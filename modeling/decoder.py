@@ -9,9 +9,8 @@ import keras
 
 from modeling import masks
 from modeling.config import Config
-from modeling.encoder import Encoder
+from modeling.encoder import Bricks, Encoder
 from modeling.layers import Attention, KeyValue
-from modeling.randomness import next_key, seeded
 from modeling.variables import Initialization
 
 # The inferred types of keras.ops are unions over all backends, None among them.
@@ -31,10 +30,11 @@ class Decoder(Encoder):
         causal: bool = True,
         cross_attention: bool = True,
         remat: bool = False,
+        scan: bool = False,
         dtype: Any,
         name: str = "decoder",
     ) -> None:
-        super().__init__(config, initialization, remat=remat, dtype=dtype, name=name)
+        super().__init__(config, initialization, remat=remat, scan=scan, dtype=dtype, name=name)
         self.causal = causal
         self.cross_attentions = [
             Attention(config, initialization, dtype=dtype, name=f"cross_{attention.name}")
@@ -71,22 +71,21 @@ class Decoder(Encoder):
             length = ops.shape(x_BLD)[1]
             causal = masks.causal_mask(length, length)
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
-        states = [x_BLD]
-        for attention_index, feed_forward_index in self.order:
-            key = next_key() if training else None
+        memory = () if memory_BSD is None else (memory_BSD,)
 
-            def block(x: Tensor, *memory: Tensor, i=attention_index, j=feed_forward_index, key=key) -> Tensor:
-                with seeded(key):
-                    x = self.attentions[i](x, attention_mask=attention_mask, training=training)
-                    if memory:
-                        cross = self.cross_attentions[i]
-                        x = cross(x, memory=cross.keys_values(*memory), attention_mask=memory_mask, training=training)
-                    return self.feed_forwards[j](x, training=training)
+        def block(bricks: Bricks, x_BLD: Tensor, *memory: Tensor) -> Tensor:
+            attention, *cross_attentions, feed_forward = bricks
+            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
+            for cross in cross_attentions:
+                pair = cross.keys_values(*memory)
+                x_BLD = cross(x_BLD, memory=pair, attention_mask=memory_mask, training=training)
+            return feed_forward(x_BLD, training=training)
 
-            inputs = (states[-1],) if memory_BSD is None else (states[-1], memory_BSD)
-            states.append(keras.remat(block)(*inputs) if self.remat and training else block(*inputs))
-        last = states[-1] if self.layer_norm is None else self.layer_norm(states[-1])
-        return last, states
+        blocks = [
+            (self.attentions[i], *(self.cross_attentions[i : i + 1] if memory else ()), self.feed_forwards[j])
+            for i, j in self.order
+        ]
+        return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
 
     def start_cache(self, batch: int, length: int, memory_BSD: Tensor | None = None) -> Cache:
         """Room for `length` positions per block, and the memory's keys and values, projected once."""

@@ -1,5 +1,6 @@
 """The Transformer encoder of every model here: post-LN or pre-LN, its bricks shared or not (ALBERT section 3.1)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,11 +11,18 @@ from modeling.layers import Attention, FeedForward, LayerNorm
 from modeling.randomness import next_key, seeded
 from modeling.variables import Initialization
 
+# The inferred types of keras.ops are unions over all backends, None among them.
+ops: Any = keras.ops
 Tensor = Any
+Bricks = tuple[keras.layers.Layer, ...]
 
 
 class Encoder(keras.layers.Layer):
-    """x_BLD -> the hidden states of every depth. With `remat`, blocks keep only their input for the backward pass."""
+    """x_BLD -> the hidden states of every depth.
+
+    With `remat`, blocks keep only their input for the backward pass. With `scan`, one block is compiled and looped over
+    the weights of all, which are stacked for the loop alone: variables, their names and all numbers stay the same.
+    """
 
     def __init__(
         self,
@@ -22,11 +30,14 @@ class Encoder(keras.layers.Layer):
         initialization: Initialization,
         *,
         remat: bool = False,
+        scan: bool = False,
         dtype: Any,
         name: str = "encoder",
     ) -> None:
-        super().__init__(dtype=dtype, name=name)
+        # The bricks cast their own variables; here they are read as they are.
+        super().__init__(dtype=dtype, name=name, autocast=False)
         self.remat = remat
+        self.scan = scan
         bricks = shared_bricks(config)
         attention_ks = sorted({k for k, _ in bricks})
         feed_forward_ks = sorted({k for _, k in bricks})
@@ -59,16 +70,76 @@ class Encoder(keras.layers.Layer):
         Returns:
             The last state (normalised, with a final LayerNorm), and the states before the first and after every block.
         """
-        states = [x_BLD]
-        for attention_index, feed_forward_index in self.order:
-            attention, feed_forward = self.attentions[attention_index], self.feed_forwards[feed_forward_index]
-            key = next_key() if training else None
 
-            def block(x: Tensor, attention=attention, feed_forward=feed_forward, key=key) -> Tensor:
-                with seeded(key):
-                    x = attention(x, attention_mask=attention_mask, training=training)
-                    return feed_forward(x, training=training)
+        def block(bricks: Bricks, x_BLD: Tensor) -> Tensor:
+            attention, feed_forward = bricks
+            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
+            return feed_forward(x_BLD, training=training)
 
-            states.append(keras.remat(block)(states[-1]) if self.remat and training else block(states[-1]))
+        blocks = [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]
+        return self.run_blocks(block, blocks, x_BLD, training=training)
+
+    def run_blocks(
+        self,
+        block: Callable[..., Tensor],
+        blocks: Sequence[Bricks],
+        x_BLD: Tensor,
+        *memory: Tensor,
+        training: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; returns what `call` returns."""
+        keys = [next_key() if training else None for _ in blocks]
+        if self.scan:
+            states = self._scanned(block, blocks, keys, x_BLD, *memory)
+        else:
+            states = [x_BLD]
+            for bricks, key in zip(blocks, keys, strict=True):
+
+                def run(x_BLD: Tensor, *memory: Tensor, bricks: Bricks = bricks, key: Tensor | None = key) -> Tensor:
+                    with seeded(key):
+                        return block(bricks, x_BLD, *memory)
+
+                states.append((keras.remat(run) if self.remat and training else run)(states[-1], *memory))
         last = states[-1] if self.layer_norm is None else self.layer_norm(states[-1])
         return last, states
+
+    def _scanned(
+        self,
+        block: Callable[..., Tensor],
+        blocks: Sequence[Bricks],
+        keys: Sequence[Tensor | None],
+        x_BLD: Tensor,
+        *memory: Tensor,
+    ) -> list[Tensor]:
+        """Return the states from one loop over the blocks."""
+        training = keys[0] is not None
+        # The first block's variables stand for those of whichever block the loop is at.
+        columns = list(zip(*([v for brick in bricks for v in brick.weights] for bricks in blocks), strict=True))
+        own = [column for column in columns if any(variable is not column[0] for variable in column)]
+        shared = [column[0] for column in columns if all(variable is column[0] for variable in column)]
+        variables = [column[0] for column in own] + shared
+
+        def stacked(column: Sequence[keras.Variable]) -> Tensor:
+            # Matrices are copied in the type that they are multiplied in.
+            values = [ops.expand_dims(variable, 0) for variable in column]
+            matrices = len(column[0].shape) > 1
+            return ops.concatenate([ops.cast(value, self.compute_dtype) if matrices else value for value in values])
+
+        shared_values = [ops.convert_to_tensor(variable) for variable in shared]
+
+        def body(x_BLD: Tensor, of_block: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
+            own_values, key = of_block
+
+            def run(x_BLD: Tensor, values: list[Tensor], *memory: Tensor) -> Tensor:
+                mapping = list(zip(variables, values, strict=True))
+                with keras.StatelessScope(mapping, initialize_variables=False), seeded(key[0] if key else None):
+                    return block(blocks[0], x_BLD, *memory)
+
+            y_BLD = (keras.remat(run) if self.remat and training else run)(
+                x_BLD, [*own_values, *shared_values], *memory
+            )
+            return y_BLD, y_BLD
+
+        stacks = [stacked(column) for column in own]
+        _, states = ops.scan(body, x_BLD, (stacks, [ops.stack(keys)] if training else []), length=len(blocks))
+        return [x_BLD, *ops.unstack(states, num=len(blocks))]

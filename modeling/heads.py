@@ -13,6 +13,7 @@ from modeling.bert import Backbone
 from modeling.config import Config
 from modeling.embeddings import Embeddings
 from modeling.layers import Dense, LayerNorm, activation
+from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import dropout, seeded_by_default
 from modeling.variables import Initialization
 
@@ -23,6 +24,9 @@ Tensor = Any
 
 def gather_positions(x_BLD: Tensor, positions_BP: Tensor) -> Tensor:
     """Rows of `x_BLD` at `positions_BP` -> x_BPD."""
+    if keras.config.backend() == "jax":
+        # Each row by itself: where devices share a batch nothing has to be sent.
+        return ops.take_along_axis(x_BLD, positions_BP[:, :, None], axis=1)
     batch, length = ops.shape(x_BLD)[:2]
     width = x_BLD.shape[-1]
     # One flat lookup: take_along_axis is many times slower in TensorFlow.
@@ -62,6 +66,7 @@ class PretrainingModel(keras.Model):
         dtype: "float32" or "mixed_bfloat16"; variables, LayerNorm, softmax and logits are float32 in both.
         seed: initial values are a function of it and of the variables' names.
         remat: recompute blocks in the backward pass instead of keeping their inner states.
+        scan: compile one block and loop it over all: for many layers, which compile long; same variables and numbers.
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class PretrainingModel(keras.Model):
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
+        scan: bool = False,
         name: str = "pretraining_model",
     ) -> None:
         super().__init__(dtype=dtype, name=name)
         self.config = config
         initialization = Initialization(config.initializer_range, seed)
-        self.backbone = Backbone(config, initialization, remat=remat, dtype=dtype)
+        self.backbone = Backbone(config, initialization, remat=remat, scan=scan, dtype=dtype)
         self.masked_lm = MaskedLMHead(config, initialization, dtype=dtype)
         self.sentence_pair = None
         if num_pair_labels:
@@ -91,6 +97,11 @@ class PretrainingModel(keras.Model):
         for layer in (self.backbone, self.masked_lm, self.sentence_pair):
             if layer is not None:
                 layer.build(None)
+
+    @property
+    def layout_rules(self) -> LayoutRules:
+        """How the variables may be cut over devices."""
+        return transformer_rules(self.config)
 
     def call(self, features: Mapping[str, Tensor], training: bool = False) -> dict[str, Any]:
         """Score masked words and the pair.
@@ -124,6 +135,7 @@ class ClassifierModel(keras.Model):
         dtype: "float32" or "mixed_bfloat16".
         seed: as in PretrainingModel.
         remat: as in PretrainingModel.
+        scan: as in PretrainingModel.
     """
 
     def __init__(
@@ -135,13 +147,14 @@ class ClassifierModel(keras.Model):
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
+        scan: bool = False,
         name: str = "classifier_model",
     ) -> None:
         super().__init__(dtype=dtype, name=name)
         self.config = config
         self.dropout = dropout
         initialization = Initialization(config.initializer_range, seed)
-        self.backbone = Backbone(config, initialization, remat=remat, dtype=dtype)
+        self.backbone = Backbone(config, initialization, remat=remat, scan=scan, dtype=dtype)
         self.pooled_layer_norm = None
         if config.family == "albert_zh" and config.ln_type == "preln":
             self.pooled_layer_norm = LayerNorm(
@@ -157,6 +170,11 @@ class ClassifierModel(keras.Model):
         if self.pooled_layer_norm is not None:
             self.pooled_layer_norm.build(None)
         self.classifier.build(None)
+
+    @property
+    def layout_rules(self) -> LayoutRules:
+        """How the variables may be cut over devices."""
+        return transformer_rules(self.config)
 
     def call(
         self, features: Mapping[str, Tensor], training: bool = False, word_noise_BLE: Tensor | None = None

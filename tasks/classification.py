@@ -47,6 +47,7 @@ class ClassificationTask:
         dtype: Keras dtype policy of the model.
         seed: of the initial weights.
         remat: recompute activations in the backward pass instead of keeping them.
+        scan: compile one block of the model and loop it over all.
         regularizers: further losses while training; one of weight 0 is left out, in evaluation all are.
 
     Raises:
@@ -62,6 +63,7 @@ class ClassificationTask:
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
+        scan: bool = False,
         regularizers: Sequence[Regularizer] = (),
     ):
         self.regularizers = tuple(each for each in regularizers if each.weight)
@@ -72,7 +74,7 @@ class ClassificationTask:
                     f"set --{each.name}_weight=0 or use a task with two labels or more"
                 )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
-        self.dtype, self.seed, self.remat = dtype, seed, remat
+        self.dtype, self.seed, self.remat, self.scan = dtype, seed, remat, scan
         self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
     def build_model(self) -> keras.Model:
@@ -83,6 +85,7 @@ class ClassificationTask:
             dtype=self.dtype,
             seed=self.seed,
             remat=self.remat,
+            scan=self.scan,
         )
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ class PretrainingTask:
         dtype: Keras dtype policy of the model, "float32" or "mixed_bfloat16".
         seed: of the initial weights.
         remat: recompute activations in the backward pass instead of keeping them.
+        scan: compile one block of the model and loop it over all.
     """
 
     def __init__(
@@ -78,14 +79,10 @@ class PretrainingTask:
         dtype: str = "float32",
         seed: int = 0,
         remat: bool = False,
+        scan: bool = False,
     ):
-        self.config, self.objective, self.dtype, self.seed, self.remat = (
-            config,
-            OBJECTIVES[objective],
-            dtype,
-            seed,
-            remat,
-        )
+        self.config, self.objective = config, OBJECTIVES[objective]
+        self.dtype, self.seed, self.remat, self.scan = dtype, seed, remat, scan
         self.has_word_order, self.pooled = word_order_weight is not None, pooled
         self.loss_weights = {"masked_lm": masked_lm_weight}
         if word_order_weight is not None:
@@ -100,6 +97,7 @@ class PretrainingTask:
             dtype=self.dtype,
             seed=self.seed,
             remat=self.remat,
+            scan=self.scan,
         )
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

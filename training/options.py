@@ -45,6 +45,9 @@ class DeviceOptions:
     )
     precision: str = flag("float32", help="compute precision; weights stay float32", choices=("float32", "bfloat16"))
     remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
+    scan_layers: bool = flag(
+        False, help="compile one layer and loop it over all: deep models compile in minutes (JAX); same numbers"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,11 +96,12 @@ def test_masked_memory_changes_nothing():
     np.testing.assert_allclose(layer(x, memory_BSD=memory, memory_mask=memory_mask)[0], expected, atol=1e-6)
 
 
-def test_decoder_rematerialisation_keeps_the_gradient_of_the_memory():
+@pytest.mark.parametrize("scan", [False, True])
+def test_decoder_rematerialisation_and_scan_keep_the_gradient_of_the_memory(scan: bool):
     x, memory = tf.constant(states(4)), tf.constant(states(3, seed=1))
     gradients = []
-    for remat in (False, True):
-        layer = Decoder(CONFIGS["bert"], INITIALIZATION, remat=remat, dtype="float32")
+    for choice in ({}, {"remat": True, "scan": scan}):
+        layer = Decoder(CONFIGS["bert"], INITIALIZATION, **choice, dtype="float32")
         layer.build(None)
         with tf.GradientTape() as tape, seeded(tf.constant([1, 2], tf.uint32)):
             tape.watch((x, memory))

@@ -298,9 +298,20 @@ def gradients(model: PretrainingModel, batch: dict) -> tuple[float, dict[str, np
     }
 
 
-@pytest.mark.parametrize("name", ["bert", "albert"])
-def test_rematerialisation_changes_no_gradient_under_dropout(name: str):
-    kept, recomputed = (gradients(model_of(name, remat=remat), features()) for remat in (False, True))
+@pytest.mark.parametrize(
+    ("name", "scan", "remat"),
+    [
+        ("bert", False, True),
+        ("albert", False, True),
+        ("bert", True, True),
+        ("albert", True, True),
+        ("albert_zh_share_attention", True, False),
+        ("albert_groups", True, True),
+    ],
+)
+def test_rematerialisation_and_scan_change_no_gradient_under_dropout(name: str, scan: bool, remat: bool):
+    kept = gradients(model_of(name), features())
+    recomputed = gradients(model_of(name, remat=remat, scan=scan), features())
     assert kept[0] == pytest.approx(recomputed[0], rel=1e-6)
     assert kept[1].keys() == recomputed[1].keys()
     for key in kept[1]:
@@ -404,13 +415,14 @@ def loss(weights, model):
         outputs, _ = model.stateless_call(weights, state, features(), training=True)
     return (outputs["sequence_output"] ** 2).sum()
 
-gradients = []
-for remat in (False, True):
-    model = PretrainingModel(CONFIGS["bert"], remat=remat)
-    weights = [variable.value for variable in model.trainable_variables]
-    gradients.append(jax.jit(jax.grad(lambda w: loss(w, model)))(weights))
-for kept, recomputed in zip(*gradients):
-    np.testing.assert_allclose(kept, recomputed, atol=1e-5 * max(1.0, float(abs(kept).max())))
+for dtype, tolerance in (("float32", 1e-5), ("mixed_bfloat16", 2e-2)):
+    gradients = []
+    for choice in ({}, {"remat": True}, {"scan": True}, {"scan": True, "remat": True}):
+        model = PretrainingModel(CONFIGS["albert_zh_share_attention"], dtype=dtype, **choice)
+        weights = [variable.value for variable in model.trainable_variables]
+        gradients.append(jax.jit(jax.grad(lambda w: loss(w, model)))(weights))
+        for kept, other in zip(gradients[0], gradients[-1]):
+            np.testing.assert_allclose(kept, other, atol=tolerance * max(1.0, float(abs(kept).max())))
 
 model = ClassifierModel(CONFIGS["albert_zh"], num_labels=2)
 inputs = {key: keras.Input((9,), dtype="int32", name=key) for key in ("input_ids", "input_mask")}
