@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     AnyEngine = TensorFlowEngine | JaxEngine
 
-DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 def check_files(options: Any, names: Sequence[str]) -> None:
@@ -111,6 +111,7 @@ def create_engine(
     import keras
 
     from optimization import create_optimizer
+    from training.loss_scaling import LossScaling
 
     optimizer = create_optimizer(
         options.optimizer,
@@ -129,6 +130,7 @@ def create_engine(
         "micro_batches": options.gradient_accumulation_steps,
         "ema_decay": options.ema_decay or None,
         "steps_per_call": steps_per_call(options),
+        "loss_scaling": LossScaling() if options.precision == "float16" else None,
     }
     if keras.config.backend() == "jax":
         from training.jax_engine import JaxEngine
@@ -200,13 +202,23 @@ def restore_weights(
     checkpoint = read_checkpoint(best) if best.is_dir() else latest_checkpoint(Path(output_dir))
     if checkpoint is not None:
         initialize(engine.model, config, output_dir, prefer_best=True)
+        _average_present_weights(engine)
         return checkpoint.step
     if init_checkpoint:
         initialize(engine.model, config, init_checkpoint, allow_unexpected=allow_unexpected)
+        _average_present_weights(engine)
         return 0
     raise UsageError(
         f"no weights: --output_dir={output_dir} holds no checkpoint; train with --do_train, or give --init_checkpoint"
     )
+
+
+def _average_present_weights(engine: AnyEngine) -> None:
+    """Let the average of the weights, with which an engine evaluates, be the weights themselves."""
+    state = engine.state()
+    averages = {name: state[f"model/{name.removeprefix('ema/')}"] for name in state if name.startswith("ema/")}
+    if averages:
+        engine.load_state(state | averages)
 
 
 def write_run_files(options: RunOptions, config: Config) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class JaxEngine:
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights, with which `evaluate` and `predict` then work.
         steps_per_call: steps that one compiled call takes, at most; numbers do not depend on how many it does take.
+        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
         placement: devices and what is cut over them; by default everything stands on the first device.
     """
 
@@ -45,9 +47,10 @@ class JaxEngine:
         micro_batches: int = 1,
         ema_decay: float | None = None,
         steps_per_call: int = 1,
+        norm_steps: int = 0,
         placement: Placement | None = None,
     ):
-        self.step, self.seed = 0, seed
+        self.step, self.seed, self.loss_limit = 0, seed, math.inf
         self.placement = placement or create_placement(jax.devices()[:1])
         with _in_host_memory():
             self.model = task.build_model()
@@ -61,6 +64,7 @@ class JaxEngine:
             micro_batches=micro_batches,
             ema_decay=ema_decay,
             steps_per_call=steps_per_call,
+            norm_steps=norm_steps,
         )
         # The variables hold the weights between calls, so that anyone may read and set them there.
         self._variables = self._compiled.variables
@@ -89,9 +93,8 @@ class JaxEngine:
 
     def _call(self, batches: list[Batch]) -> tuple[Tensor, int]:
         stacked = {name: self._stacked([batch[name] for batch in batches]) for name in batches[0]}
-        state, vectors = self._compiled.train(
-            self._state(), self._fixed(), stacked, np.int32(self.step), np.int32(len(batches))
-        )
+        numbers = np.int32(self.step), np.int32(len(batches)), np.float32(self.loss_limit)
+        state, vectors = self._compiled.train(self._state(), self._fixed(), stacked, *numbers)
         for name, value in state["trained"].items():
             self._variables[name].assign(value)
         self._slots, self._ema = state["slots"], state["ema"]

@@ -50,11 +50,13 @@ class JaxStep:
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights; None keeps none.
         steps_per_call: steps that one call of `train` takes, at most.
+        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
 
     Attributes:
-        train: (state, fixed, batches, first step, count) -> (state, results [steps_per_call, ...]), compiled when first
-            called. `fixed` are the weights that are not trained, by name; batches are [steps_per_call, micro_batches,
-            examples, ...] each; the state is donated; results are those that `StepResults` names.
+        train: (state, fixed, batches, first step, count, loss limit) -> (state, results [steps_per_call, ...]),
+            compiled when first called. `fixed` are the weights that are not trained, by name; batches are
+            [steps_per_call, micro_batches, examples, ...] each; the state is donated; results are those that
+            `StepResults` names.
         evaluate: (weights by name, batch) -> sums, as `StepResults` names them.
         predict: (weights by name, batch) -> the task's predictions.
         shardings: how each variable stands between steps.
@@ -71,10 +73,11 @@ class JaxStep:
         micro_batches: int = 1,
         ema_decay: float | None = None,
         steps_per_call: int = 1,
+        norm_steps: int = 0,
     ):
         self.model, self.placement, self.seed = model, placement, seed
         self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
-        self.results = StepResults()
+        self.results = StepResults(norm_steps=norm_steps)
         self.variables = weights_by_name(model)
         self._task, self._optimizer, self._ema_decay = task, optimizer, ema_decay
         shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
@@ -118,11 +121,8 @@ class JaxStep:
         trainable = {name: weights[name] for name in self.trainable_names}
         return jax.jit(self._optimizer.init, out_shardings=places)(trainable)
 
-    def lower(self, batch: Mapping[str, Any]) -> jax.stages.Lowered:
-        """Lower `train` from shapes alone, for batches whose features have the shapes and types of `batch`, [B, ...].
-
-        `.compile()` then gives the program of the mesh's devices, with its memory, cost and text.
-        """
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[State, Arrays, Arrays, Any, Any, Any]:
+        """Return shapes and places of `train`'s arguments, for batches of the shapes and types of `batch`, [B, ...]."""
         state, fixed = self.shapes()
         batches = {}
         for name, feature in batch.items():
@@ -130,10 +130,24 @@ class JaxStep:
             shape = (self.steps_per_call, self.micro_batches, size // self.micro_batches, *rest)
             batches[name] = jax.ShapeDtypeStruct(shape, feature.dtype, sharding=self.batch_sharding)
         number = jax.ShapeDtypeStruct((), np.int32, sharding=self.placement.sharding())
-        return self.train.lower(state, fixed, batches, number, number)
+        limit = jax.ShapeDtypeStruct((), np.float32, sharding=self.placement.sharding())
+        return state, fixed, batches, number, number, limit
+
+    def lower(self, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+        """Lower `train` from shapes alone; `.compile()` then gives the program of the mesh's devices.
+
+        It tells its memory, cost and text; `batch` is as in `arguments`.
+        """
+        return self.train.lower(*self.arguments(batch))
 
     def _steps(
-        self, state: State, fixed: Arrays, batches: Mapping[str, Tensor], first_step: Tensor, count: Tensor
+        self,
+        state: State,
+        fixed: Arrays,
+        batches: Mapping[str, Tensor],
+        first_step: Tensor,
+        count: Tensor,
+        loss_limit: Tensor,
     ) -> tuple[State, Tensor]:
         """Take `count` steps.
 
@@ -141,19 +155,25 @@ class JaxStep:
         """
         first = {name: stack[0] for name, stack in batches.items()}
         connected = self._connected_names(state["trained"], fixed, {name: x[0] for name, x in first.items()})
-        terms = len(self.results.loss_names) + len(self.results.metric_names)
-        vectors = jnp.zeros((self.steps_per_call, len(StepResults.SCALARS) + 2 * terms), "float32")
+        self.results.name_norms(connected)
+        vectors = jnp.zeros((self.steps_per_call, self.results.size), "float32")
 
         def body(index: Tensor, carried: tuple[State, Tensor]) -> tuple[State, Tensor]:
             state, vectors = carried
             batch = {name: lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
-            state, vector = self._one_step(state, fixed, batch, first_step + index, connected)
+            state, vector = self._one_step(state, fixed, batch, first_step + index, connected, loss_limit)
             return state, lax.dynamic_update_index_in_dim(vectors, vector, index, 0)
 
         return lax.fori_loop(0, count, body, (state, vectors))
 
     def _one_step(
-        self, state: State, fixed: Arrays, parts: Mapping[str, Tensor], step: Tensor, connected: list[str]
+        self,
+        state: State,
+        fixed: Arrays,
+        parts: Mapping[str, Tensor],
+        step: Tensor,
+        connected: list[str],
+        loss_limit: Tensor,
     ) -> tuple[State, Tensor]:
         trained, slots, ema = state["trained"], state["slots"], state["ema"]
         counts = lax.map(self._task.normalizers, dict(parts))
@@ -177,10 +197,11 @@ class JaxStep:
         gradients, loss, sums = _over_micro_batches(micro_step, parts, self.micro_batches)
         old_slots = {slot: {name: values[name] for name in connected} for slot, values in slots.items()}
         new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
-        finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
+        norms = self.results.norms(gradients, old, new, step)
+        taken = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"]) & (loss <= loss_limit)
 
         def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return jnp.where(finite, new, old)
+            return jnp.where(taken, new, old)
 
         trained = trained | jax.tree.map(chosen, new, old)
         slots = {
@@ -189,8 +210,8 @@ class JaxStep:
         }
         decay = self._ema_decay or 0.0
         ema = {name: chosen(decay * average + (1 - decay) * trained[name], average) for name, average in ema.items()}
-        scalars = [loss, info["learning_rate"], info["gradient_norm"], 1.0 - finite]
-        vector = jnp.concatenate([jnp.stack([jnp.asarray(x, "float32") for x in scalars]), sums])
+        scalars = [loss, info["learning_rate"], info["gradient_norm"], 1.0 - taken]
+        vector = jnp.concatenate([jnp.stack([jnp.asarray(x, "float32") for x in scalars]), *norms, sums])
         return {"trained": trained, "slots": slots, "ema": ema}, vector
 
     def _gathered(self, values: Arrays) -> Arrays:
