@@ -91,6 +91,8 @@ def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, li
     Shuffled words come with what stood there: {before|now}.
     """
     number = 0
+    if tokenizer is None:
+        print("ids, because no vocabulary is known: give --vocab_file or --spm_model_file for text", end="\n\n")
     if colour:
         print("predicted:", *(f"{_COLOURS[kind]}{kind}\033[0m" for kind in _COLOURS), end="\n\n")
     else:
@@ -129,7 +131,7 @@ def as_text(example: dict[str, np.ndarray], tokenizer: Tokenizer | None, *, colo
     length = int(example["input_mask"].sum())
     labels = labelled("masked_lm")
     shuffled = labelled("word_order") if "word_order_weights" in example else {}
-    ids = example["input_ids"][:length].tolist()
+    ids: list[int] = example["input_ids"][:length].tolist()
     segments = example.get("sequence_ids", example["segment_ids"])[:length].tolist()
     seen_at_labels = [ids[position] for position in labels]
     mask_id = tokenizer.mask_id if tokenizer else max(set(seen_at_labels), key=seen_at_labels.count, default=-1)
@@ -161,7 +163,7 @@ def as_text(example: dict[str, np.ndarray], tokenizer: Tokenizer | None, *, colo
             plain = f"[{label}]" if kind == "masked" else f"[{label}|{name(token)}]"
             text = f"{_COLOURS[kind]}{label}\033[0m" if colour else plain
         before = shuffled if position in shuffled else labels
-        bare = name(before[position] if position in before else token)
+        bare = name(before.get(position, token))
         parts.append(spaced(bare, not parts or parts[-1] == "\n", text))
     return "".join(parts)
 
@@ -243,7 +245,8 @@ def repair(paths: Sequence[Path]) -> int:
             print(f"{path}: {done.recovered:,} records, nothing to mend")
             continue
         lost += len(done.damaged)
-        print(f"{path}: {done.recovered:,} records recovered; the damaged file is kept as {done.kept_as}")
+        missing = "" if done.lost_examples is None else f", {done.lost_examples:,} lost"
+        print(f"{path}: {done.recovered:,} records recovered{missing}; the damaged file is kept as {done.kept_as}")
         for begin, end in done.damaged:
             print(f"  lost: bytes {begin:,} to {end:,}")
     return int(lost > 0)

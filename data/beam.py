@@ -105,15 +105,15 @@ class _WriteShard(beam.DoFn):
 class _WriteManifest(beam.DoFn):
     """Writes the manifest when all shards are there."""
 
-    def __init__(self, path: str, known: Mapping[str, Any], num_files: int, recipe: Recipe):
-        self._path, self._known, self._num_files, self._recipe = path, known, num_files, recipe
+    def __init__(self, path: str, known: Mapping[str, Any], recipe: Recipe):
+        self._path, self._known, self._recipe = path, known, recipe
 
     def process(
         self, _: None, shards: Iterable[tuple[int, dict[str, Any]]], counts: Iterable[dict[str, int]]
     ) -> Iterator[dict[str, Any]]:
         total = sum((Counter(part) for part in counts), Counter())
         if not total["examples"]:
-            raise nothing_made(total, self._num_files, self._recipe)
+            raise nothing_made(total, self._recipe)
         check_partners(total, self._recipe)
         manifest = {**self._known, **tally(total, [entry for _, entry in sorted(shards, key=lambda item: item[0])])}
         if FileSystems.exists(self._path):
@@ -193,7 +193,7 @@ def create_examples_with_beam(
             | "once" >> beam.Create([None])
             | "manifest"
             >> beam.ParDo(
-                _WriteManifest(stem + MANIFEST_SUFFIX, known, len(inputs), recipe),
+                _WriteManifest(stem + MANIFEST_SUFFIX, known, recipe),
                 shards=AsList(shards),
                 counts=AsList(counts),
             )

@@ -12,6 +12,7 @@ import bz2
 import codecs
 import contextlib
 import dataclasses
+import difflib
 import gzip
 import io
 import json
@@ -95,6 +96,8 @@ def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
         path = Path(name).expanduser()
         if name.startswith(_TFDS) or path.is_file():
             found = [path]
+        elif path.is_dir():
+            found = []
         else:
             matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
             # As in a shell, '*' does not mean hidden files (half-written ones are).
@@ -523,7 +526,15 @@ def _tfds_builder(path: Path) -> tuple[Any, str]:
     try:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder(name)
+        try:
+            builder = tfds.builder(name)
+        except ValueError as error:
+            # Their own message lists all of a thousand names.
+            if type(error).__name__ != "DatasetNotFoundError":
+                raise
+            near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+            hint = f"did you mean {_TFDS}{near[0]}" if near else "see tensorflow.org/datasets/catalog"
+            raise app.UsageError(f"{path}: tensorflow-datasets has no set of this name; {hint}") from None
         builder.download_and_prepare()
     except ModuleNotFoundError as error:
         # Or what a set is prepared with, which tfds imports when it is needed.

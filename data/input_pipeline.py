@@ -70,7 +70,10 @@ def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
         found = sorted(map(Path, glob(name, recursive=True)))  # noqa: PTH207  (Path.glob takes no absolute pattern)
         files = [path for path in found if path.is_file() and not path.name.endswith(MANIFEST_SUFFIX)]
         if not files:
-            raise UsageError(f"no record file matches {name!r}: write some with create_pretraining_data.py")
+            advice = f"it is a folder; give {name}/*.tfrecord" if Path(name).is_dir() else ""
+            raise UsageError(
+                f"no record file matches {name!r}: {advice or 'write some with create_pretraining_data.py'}"
+            )
         paths.update(dict.fromkeys(files))
     if not paths:
         raise UsageError("no record files given: expected paths or patterns, separated by commas")

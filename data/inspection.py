@@ -306,11 +306,15 @@ def _word_order_checks(
 
 @dataclass
 class Repair:
-    """What `repair` did with one file; `kept_as` is None when nothing was wrong with it."""
+    """What `repair` did with one file; `kept_as` is None when nothing was wrong with it.
+
+    How many records were lost is known where a manifest says how many there were.
+    """
 
     recovered: int
     damaged: list[tuple[int, int]]
     kept_as: Path | None
+    lost_examples: int | None = None
 
 
 def repair(path: Path) -> Repair:
@@ -336,11 +340,13 @@ def repair(path: Path) -> Repair:
     kept_as.unlink(missing_ok=True)
     os.link(path, kept_as)
     temporary.replace(path)
-    _correct_manifest(path, len(found.intact), checksum.hexdigest())
-    return Repair(len(found.intact), found.damaged, kept_as)
+    lost_examples = _correct_manifest(path, len(found.intact), checksum.hexdigest())
+    return Repair(len(found.intact), found.damaged, kept_as, lost_examples)
 
 
-def _correct_manifest(path: Path, examples: int, sha256: str) -> None:
+def _correct_manifest(path: Path, examples: int, sha256: str) -> int | None:
+    """Puts the manifest that lists the file right; returns how many examples fewer there are, None without one."""
+    lost = None
     for manifest_path in path.parent.glob("*" + MANIFEST_SUFFIX):
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         for shard in manifest["shards"]:
@@ -352,3 +358,4 @@ def _correct_manifest(path: Path, examples: int, sha256: str) -> None:
                 temporary = manifest_path.with_name(f".{manifest_path.name}.tmp")
                 temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
                 temporary.replace(manifest_path)
+    return lost

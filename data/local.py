@@ -513,7 +513,7 @@ def _run(pool: _Pool, spans: Sequence[corpus.Span], output: Output, recipe: Reci
     for found in tokenized.values():
         counts.update(found["counts"])
     if not counts["examples"]:
-        raise nothing_made(counts, len({span.path for span in spans}), recipe)
+        raise nothing_made(counts, recipe)
     check_partners(counts, recipe)
 
     paths = output.paths(counts["examples"])

@@ -516,7 +516,7 @@ def tally(counts: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dic
     return {"num_examples": counts["examples"], "counts": {**others, "labels": labels}, "shards": list(shards)}
 
 
-def nothing_made(counts: Mapping[str, int], num_files: int, recipe: Recipe) -> UsageError:
+def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
     """The error for an input without a single example."""
     if recipe.held_out and not counts.get("tokens"):
         return UsageError(
@@ -531,7 +531,7 @@ def nothing_made(counts: Mapping[str, int], num_files: int, recipe: Recipe) -> U
         )
     return UsageError(
         f"no example could be made: {counts.get('documents', 0)} documents, {counts.get('sentences', 0)} "
-        f"sentences and {counts.get('tokens', 0)} tokens in {num_files} files; check that the input is text"
+        f"sentences and {counts.get('tokens', 0)} tokens in the input; check that it is text"
     )
 
 

@@ -219,6 +219,8 @@ def test_usage_errors_of_inputs(tmp_path: Path):
         expand_inputs(f"{tmp_path}/*.txt")
     with pytest.raises(app.UsageError, match=r"input '.*': a folder; did you mean .*/\*"):
         expand_inputs(str(tmp_path))
+    with pytest.raises(app.UsageError, match=r"input '\.': a folder; did you mean \*"):
+        expand_inputs(".")
     with pytest.raises(app.UsageError, match="no input given; expected files or glob patterns"):
         expand_inputs(" , ")
     path = write(tmp_path / "a.txt", "文".encode("utf-16"))
@@ -285,6 +287,16 @@ def test_tfds_is_read_by_ranges_of_examples(monkeypatch):
         plan_spans([Path("tfds:wiki@dev")])
     with pytest.raises(app.UsageError, match="no feature 'body'; set one of text, title with --text_field"):
         list(read_documents(spans, text_field="body"))
+
+    class DatasetNotFoundError(ValueError): ...
+
+    def not_found(name):
+        raise DatasetNotFoundError("a thousand names")
+
+    module.builder, module.list_builders = not_found, lambda: ["wikipedia", "imdb"]
+    for name, hint in (("wikipedai", "did you mean tfds:wikipedia"), ("qqq", "see tensorflow.org/datasets/catalog")):
+        with pytest.raises(app.UsageError, match=f"tfds:{name}: tensorflow-datasets has no set of this name; {hint}"):
+            plan_spans([Path(f"tfds:{name}")])
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(app.UsageError, match="@test needs tensorflow_datasets; pip install tensorflow-datasets"):
         plan_spans([path])

@@ -59,6 +59,9 @@ def test_show_prints_text_with_its_predictions(folder, capsys, name):
     assert "\n# 1: label " in out
     assert "[CLS]" in out
     assert re.search(r"\[[今天气很好我们学习语言模型，。]\]", out)
+    (folder / "vocab.txt").unlink()
+    assert run("show", folder / f"{name}-*", "--limit=1") == 0
+    assert "give --vocab_file or --spm_model_file for text" in capsys.readouterr().out
 
 
 def test_show_marks_what_is_hidden_kept_and_replaced():
@@ -258,6 +261,7 @@ def test_repair_recovers_all_but_the_damaged_record_and_says_so(folder, capsys):
     assert run("repair", folder / "static-*") == 1
     out = capsys.readouterr().out
     assert out.count("lost: bytes") == 1
+    assert "records recovered, 1 lost; the damaged file is kept" in out
     assert "nothing to mend" in out
     assert (folder / (path.name + ".damaged")).exists()
     assert run("verify", folder / "static-*.tfrecord") == 0
@@ -284,3 +288,5 @@ def test_mistakes_are_one_line(folder):
         run()
     with pytest.raises(UsageError, match="no record file matches"):
         run("verify", folder / "none*")
+    with pytest.raises(UsageError, match=r"it is a folder; give .*/\*\.tfrecord"):
+        run("verify", folder)
