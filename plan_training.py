@@ -1,0 +1,407 @@
+"""Say what a pretraining run will need before it is started: memory, operations, traffic and time on a named machine.
+
+For a TPU slice (--topology) the real train step is compiled ahead of time, on this machine and without a TPU; for GPUs
+and CPUs (--device) the model's own accounting answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from absl.app import UsageError
+
+from training.flags import flag, run
+from training.options import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from modeling.config import Config
+    from training.jax_step import JaxStep
+    from training.planning import Chip, Compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Plan a pretraining run: what it needs on a TPU slice, a GPU or this CPU; exits with 1 if it does not fit."""
+
+    bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
+    topology: str | None = flag(
+        None, help="TPU slice to compile for, as v4:4x4x8, v5e:4x4, v5p:2x2x4, v6e:8x8; needs libtpu, but no TPU"
+    )
+    device: str | None = flag(
+        None, help="instead of a slice: cpu (this machine), h200, h100, a100, a100_40gb, l40s or l4, by accounting"
+    )
+    num_devices: int = flag(1, help="how many of --device", minimum=1)
+    compile: bool = flag(
+        False, help="with --device: also compile the step for this machine's own device, for XLA's own figure"
+    )
+    find_batch: bool = flag(False, help="find the largest batch that fits, beginning at --train_batch_size")
+    objective: str = flag(
+        "albert",
+        help="what is learnt",
+        choices=("albert", "bert", "masked_lm", "structbert", "structbert_2way", "structbert_5way"),
+    )
+    max_seq_length: int = flag(512, help="of the records", unit="tokens", minimum=1)
+    max_predictions_per_seq: int | None = flag(
+        None, help="of the records; 15 % of --max_seq_length by default", unit="tokens", minimum=1
+    )
+    max_word_order_per_seq: int = flag(
+        0, help="of the records, where they hold shuffled words", unit="tokens", minimum=0
+    )
+    train_batch_size: int = flag(32, help="of one optimizer step, over all devices", unit="examples", minimum=1)
+    gradient_accumulation_steps: int = flag(1, help="micro-batches that a batch is computed in", minimum=1)
+    optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
+    ema_decay: float = flag(0.0, help="decay of an average of the weights; 0 keeps none", minimum=0, maximum=1)
+    precision: str = flag("bfloat16", help="compute precision; weights stay float32", choices=("float32", "bfloat16"))
+    remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
+    scan_layers: bool = flag(
+        False, help="compile one layer and loop it over all: deep models compile in minutes; same numbers"
+    )
+    model_parallel: int = flag(1, help="devices that each weight matrix is cut over", minimum=1)
+    fsdp: bool = flag(False, help="cut weights and optimizer state over the devices that share a batch, too")
+
+    @property
+    def masked_positions(self) -> int:
+        """Masked tokens of an example."""
+        return self.max_predictions_per_seq or math.ceil(0.15 * self.max_seq_length)
+
+    @property
+    def predictions(self) -> int:
+        """Positions of an example that are scored over the vocabulary."""
+        return self.masked_positions + self.max_word_order_per_seq
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one choice of flags needs on one kind of chip; bytes are per chip, of what stands between steps by name.
+
+    `peak_bytes` is None where the compiler found that it does not fit and did not say by how much.
+    """
+
+    options: Options
+    held_bytes: Mapping[str, float]
+    peak_bytes: float | None
+    capacity_bytes: float
+    collectives: Mapping[str, float]
+    facts: Mapping[str, str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the capacity."""
+        return self.peak_bytes is not None and self.peak_bytes <= self.capacity_bytes
+
+
+Planner = Callable[[Options], Plan]
+
+
+def main(options: Options) -> int:
+    """Plan as the flags say; returns 1 if the run does not fit."""
+    import launch
+    from modeling.config import load_config
+    from training import planning
+
+    if (options.topology is None) == (options.device is None):
+        raise UsageError("give one of --topology (a TPU slice, as v4:4x4x8) and --device (as h200, or cpu)")
+    launch.check_files(options, ["bert_config_file"])
+    if options.topology is not None:
+        generation, extents = planning.parse_topology(options.topology)
+        chip, chips = planning.CHIPS[generation], math.prod(extents)
+    else:
+        chip, chips = planning.find_chip(options.device or ""), options.num_devices
+    config = load_config(options.bert_config_file)
+    config.check_sequence_length(options.max_seq_length)
+    check_cuts(options, config, chips)
+
+    with planner(options, config, chip, chips) as plan_of:
+        chosen = largest_that_fits(options, chips, plan_of) if options.find_batch else options
+        plan = plan_of(chosen)
+        show(plan, config, chip, chips)
+        if plan.fits:
+            return 0
+        for remedy in remedies(chosen, config, chips):
+            other = plan_of(remedy)
+            if other.fits:
+                print(f"\nIt fits with {difference(chosen, remedy)}:")
+                show(other, config, chip, chips)
+                return 1
+    print("\nNo rematerialisation, sharding or accumulation tried makes it fit: take more chips, or a smaller model.")
+    return 1
+
+
+def check_cuts(options: Options, config: Config, chips: int) -> None:
+    """Raise `UsageError` for a batch or a mesh that cannot be cut into equal parts."""
+    parts = options.model_parallel
+    if chips % parts:
+        raise UsageError(f"--model_parallel={parts} does not divide the {chips} chips: choose a number that does")
+    if not can_be_cut(config, parts):
+        raise UsageError(
+            f"--model_parallel={parts} does not divide the model: {config.num_attention_heads} heads, "
+            f"{config.intermediate_size} feed-forward units in {config.ffn_groups} groups and a vocabulary of "
+            f"{config.padded_vocab_size:,}; set vocab_padding_multiple to 128 in the config, or choose another number"
+        )
+    unit = batch_unit(options, chips)
+    if options.train_batch_size % unit and not options.find_batch:
+        raise UsageError(
+            f"--train_batch_size={options.train_batch_size} cannot be cut into {options.gradient_accumulation_steps} "
+            f"equal micro-batches on each of {chips // parts} parts of the machine: choose a multiple of {unit}"
+        )
+
+
+def batch_unit(options: Options, chips: int) -> int:
+    """The number that a batch must be a multiple of."""
+    return chips // options.model_parallel * options.gradient_accumulation_steps
+
+
+def can_be_cut(config: Config, parts: int) -> bool:
+    """Whether heads, feed-forward units (or their groups) and vocabulary fall into equal parts."""
+    units = config.intermediate_size if config.ffn_groups == 1 else config.ffn_groups
+    return not any(size % parts for size in (config.num_attention_heads, units, config.padded_vocab_size))
+
+
+def largest_that_fits(options: Options, chips: int, plan_of: Planner) -> Options:
+    """The options with the largest batch that fits; with the smallest possible where none does."""
+    from training.planning import largest_batch
+
+    unit = batch_unit(options, chips)
+
+    def sized(units: int) -> Options:
+        return dataclasses.replace(options, train_batch_size=units * unit)
+
+    def peak(units: int) -> float | None:
+        return plan_of(sized(units)).peak_bytes
+
+    capacity = plan_of(sized(1)).capacity_bytes
+    return sized(largest_batch(peak, capacity, start=options.train_batch_size // unit) or 1)
+
+
+def remedies(options: Options, config: Config, chips: int) -> Iterator[Options]:
+    """Other choices that need less memory, those that cost least time first."""
+    remat = dataclasses.replace(options, remat=True)
+    candidates = [remat]
+    if chips > 1:
+        candidates += [dataclasses.replace(choice, fsdp=True) for choice in (options, remat)]
+        candidates += [
+            dataclasses.replace(remat, fsdp=True, model_parallel=parts)
+            for parts in (2, 4, 8, 16)
+            if parts > options.model_parallel and chips % parts == 0 and can_be_cut(config, parts)
+        ]
+    candidates += [
+        dataclasses.replace(candidates[-1], gradient_accumulation_steps=options.gradient_accumulation_steps * times)
+        for times in (2, 4, 8)
+    ]
+    for number, candidate in enumerate(candidates):
+        new = candidate not in (options, *candidates[:number])
+        if new and candidate.train_batch_size % batch_unit(candidate, chips) == 0:
+            yield candidate
+
+
+def difference(options: Options, other: Options) -> str:
+    """The flags in which `other` differs, as they are typed."""
+    values = {field.name: getattr(other, field.name) for field in dataclasses.fields(other)}
+    changed = {name: value for name, value in values.items() if value != getattr(options, name)}
+    return " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in changed.items())
+
+
+@contextlib.contextmanager
+def planner(options: Options, config: Config, chip: Chip, chips: int) -> Iterator[Planner]:
+    """Give the function that plans, each choice once: by compiling for a slice, by accounting for a device."""
+    known: dict[Options, Plan] = {}
+    with contextlib.ExitStack() as stack:
+        make = (
+            (lambda choice: plan_by_accounting(choice, config, chip, chips))
+            if options.topology is None
+            else stack.enter_context(compiling_planner(chip))
+        )
+
+        def plan_of(choice: Options) -> Plan:
+            if choice not in known:
+                known[choice] = make(choice)
+            return known[choice]
+
+        yield plan_of
+
+
+def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int) -> Plan:
+    """Plan by the closed form of `modeling/accounting.py`."""
+    from modeling.accounting import Layout, collective_bytes, step_memory
+
+    layout = Layout(
+        batch_size=options.train_batch_size,
+        length=options.max_seq_length,
+        predictions=options.predictions,
+        bfloat16=options.precision == "bfloat16",
+        remat=options.remat,
+        averaged=bool(options.ema_decay),
+        micro_batches=options.gradient_accumulation_steps,
+        data_parts=chips // options.model_parallel,
+        model_parts=options.model_parallel,
+        fsdp=options.fsdp,
+    )
+    memory = step_memory(config, layout)
+    facts = {}
+    if options.compile:
+        compiled = compiled_here(options)
+        peak = compiled.peak_bytes or math.nan
+        facts["peak by XLA's own analysis"] = f"{gib(peak)} in {compiled.compile_seconds:.0f} s"
+    return Plan(options, memory.held, memory.peak, chip.memory_bytes, collective_bytes(config, layout), facts)
+
+
+@contextlib.contextmanager
+def compiling_planner(chip: Chip) -> Iterator[Planner]:
+    """Plan by compiling in a process of its own: if that needs more memory than is free, it alone dies."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    def plan_of(options: Options) -> Plan:
+        cuts = difference(dataclasses.replace(options, remat=False, fsdp=False, model_parallel=1), options)
+        print(f"compiling a batch of {options.train_batch_size} {cuts} ...", file=sys.stderr, flush=True)
+        try:
+            compiled = worker.submit(compiled_for_slice, options, chip.memory_bytes).result()
+        except BrokenProcessPool:
+            hint = "" if options.scan_layers else "; --scan_layers needs far less"
+            raise UsageError(f"the compiler needed more than the memory that is free on this machine{hint}") from None
+        seconds = {"compiled in": f"{compiled.compile_seconds:.0f} s"} if compiled.compile_seconds else {}
+        return Plan(options, compiled.held_bytes, compiled.peak_bytes, chip.memory_bytes, compiled.collectives, seconds)
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
+        yield plan_of
+
+
+def compiled_for_slice(options: Options, capacity_bytes: float) -> Compiled:
+    """Compile the step for --topology; runs in a process of its own."""
+    from training import planning
+
+    planning.prepare_environment()
+    os.environ["KERAS_BACKEND"] = "jax"
+    devices = planning.topology_devices(options.topology or "")
+    step, batch = abstract_step(options, devices)
+    planning.limit_memory()
+    return planning.compile_step(step, batch, capacity_bytes)
+
+
+def compiled_here(options: Options) -> Compiled:
+    """Compile the step for this machine's own devices; raises `UsageError` where they are not those of --device."""
+    from training import planning
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    if options.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    devices = jax.devices()
+    kind = "cpu" if devices[0].platform == "cpu" else devices[0].device_kind.lower()
+    if (options.device or "").split("_")[0] not in kind or len(devices) < options.num_devices:
+        raise UsageError(
+            f"--compile: this machine has {len(devices)} x {kind}, not {options.num_devices} x {options.device}; "
+            "leave --compile away"
+        )
+    step, batch = abstract_step(options, devices[: options.num_devices])
+    return planning.compile_step(step, batch, math.inf)
+
+
+def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Mapping[str, Any]]:
+    """The train step of the options on `devices`, and the shapes of a batch; allocates no weights."""
+    import jax
+    import numpy as np
+
+    from launch import DTYPES
+    from modeling import declared, load_config
+    from optimization import Constant, create_optimizer
+    from tasks.pretraining import PretrainingTask
+    from training.jax_step import JaxStep
+    from training.placement import create_placement
+
+    task = PretrainingTask(
+        load_config(options.bert_config_file),
+        options.objective,
+        word_order_weight=1.0 if options.max_word_order_per_seq else None,
+        dtype=DTYPES[options.precision],
+        remat=options.remat,
+        scan=options.scan_layers,
+    )
+    step = JaxStep(
+        task,
+        create_optimizer(options.optimizer, Constant(1e-4)),
+        declared(task.build_model),
+        create_placement(devices, model_parallel=options.model_parallel, fsdp=options.fsdp),
+        seed=0,
+        micro_batches=options.gradient_accumulation_steps,
+        ema_decay=options.ema_decay or None,
+    )
+
+    def feature(width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((options.train_batch_size, width), np.dtype(dtype))
+
+    batch = {name: feature(options.max_seq_length) for name in ("input_ids", "input_mask", "segment_ids")}
+    for loss, width in (("masked_lm", options.masked_positions), ("word_order", options.max_word_order_per_seq)):
+        if width:
+            batch |= {f"{loss}_{name}": feature(width) for name in ("positions", "ids")}
+            batch |= {f"{loss}_weights": feature(width, "float32")}
+    if task.objective.pair_loss:
+        batch["next_sentence_labels"] = feature(1)
+    return step, batch
+
+
+def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
+    """Print the table of one plan."""
+    from modeling.accounting import flops_per_example, parameter_count
+    from training.planning import EFFICIENCY, roofline
+    from training.tables import print_table
+
+    options = plan.options
+    flops = options.train_batch_size * flops_per_example(config, options.max_seq_length, options.predictions)
+    rows = [[f"{name}, a chip", gib(size)] for name, size in plan.held_bytes.items()]
+    held = sum(plan.held_bytes.values())
+    if plan.peak_bytes is None:
+        rows.append(["peak, a chip", f"more than {gib(plan.capacity_bytes)}: DOES NOT FIT"])
+    else:
+        if held:
+            rows.append(["activations, gradients and workspace, a chip", gib(plan.peak_bytes - held)])
+        share = f"{plan.peak_bytes / plan.capacity_bytes:.0%} of {gib(plan.capacity_bytes)}"
+        rows.append(["peak, a chip", f"{gib(plan.peak_bytes)}, {share}{'' if plan.fits else ': DOES NOT FIT'}"])
+    rows.append(["operations of a step", f"{flops / 1e12:,.2f} TFLOP"])
+    rows += [[f"{kind} of a step, a chip", gib(size)] for kind, size in plan.collectives.items()]
+    if plan.fits:
+        activations = (plan.peak_bytes or 0.0) - held
+        # State is read and written once; activations are written, and read backward; gradients likewise.
+        moved = 2 * held + 2 * options.gradient_accumulation_steps * activations
+        bound = roofline(chip, options.precision, flops / chips, moved, plan.collectives)
+        fast, slow = bound.fast_seconds, bound.slow_seconds
+        tokens = options.train_batch_size * options.max_seq_length
+        share = flops / chips / slow / chip.flops(options.precision)
+        rows += [
+            ["time of a step, from the roofline", f"{1000 * fast:,.1f} to {1000 * slow:,.1f} ms"],
+            ["tokens a second", f"{tokens / slow:,.0f} to {tokens / fast:,.0f}"],
+            ["model FLOP utilisation at the slow end", f"{share:.0%}"],
+        ]
+    rows += [[name, value] for name, value in plan.facts.items()]
+    mesh = f"{chips // options.model_parallel} x {options.model_parallel}" + (", FSDP" if options.fsdp else "")
+    machine = options.topology or options.device
+    print_table(
+        f"{config.family}, {parameter_count(config):,} parameters, on {machine}: {chips} chips as data x model {mesh}; "
+        f"{options.precision}{', remat' if options.remat else ''}; batch {options.train_batch_size} x "
+        f"{options.max_seq_length} tokens in {options.gradient_accumulation_steps} micro-batches",
+        ["", "value"],
+        rows,
+    )
+    print(
+        f"Peak of {chip.flops(options.precision) / 1e12:,.4g} TFLOP/s, {chip.memory_bandwidth / 1e9:,.0f} GB/s memory, "
+        f"{chip.link_bandwidth / 1e9:,.0f} GB/s links a chip ({chip.source}). The fast end overlaps everything at "
+        f"these peaks; the slow end overlaps nothing, at {EFFICIENCY:.0%} of them. Not measured on such a machine."
+    )
+
+
+def gib(size: float) -> str:
+    """A number of bytes as text."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
+
+
+if __name__ == "__main__":
+    run(main, Options)
