@@ -75,10 +75,14 @@ class SkipGuard(Hook):
             if not result["skipped"]:
                 self._streak = []
                 continue
+            loss, norm = result["loss"], result["gradient_norm"]
+            if math.isfinite(loss) and not math.isfinite(norm) and result.get("loss_scale", 1.0) > 1.0:
+                # Gradients beyond float16: the scale halves until they fit, which is no sign of divergence.
+                run.say(f"step {step:,} was skipped: gradients do not fit a loss scale of {result['loss_scale']:g}")
+                continue
             if not self._streak:
                 self._batch = batch
             self._streak.append(step)
-            loss, norm = result["loss"], result["gradient_norm"]
             finite = math.isfinite(loss) and math.isfinite(norm)
             why = f"above {run.engine.loss_limit:g}" if finite else f"gradient norm {norm:g}"
             run.say(f"step {step:,} was skipped: loss {loss:g}, {why}")

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 
 from training.engine import Batch, Optimizer, Task, Tensor, check_divisible, check_state
 from training.jax_step import Arrays, JaxStep, State
+from training.loss_scaling import LossScaling
 from training.placement import DATA, Placement, create_placement
 
 
@@ -35,6 +36,7 @@ class JaxEngine:
         ema_decay: decay of the running average of the weights, with which `evaluate` and `predict` then work.
         steps_per_call: steps that one compiled call takes, at most; numbers do not depend on how many it does take.
         norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
+        loss_scaling: for a model that computes in float16.
         placement: devices and what is cut over them; by default everything stands on the first device.
     """
 
@@ -48,6 +50,7 @@ class JaxEngine:
         ema_decay: float | None = None,
         steps_per_call: int = 1,
         norm_steps: int = 0,
+        loss_scaling: LossScaling | None = None,
         placement: Placement | None = None,
     ):
         self.step, self.seed, self.loss_limit = 0, seed, math.inf
@@ -65,12 +68,16 @@ class JaxEngine:
             ema_decay=ema_decay,
             steps_per_call=steps_per_call,
             norm_steps=norm_steps,
+            loss_scaling=loss_scaling,
         )
         # The variables hold the weights between calls, so that anyone may read and set them there.
         self._variables = self._compiled.variables
         self._place_weights()
         self._slots = self._compiled.initial_slots(self._weights())
-        self._ema = {name: jnp.copy(self._variables[name].value) for name in self._compiled.shapes()[0]["ema"]}
+        shapes, _ = self._compiled.shapes()
+        self._ema = {name: jnp.copy(self._variables[name].value) for name in shapes["ema"]}
+        scaling = loss_scaling.init() if loss_scaling else {}
+        self._scaling = {name: _placed(value, shapes["scaling"][name].sharding) for name, value in scaling.items()}
 
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         """Take one optimizer step a batch; raises `UsageError` for a batch that cannot be cut into micro-batches.
@@ -97,7 +104,7 @@ class JaxEngine:
         state, vectors = self._compiled.train(self._state(), self._fixed(), stacked, *numbers)
         for name, value in state["trained"].items():
             self._variables[name].assign(value)
-        self._slots, self._ema = state["slots"], state["ema"]
+        self._slots, self._ema, self._scaling = state["slots"], state["ema"], state["scaling"]
         self.step += len(batches)
         return vectors, len(batches)
 
@@ -128,16 +135,18 @@ class JaxEngine:
             slot: {name: new[f"optimizer/{slot}/{name}"] for name in values} for slot, values in self._slots.items()
         }
         self._ema = {name: new[f"ema/{name}"] for name in self._ema}
+        self._scaling = {name: new[f"optimizer/loss_scale/{name}"] for name in self._scaling}
 
     def _named_state(self) -> dict[str, Any]:
         state = {f"model/{name}": value for name, value in self._weights().items()}
         for slot, values in self._slots.items():
             state |= {f"optimizer/{slot}/{name}": value for name, value in values.items()}
+        state |= {f"optimizer/loss_scale/{name}": value for name, value in self._scaling.items()}
         return state | {f"ema/{name}": value for name, value in self._ema.items()}
 
     def _state(self) -> State:
         trained = {name: self._variables[name].value for name in self._compiled.trained_names}
-        return {"trained": trained, "slots": self._slots, "ema": self._ema}
+        return {"trained": trained, "slots": self._slots, "ema": self._ema, "scaling": self._scaling}
 
     def _fixed(self) -> Arrays:
         trained = set(self._compiled.trained_names)

@@ -29,11 +29,12 @@ from training.engine import (
     derive_key,
     weights_by_name,
 )
+from training.loss_scaling import LossScaling
 from training.placement import DATA, Placement
 
 Arrays = dict[str, Any]
 State = dict[str, Any]
-"""What a step changes: `trained` by name, `slots` by slot and name, `ema` by name."""
+"""What a step changes: `trained` by name, `slots` by slot and name, `ema` by name, `scaling` with loss scaling."""
 
 _GATHERED = "gathered"
 
@@ -51,6 +52,7 @@ class JaxStep:
         ema_decay: decay of the running average of the weights; None keeps none.
         steps_per_call: steps that one call of `train` takes, at most.
         norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
+        loss_scaling: for a model that computes in float16.
 
     Attributes:
         train: (state, fixed, batches, first step, count, loss limit) -> (state, results [steps_per_call, ...]),
@@ -74,10 +76,12 @@ class JaxStep:
         ema_decay: float | None = None,
         steps_per_call: int = 1,
         norm_steps: int = 0,
+        loss_scaling: LossScaling | None = None,
     ):
         self.model, self.placement, self.seed = model, placement, seed
         self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
-        self.results = StepResults(norm_steps=norm_steps)
+        self.loss_scaling = loss_scaling
+        self.results = StepResults(["loss_scale"] if loss_scaling else [], norm_steps=norm_steps)
         self.variables = weights_by_name(model)
         self._task, self._optimizer, self._ema_decay = task, optimizer, ema_decay
         shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
@@ -113,7 +117,11 @@ class JaxStep:
         trained = {name: weights[name] for name in self.trained_names}
         fixed = {name: weight for name, weight in weights.items() if name not in trained}
         ema = {} if self._ema_decay is None else dict(trained)
-        return {"trained": trained, "slots": placed, "ema": ema}, fixed
+        scaling = {
+            name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=self.placement.sharding())
+            for name, value in (self.loss_scaling.init() if self.loss_scaling else {}).items()
+        }
+        return {"trained": trained, "slots": placed, "ema": ema, "scaling": scaling}, fixed
 
     def initial_slots(self, weights: Arrays) -> dict[str, Arrays]:
         """Return the optimizer's slots at step 0, on the devices."""
@@ -175,7 +183,7 @@ class JaxStep:
         connected: list[str],
         loss_limit: Tensor,
     ) -> tuple[State, Tensor]:
-        trained, slots, ema = state["trained"], state["slots"], state["ema"]
+        trained, slots, ema, scaling = state["trained"], state["slots"], state["ema"], state["scaling"]
         counts = lax.map(self._task.normalizers, dict(parts))
         normalizers = {name: jnp.maximum(jnp.sum(count), 1.0) for name, count in counts.items()}
         old = {name: trained[name] for name in connected}
@@ -184,21 +192,25 @@ class JaxStep:
             key = derive_key(self.seed, TRAINING_STREAM, step, index)
             values = trained | fixed
 
-            def loss(old: Arrays) -> tuple[Tensor, Tensor]:
-                return self._loss(self._gathered(values | old), part, key, normalizers)
+            def loss(old: Arrays) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+                value, sums = self._loss(self._gathered(values | old), part, key, normalizers)
+                return value * scaling["scale"] if scaling else value, (value, sums)
 
             if self.placement.fsdp:
                 # Weights are gathered again in the backward pass: what is kept between is what no one else has.
                 policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
                 loss = jax.checkpoint(loss, policy=policy)
-            (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(old)
+            (_, (value, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(old)
             return self._scattered(gradients), value, sums
 
         gradients, loss, sums = _over_micro_batches(micro_step, parts, self.micro_batches)
+        if scaling:
+            gradients = {name: gradient / scaling["scale"] for name, gradient in gradients.items()}
         old_slots = {slot: {name: values[name] for name in connected} for slot, values in slots.items()}
         new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
         norms = self.results.norms(gradients, old, new, step)
-        taken = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"]) & (loss <= loss_limit)
+        finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
+        taken = finite & (loss <= loss_limit)
 
         def chosen(new: Tensor, old: Tensor) -> Tensor:
             return jnp.where(taken, new, old)
@@ -211,8 +223,11 @@ class JaxStep:
         decay = self._ema_decay or 0.0
         ema = {name: chosen(decay * average + (1 - decay) * trained[name], average) for name, average in ema.items()}
         scalars = [loss, info["learning_rate"], info["gradient_norm"], 1.0 - taken]
+        if self.loss_scaling:
+            scalars.append(scaling["scale"])
+            scaling = self.loss_scaling.update(scaling, finite)
         vector = jnp.concatenate([jnp.stack([jnp.asarray(x, "float32") for x in scalars]), *norms, sums])
-        return {"trained": trained, "slots": slots, "ema": ema}, vector
+        return {"trained": trained, "slots": slots, "ema": ema, "scaling": scaling}, vector
 
     def _gathered(self, values: Arrays) -> Arrays:
         """Return the weights as they are computed with, where FSDP keeps only parts."""

@@ -43,7 +43,11 @@ class DeviceOptions:
     iterations_per_loop: int = flag(
         1000, help="steps between two looks of the host at the results, at most", unit="steps", minimum=1
     )
-    precision: str = flag("float32", help="compute precision; weights stay float32", choices=("float32", "bfloat16"))
+    precision: str = flag(
+        "float32",
+        help="compute precision; weights stay float32; float16, for GPUs without bfloat16, scales the loss by itself",
+        choices=("float32", "bfloat16", "float16"),
+    )
     remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
     scan_layers: bool = flag(
         False, help="compile one layer and loop it over all: deep models compile in minutes (JAX); same numbers"

@@ -35,6 +35,8 @@ def choose_backend(options: DeviceOptions) -> str:
         )
     if not _is_installed(chosen):
         raise UsageError(f"--backend={chosen}: {chosen} is not installed; install it, or give another --backend")
+    if options.use_tpu and options.precision == "float16":
+        raise UsageError("--use_tpu=True --precision=float16: a TPU has no use for float16; give --precision=bfloat16")
     if chosen == "tensorflow":
         _check_tensorflow(options)
     elif options.use_tpu:

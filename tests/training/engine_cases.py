@@ -23,6 +23,7 @@ from modeling import Config
 from optimization import OPTIMIZERS, PolynomialDecay, create_optimizer
 from tasks.pretraining import PretrainingTask
 from training.engine import Engine
+from training.loss_scaling import LossScaling
 
 Outcome = dict[str, np.ndarray]
 CONFIG: dict[str, Any] = {
@@ -92,12 +93,16 @@ def eight_steps(names: Iterable[str] = OPTIMIZERS) -> Outcome:
 
 def toy_steps() -> Outcome:
     """A task of which a variable has no gradient, steps that are not finite and one above the limit, predictions."""
-    engine = make_engine(ToyTask(), "lamb", ema_decay=0.8, norm_steps=2)
+    scaling = LossScaling(2.0**6, growth_steps=2)
+    engine = make_engine(ToyTask(), "lamb", ema_decay=0.8, norm_steps=2, loss_scaling=scaling)
     dataset = ToyDataset(poison=(2, 3))
     results = engine.train([dataset.batch(step) for step in range(5)])
     engine.loss_limit = results[-1]["loss"] / 2
     results += engine.train([dataset.batch(5)])
     assert [result["skipped"] for result in results] == [0, 0, 1, 1, 0, 1]
+    # A loss above the limit says nothing of the scale.
+    assert [result["loss_scale"] for result in results] == [64, 64, 128, 64, 32, 32]
+    assert engine.state()["optimizer/loss_scale/scale"] == 64
     assert "update_norm/embed" in results[1]
     (predicted,) = engine.predict([dataset.batch(50)])
     return outcome(engine, results) | {f"predicted/{name}": x for name, x in predicted.items()}
