@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 from absl.app import UsageError
+from engine_cases import CONFIG, make_engine, pretraining_batches
 from toy_task import ToyDataset, ToyTask
 
+from modeling import Config
 from optimization import OPTIMIZERS, Constant, create_optimizer
+from tasks.pretraining import PretrainingTask
 from training.engine import Engine, check_divisible, derive_key
+from training.loss_scaling import LossScaling
 from training.tensorflow_engine import TensorFlowEngine
 
 
@@ -165,6 +169,19 @@ def test_frozen_variables_have_no_slots_and_stay():
     assert "optimizer/m/embed/embeddings" not in before
     trained.train(batches(0, 2))
     np.testing.assert_array_equal(before["model/embed/embeddings"], trained.state()["model/embed/embeddings"])
+
+
+def test_float16_needs_its_loss_scaled():
+    def first_step(dtype, scaling=None):
+        config = Config(family="albert", sharing="all", embedding_size=4, **{**CONFIG, "num_hidden_layers": 1})
+        # Gradients of such a loss are below what float16 can tell from 0.
+        task = PretrainingTask(config, masked_lm_weight=1e-7, sentence_weight=1e-7, dtype=dtype)
+        return make_engine(task, loss_scaling=scaling).train(pretraining_batches(0, 1))[0]
+
+    exact, scaled = first_step("float32"), first_step("mixed_float16", LossScaling())
+    assert scaled["loss"] == pytest.approx(exact["loss"], rel=1e-2)
+    assert scaled["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=2e-2)
+    assert first_step("mixed_float16")["gradient_norm"] < 0.5 * exact["gradient_norm"]
 
 
 def test_one_trace_a_shape():
