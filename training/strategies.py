@@ -99,7 +99,7 @@ class TensorFlowProcesses(Processes):
 
     def _rows(self, row: np.ndarray) -> np.ndarray:
         """Return the rows that the processes give, in their order."""
-        of_replicas = self._gather(tf.constant(row[None], tf.int32)).numpy()
+        of_replicas = self._gather(tf.constant(row[None], tf.float64)).numpy()
         return of_replicas[:: len(of_replicas) // self.count]
 
     def _gathered(self, row: tf.Tensor) -> tf.Tensor:
@@ -109,4 +109,5 @@ class TensorFlowProcesses(Processes):
     def _gathered_on_replica(self, row: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         assert context is not None
-        return context.all_gather(row, axis=0)
+        # As a result of this replica's device: a mere argument stands on none.
+        return context.all_gather(tf.identity(row), axis=0)
