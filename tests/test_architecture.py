@@ -56,6 +56,12 @@ def test_verbs_check_flags_before_anything_slow_is_imported(verb: str):
     assert result.stdout.strip() == "[]"
 
 
+def test_data_is_numpy_but_for_tokenizers_in_graphs():
+    for path in (ROOT / "data").rglob("*.py"):
+        if path.name != "in_graph.py":
+            assert not imports_of(path) & {"tensorflow", "tensorflow_text", "jax", "torch", "keras"}, path
+
+
 def flags_of(verb: str) -> list[str]:
     return sorted(field.name for field in dataclasses.fields(importlib.import_module(verb).Options))
 

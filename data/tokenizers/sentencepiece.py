@@ -49,34 +49,41 @@ class _Layout(NamedTuple):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model behind the interface of `data.tokenizers.Tokenizer`."""
+    """A SentencePiece model behind the interface of `data.tokenizers.Tokenizer`.
+
+    Attributes:
+        model: the content of its file.
+        prepares: whether text is prepared before the model sees it (ALBERT's layout).
+        id_of: int32, by the model's own id.
+        parts: pieces that are never emitted whole -> (model's id, characters) of what stands for them.
+    """
 
     def __init__(self, model: bytes, *, do_lower_case: bool = True):
         import sentencepiece
 
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise app.UsageError("not a SentencePiece model") from error
         self._own_pieces = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
-        self._prepares = "[CLS]" in self._own_pieces
-        layout = self._albert_layout() if self._prepares else self._xlmr_layout()
+        self.prepares = "[CLS]" in self._own_pieces
+        layout = self._albert_layout() if self.prepares else self._xlmr_layout()
         self.vocabulary = tuple(layout.pieces)
         self.vocab_size = len(self.vocabulary)
-        _, self._id_of, self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = layout
+        _, self.id_of, self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = layout
         self.do_lower_case = do_lower_case
         named = {self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id}
         self.special_ids = frozenset(named | {i for i, p in enumerate(self.vocabulary) if _NOT_TEXT.fullmatch(p)})
-        settings = f"sentencepiece 1 lower={do_lower_case if self._prepares else 'by the model'}\n"
+        settings = f"sentencepiece 1 lower={do_lower_case if self.prepares else 'by the model'}\n"
         self.fingerprint = hashlib.sha256(settings.encode() + model).hexdigest()
 
         self._is_continuation = np.array([not piece.startswith(MARK) for piece in self.vocabulary])
         self._piece_codes, self._piece_bounds = _concatenate(self._own_pieces)
-        self._parts = self._parts_of_pieces()
+        self.parts = self._parts_of_pieces()
         self._has_parts = np.zeros(len(self._own_pieces), bool)
-        self._has_parts[list(self._parts)] = True
+        self._has_parts[list(self.parts)] = True
         # By code point, 0 until it is met: 1 + the characters that preparation makes of it, or _PREPARED_SPACE.
         self._prepared_length = np.zeros(0x110000, np.uint8)
 
@@ -118,7 +125,7 @@ class SentencePieceTokenizer:
         for i, piece in enumerate(self._own_pieces):
             if _NOT_TEXT.fullmatch(piece) and i != self._processor.unk_id():
                 strings = [*self._unmarked(piece[0]), *self._unmarked(piece[1:])]
-            elif self._prepares and piece.endswith(",") and piece[-2:-1].isdigit():
+            elif self.prepares and piece.endswith(",") and piece[-2:-1].isdigit():
                 number = piece[:-1].removeprefix(MARK)
                 marked = piece.startswith(MARK)
                 strings = [
@@ -146,9 +153,7 @@ class SentencePieceTokenizer:
         Offsets are counted from the pieces' own lengths where these spell the text, which is nearly everywhere; texts
         that the model's normalisation changes or that hold unknown characters are encoded again with its offsets.
         """
-        prepared = (
-            [prepare(text, do_lower_case=self.do_lower_case) for text in texts] if self._prepares else list(texts)
-        )
+        prepared = [prepare(text, do_lower_case=self.do_lower_case) for text in texts] if self.prepares else list(texts)
         rows = self._processor.encode(prepared, return_type="numpy", num_threads=1)
         counts = np.fromiter(map(len, rows), np.int64, len(rows))
         own_ids = np.concatenate([np.zeros(0, np.int32), *rows])
@@ -156,7 +161,7 @@ class SentencePieceTokenizer:
         if self._has_parts[own_ids].any():
             own_ids, starts, ends, counts = self._divided(own_ids, starts, ends, counts)
         starts, ends = self._original_offsets(texts, prepared, counts, starts, ends)
-        ids = self._id_of[own_ids]
+        ids = self.id_of[own_ids]
         return Encoding(
             ids=ids,
             splits=np.concatenate([[0], np.cumsum(counts)]),
@@ -182,7 +187,7 @@ class SentencePieceTokenizer:
         differs = differs != codes[np.repeat(matches, np.diff(bounds))]
         places = np.repeat(np.flatnonzero(matches), np.diff(bounds)[matches])[differs]
         matches[places] = False
-        starts += ~self._is_continuation[self._id_of[own_ids]] - 1
+        starts += ~self._is_continuation[self.id_of[own_ids]] - 1
         ends = ends - 1
         for t in np.flatnonzero(~matches).tolist():
             text, a, b = prepared[t], splits[t], splits[t + 1]
@@ -199,14 +204,14 @@ class SentencePieceTokenizer:
         """Puts the parts of pieces that are never emitted whole in their place."""
         places = np.flatnonzero(self._has_parts[own_ids]).tolist()
         widths = np.ones(len(own_ids), np.int64)
-        widths[places] = [len(self._parts[own_ids[place]]) for place in places]
+        widths[places] = [len(self.parts[own_ids[place]]) for place in places]
         new_places = np.cumsum(widths) - widths
         new_counts = np.diff(np.concatenate([[0], np.cumsum(widths)])[np.concatenate([[0], np.cumsum(counts)])])
         own_ids, starts, ends, old_ids = *(np.repeat(a, widths) for a in (own_ids, starts, ends)), own_ids
         for place in places:
             new = new_places[place]
             position, end = starts[new], ends[new]
-            for part, length in self._parts[old_ids[place]]:
+            for part, length in self.parts[old_ids[place]]:
                 own_ids[new], starts[new] = part, position
                 position = min(position + length, end)
                 ends[new] = position
@@ -217,7 +222,7 @@ class SentencePieceTokenizer:
         self, texts: Sequence[str], prepared: list[str], counts: np.ndarray, starts: np.ndarray, ends: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """From characters of the prepared texts to characters of the texts as they were given."""
-        if not self._prepares:
+        if not self.prepares:
             return starts, ends
         origins, bases = self._origins(texts)
         token_bases = np.repeat(bases, counts)
@@ -253,11 +258,11 @@ class SentencePieceTokenizer:
         own = [
             i
             for i in range(len(self._own_pieces))
-            if i not in self._parts
+            if i not in self.parts
             and not (self._processor.is_control(i) or self._processor.is_unknown(i))
             and not (self._processor.is_byte(i) or self._processor.is_unused(i))
         ]
-        return np.sort(self._id_of[own])
+        return np.sort(self.id_of[own])
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Returns the pieces, '▁' included."""
@@ -270,7 +275,7 @@ class SentencePieceTokenizer:
     def save(self, directory: Path) -> list[Path]:
         """Writes the model as `spiece.model`, the name that ALBERT gives it; casing is the caller's to keep."""
         path = directory / "spiece.model"
-        write_bytes(path, self._model)
+        write_bytes(path, self.model)
         return [path]
 
 

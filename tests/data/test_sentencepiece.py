@@ -57,7 +57,7 @@ def tokenizer(request) -> SentencePieceTokenizer:
 
 def library(tokenizer: SentencePieceTokenizer) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(tokenizer._model)
+    processor.LoadFromSerializedProto(tokenizer.model)
     return processor
 
 

@@ -1,0 +1,367 @@
+"""The tokenizers as TensorFlow graphs: raw strings to ids inside tf.data and SavedModels, equal to the tokenizers that
+they are made from, on any Unicode text.
+
+tensorflow-text finds the pieces; what comes before them is written here as look-ups by code point, in tables taken from
+the same functions that the other path uses: tensorflow-text's own normalisation knows another version of Unicode, drops
+other characters than BERT's and folds case differently. The only module of `data` up to the records that imports
+TensorFlow.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow
+import tensorflow_text
+
+from data.tokenizers import Tokenizer
+from data.tokenizers.sentencepiece import SentencePieceTokenizer
+from data.tokenizers.wordpiece import (
+    IDEOGRAPH_RANGES,
+    MAX_WORD_CHARACTERS,
+    SPECIAL_TOKENS,
+    WordPieceTokenizer,
+    is_dropped,
+    is_punctuation,
+    is_space,
+)
+
+# TensorFlow's members are made at run time.
+tf: Any = tensorflow
+text: Any = tensorflow_text
+Tensor = Any
+
+_CODE_POINTS = 0x110000
+_PAGE = 256
+_CAPITAL_SIGMA, _FINAL_SIGMA = 0x3A3, 0x3C2
+# Bits of a code point's properties; the lowest eight are its canonical combining class.
+_COMBINING_CLASS = 255
+_DROPPED, _SPACE, _IDEOGRAPH, _PUNCTUATION, _MARK, _CASED, _IGNORABLE, _WHITE = (256 << i for i in range(8))
+# An expansion is offset * this + length.
+_LONGEST_EXPANSION = 32
+_LONGEST_CHARACTER_BYTES = 4
+# Cleaning drops it from every text.
+_UNMATCHED = "\ufffd"
+
+
+def _assigned() -> Iterable[int]:
+    """The code points that any rule may treat in a way of its own."""
+    return (c for c in range(_CODE_POINTS) if unicodedata.category(chr(c)) not in ("Cn", "Co", "Cs"))
+
+
+@functools.cache
+def code_point_properties() -> np.ndarray:
+    """int32 [0x110000]: for every code point its combining class and what the tokenizers ask of a character."""
+    properties = np.zeros(_CODE_POINTS, np.int32)
+    for first, last in IDEOGRAPH_RANGES:
+        properties[first : last + 1] = _IDEOGRAPH
+    for code in _assigned():
+        c = chr(code)
+        # Lower-casing a capital sigma after it tells whether a letter is cased, and whether it is looked through.
+        cased = f"{c}Σ".lower()[-1] == "ς"
+        properties[code] |= (
+            unicodedata.combining(c)
+            + _DROPPED * is_dropped(c)
+            + _SPACE * is_space(c)
+            + _PUNCTUATION * is_punctuation(c)
+            + _MARK * (unicodedata.category(c) == "Mn")
+            + _CASED * cased
+            + _IGNORABLE * (not cased and f"A{c}Σ".lower()[-1] == "ς")
+            + _WHITE * c.isspace()
+        )
+    return properties
+
+
+class _Table(tf.Module):
+    """Integers by code point; pages that are alike are kept once."""
+
+    def __init__(self, values: np.ndarray):
+        super().__init__()
+        pages, page_of = np.unique(values.reshape(-1, _PAGE), axis=0, return_inverse=True)
+        self._pages, self._first = pages.ravel().astype(np.int32), (page_of.ravel() * _PAGE).astype(np.int32)
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        return tf.gather(self._pages, tf.gather(self._first, codes // _PAGE) + codes % _PAGE)
+
+
+class _Expansions(tf.Module):
+    """Numbers below `size`, each to a list of numbers; what has no list of its own stays."""
+
+    def __init__(self, expansions: Mapping[int, Sequence[int]], size: int):
+        super().__init__()
+        places = np.zeros(-(-size // _PAGE) * _PAGE, np.int32)
+        # The first is never pointed to: a place of 0 is that of a number that stays.
+        parts = [0]
+        for number, expansion in expansions.items():
+            assert len(expansion) < _LONGEST_EXPANSION
+            places[number] = len(parts) * _LONGEST_EXPANSION + len(expansion)
+            parts += expansion
+        self._places, self._parts = _Table(places), np.asarray(parts, np.int32)
+
+    def __call__(self, numbers: Tensor, *owners: Tensor) -> tuple[Tensor, ...]:
+        """Returns the expanded numbers and, of every tensor in `owners`, the row of the number each comes from."""
+        places = self._places(numbers)
+        lengths = tf.where(places == 0, 1, places % _LONGEST_EXPANSION)
+        origin = tf.repeat(tf.range(tf.size(numbers)), lengths)
+        within = tf.range(tf.size(origin)) - tf.gather(tf.cumsum(lengths, exclusive=True), origin)
+        place = tf.gather(places, origin)
+        expanded = tf.gather(self._parts, tf.where(place == 0, 0, place // _LONGEST_EXPANSION + within))
+        return tf.where(place == 0, tf.gather(numbers, origin), expanded), *(tf.gather(x, origin) for x in owners)
+
+
+def _differs(x: Tensor) -> Tensor:
+    """Whether each element is unlike the one before it; the first always is."""
+    return tf.concat([tf.ones_like(x[:1], tf.bool), x[1:] != x[:-1]], axis=0)
+
+
+def _after(flags: Tensor) -> Tensor:
+    """Whether the element before is flagged."""
+    return tf.concat([tf.zeros_like(flags[:1]), flags[:-1]], axis=0)
+
+
+def _only(keep: Tensor, *tensors: Tensor) -> list[Tensor]:
+    place = tf.where(keep)[:, 0]
+    return [tf.gather(x, place) for x in tensors]
+
+
+def _characters(texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Code points of strings [T], int32 [N], and the text of each, int64 [N]; bytes that are not UTF-8 are U+FFFD."""
+    decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
+    return decoded.flat_values, decoded.value_rowids()
+
+
+def _with_final_sigmas(codes: Tensor, runs: Tensor, properties: Tensor) -> Tensor:
+    """Lower-cases the capital sigmas that end a word of their run (Unicode's Final_Sigma), and leaves the others."""
+
+    def changed() -> Tensor:
+        solid = properties & _IGNORABLE == 0
+        place = tf.cast(tf.where(solid)[:, 0], tf.int32)
+        number = tf.cumsum(tf.cast(solid, tf.int32), exclusive=True)
+        sigma = tf.cast(tf.where(codes == _CAPITAL_SIGMA)[:, 0], tf.int32)
+
+        def beside_cased(step: int) -> Tensor:
+            neighbour = tf.gather(number, sigma) + step
+            there = (neighbour >= 0) & (neighbour < tf.size(place))
+            at = tf.gather(place, tf.clip_by_value(neighbour, 0, tf.size(place) - 1))
+            same_run = tf.gather(runs, at) == tf.gather(runs, sigma)
+            return there & same_run & (tf.gather(properties, at) & _CASED != 0)
+
+        final = tf.boolean_mask(sigma, beside_cased(-1) & ~beside_cased(1))
+        return tf.tensor_scatter_nd_update(codes, final[:, None], tf.fill(tf.shape(final), _FINAL_SIGMA))
+
+    return tf.cond(tf.reduce_any(codes == _CAPITAL_SIGMA), changed, lambda: codes)
+
+
+def _count(flags: Tensor) -> Tensor:
+    """How many are set up to each, itself included; int64."""
+    return tf.cumsum(tf.cast(flags, tf.int64))
+
+
+class InGraphTokenizer(tf.Module):
+    """Strings [T] -> ids without specials, ragged int32 [T, tokens], by TensorFlow operations only.
+
+    A graph that holds one needs `import tensorflow_text` wherever it is loaded, to make the operations known.
+    """
+
+    tokenizer: Tokenizer
+
+    def __call__(self, texts: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class InGraphWordPiece(InGraphTokenizer):
+    """`WordPieceTokenizer` as a graph; bytes that are not UTF-8 are dropped like U+FFFD."""
+
+    def __init__(self, tokenizer: WordPieceTokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._properties = _Table(code_point_properties())
+        self._decomposed = None
+        if tokenizer.do_lower_case:
+            self._decomposed = _Expansions(_lower_case_decompositions(), _CODE_POINTS)
+        last_of_a_token = {token: i for i, token in enumerate(tokenizer.vocabulary)}
+        # Of equal entries the last counts; the places of the others, and of entries that no text can be, hold fillers.
+        entries = [
+            token
+            if last_of_a_token[token] == i and token and not {"\0", _UNMATCHED} & set(token)
+            else f"{_UNMATCHED}{i}"
+            for i, token in enumerate(tokenizer.vocabulary)
+        ]
+        self._pieces = text.FastWordpieceTokenizer(
+            entries,
+            token_out_type=tf.int32,
+            unknown_token=SPECIAL_TOKENS[1],
+            no_pretokenization=True,
+            max_bytes_per_word=MAX_WORD_CHARACTERS * _LONGEST_CHARACTER_BYTES,
+        )
+
+    def __call__(self, texts: Tensor) -> Tensor:
+        texts = tf.convert_to_tensor(texts, tf.string)
+        codes, row = _characters(texts)
+        properties = self._properties(codes)
+        codes, row, properties = _only(properties & _DROPPED == 0, codes, row, properties)
+        apart = properties & (_SPACE | _IDEOGRAPH) != 0
+        run = _count(_differs(row) | apart | _after(apart))
+        codes, row, run, properties = _only(properties & _SPACE == 0, codes, row, run, properties)
+        if self._decomposed is not None:
+            codes = _with_final_sigmas(codes, run, properties)
+            codes, row, run = self._decomposed(codes, row, run)
+            codes = self._in_canonical_order(codes, run)
+            properties = self._properties(codes)
+            codes, row, run, properties = _only(properties & _MARK == 0, codes, row, run, properties)
+        alone = properties & _PUNCTUATION != 0
+        begins = _differs(run) | alone | _after(alone)
+        (row_of_word,) = _only(begins, row)
+        spelt = tf.RaggedTensor.from_value_rowids(codes, _count(begins) - 1, tf.size(row_of_word, tf.int64))
+        words = tf.strings.unicode_encode(spelt, "UTF-8")
+        words = tf.where(spelt.row_lengths() > MAX_WORD_CHARACTERS, _UNMATCHED, words)
+        pieces = self._pieces.tokenize(words)
+        rows = tf.gather(row_of_word, pieces.value_rowids())
+        return tf.RaggedTensor.from_value_rowids(pieces.flat_values, rows, tf.size(texts, tf.int64))
+
+    def _in_canonical_order(self, codes: Tensor, run: Tensor) -> Tensor:
+        """Orders combining characters as normalisation does, where that will still show once marks are dropped."""
+        properties = self._properties(codes)
+        combining = properties & _COMBINING_CLASS
+
+        def ordered() -> Tensor:
+            group = _count((combining == 0) | _differs(run))
+            order = tf.argsort(group * 256 + tf.cast(combining, tf.int64), stable=True)
+            return tf.gather(codes, order)
+
+        shows = (combining > 0) & (properties & _MARK == 0)
+        return tf.cond(tf.reduce_any(shows), ordered, lambda: codes)
+
+
+@functools.cache
+def _lower_case_decompositions() -> dict[int, list[int]]:
+    """What lower case and NFD make of single code points, where that is something else."""
+    made = ((code, unicodedata.normalize("NFD", chr(code).lower())) for code in _assigned())
+    return {code: list(map(ord, new)) for code, new in made if new != chr(code)}
+
+
+@functools.cache
+def _compatibility_decompositions() -> dict[int, list[int]]:
+    """What NFKD leaves of single code points when combining characters are dropped, where that is something else."""
+    made = (
+        (code, [c for c in unicodedata.normalize("NFKD", chr(code)) if not unicodedata.combining(c)])
+        for code in _assigned()
+    )
+    return {code: list(map(ord, new)) for code, new in made if new != [chr(code)]}
+
+
+@functools.cache
+def _lower_case() -> np.ndarray:
+    """int32 [0x110000]: lower case of the code points that decomposition leaves, all of which have one."""
+    lower = np.arange(_CODE_POINTS, dtype=np.int32)
+    for code in _assigned():
+        made = chr(code).lower()
+        if len(made) == 1:
+            lower[code] = ord(made)
+    return lower
+
+
+class InGraphSentencePiece(InGraphTokenizer):
+    """`SentencePieceTokenizer` as a graph, in the layout of its model."""
+
+    def __init__(self, tokenizer: SentencePieceTokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._pieces = text.SentencepieceTokenizer(model=tokenizer.model, out_type=tf.int32)
+        self._parts = _Expansions(
+            {i: [part for part, _ in parts] for i, parts in tokenizer.parts.items()}, len(tokenizer.id_of)
+        )
+        self._id_of = tokenizer.id_of
+        self._prepare: Callable[[Tensor], Tensor] = self._transcoded
+        if tokenizer.prepares:
+            self._properties = _Table(code_point_properties())
+            self._decomposed = _Expansions(_compatibility_decompositions(), _CODE_POINTS)
+            self._lower = _Table(_lower_case()) if tokenizer.do_lower_case else None
+            self._prepare = self._prepared
+
+    def __call__(self, texts: Tensor) -> Tensor:
+        texts = tf.convert_to_tensor(texts, tf.string)
+        pieces = self._pieces.tokenize(self._prepare(texts))
+        own_ids, rows = self._parts(pieces.flat_values, pieces.value_rowids())
+        return tf.RaggedTensor.from_value_rowids(tf.gather(self._id_of, own_ids), rows, tf.size(texts, tf.int64))
+
+    @staticmethod
+    def _transcoded(texts: Tensor) -> Tensor:
+        return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+
+    def _prepared(self, texts: Tensor) -> Tensor:
+        """`data.tokenizers.sentencepiece.prepare`."""
+        codes, row = _characters(texts)
+        white = self._properties(codes) & _WHITE != 0
+        begins = ~white & (_differs(row) | _after(white))
+        (row_of_word,) = _only(begins, row)
+        codes, word = self._decomposed(*_only(~white, codes, _count(begins) - 1))
+        if self._lower is not None:
+            # A space ends what is looked at around a sigma, so that words can be taken one by one.
+            codes = self._lower(_with_final_sigmas(codes, word, self._properties(codes)))
+        spelt = tf.RaggedTensor.from_value_rowids(codes, word, tf.size(row_of_word, tf.int64))
+        words = tf.strings.unicode_encode(spelt, "UTF-8")
+        by_text = tf.RaggedTensor.from_value_rowids(words, row_of_word, tf.size(texts, tf.int64))
+        return tf.strings.reduce_join(by_text, axis=-1, separator=" ")
+
+
+def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:
+    """The tokenizer as a graph that yields the same ids."""
+    if isinstance(tokenizer, WordPieceTokenizer):
+        return InGraphWordPiece(tokenizer)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return InGraphSentencePiece(tokenizer)
+
+
+class InGraphFeatures(tf.Module):
+    """Strings [B], or two of them, -> `input_ids`, `input_mask`, `segment_ids`, int32 [B, max_seq_length] each.
+
+    The same features as those of `data.features`: [CLS] a [SEP] b [SEP], cut as BERT cuts, padded with 0.
+
+    Args:
+        tokenizer: any tokenizer of `data.tokenizers`.
+        max_seq_length: in tokens, specials counted.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_seq_length: int):
+        super().__init__()
+        self.ids, self.max_seq_length = in_graph(tokenizer), max_seq_length
+        self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
+
+    def __call__(self, texts_a: Tensor, texts_b: Tensor | None = None) -> dict[str, Tensor]:
+        sides = [self.ids(texts) for texts in (texts_a, texts_b) if texts is not None]
+        budget = self.max_seq_length - 1 - len(sides)
+        lengths = [side.row_lengths() for side in sides]
+        if len(sides) == 1:
+            kept = [tf.minimum(lengths[0], budget)]
+        else:
+            # As in `data.features`: the longer side loses a token until both fit; of equal ones, b.
+            (a, b), half = lengths, budget // 2
+            kept_a = tf.where(
+                b <= half, tf.minimum(a, budget - b), tf.where(a <= budget - half, a, tf.cast(budget - half, a.dtype))
+            )
+            fits = a + b <= budget
+            kept = [tf.where(fits, a, kept_a), tf.where(fits, b, tf.minimum(b, budget - kept_a))]
+        special = tf.ones_like(kept[0], tf.int32)[:, None]
+        parts = [special * self._cls_id]
+        for side, length in zip(sides, kept, strict=True):
+            parts += [_first(side, length), special * self._sep_id]
+        ids = tf.concat(parts, axis=1)
+        mask = tf.sequence_mask(ids.row_lengths(), self.max_seq_length, tf.int32)
+        return {
+            "input_ids": ids.to_tensor(shape=(None, self.max_seq_length)),
+            "input_mask": mask,
+            "segment_ids": mask - tf.sequence_mask(kept[0] + 2, self.max_seq_length, tf.int32) * mask,
+        }
+
+
+def _first(ragged: Tensor, lengths: Tensor) -> Tensor:
+    """The first `lengths` elements of every row."""
+    rows = ragged.value_rowids()
+    within = tf.range(tf.size(rows, tf.int64)) - tf.gather(ragged.row_starts(), rows)
+    values, rows = _only(within < tf.gather(lengths, rows), ragged.flat_values, rows)
+    return tf.RaggedTensor.from_value_rowids(values, rows, ragged.nrows())

@@ -1,0 +1,226 @@
+"""The tokenizers in graphs: equal to the normative paths on any text, inside tf.data and SavedModels too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_sentencepiece import TEXT
+
+from data import features
+from data.tokenizers import Tokenizer
+from data.tokenizers.in_graph import InGraphFeatures, code_point_properties, in_graph
+from data.tokenizers.sentencepiece import SentencePieceTokenizer
+from data.tokenizers.training import train_sentencepiece
+from data.tokenizers.wordpiece import WordPieceTokenizer
+
+tf: Any = tensorflow
+LATIN = "abcdefghijklmnopqrstuvwxyz0123456789"
+VOCABULARY = [
+    *["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "mask", "the", "un", "##believ", "##able"],
+    *["the", "", "\0", "\ufffd"],  # one that comes again, and what no text can be
+    *LATIN,
+    *(f"##{c}" for c in LATIN),
+    *"!#,-.[]`'，。中国学习é\ufffe\ue000\u0378😀𠀀𬺡\u2028\u302e\U0001d165\uf900\u8c48\u1112",
+    *(f"##{c}" for c in "国é\ufffe\ue000😀\u302e\u302f\U0001d165\u1161\u11abας\u0345σ"),
+    *("α", "σ", "ς", "ab", "##ab", "\u302e\U0001d165", "ﬁ"),
+]
+# What the rules treat in ways of their own, and what libraries disagree about: by kind.
+KINDS = {
+    "latin": "aBbéÅﬁİıŒß",
+    "marks": "\u0301\u0300\u0345\u034f\u302e\u302f\u0327\U0001d165\U0001d16d\u0b57\u094d\ufe0f\u20dd\u1dce",
+    "sigma": "ΣσςΑα'.\u00adᵃʰ:·Ⅷⓢ\u0345𝚺",
+    "ideographs": "中国𠀀𪜀𫝀𫠠𬺰𰀀㐀\uf900\U0002f800\u9fff",
+    "controls": "\0\x07\x0b\x1c\x7f\x85\u200b\u200d\ufeff\u2060\ufffd\ufffe\uffff\U000e0001",
+    "spaces": " \t\n\r\u00a0\u3000\u2028\u2029\u1680",
+    "private and unassigned": "\ue000\U000f0000\U0010ffff\u0378\U0003fffd\u2fe0",
+    "emoji": "😀👩\u200d👩🏽❤\ufe0f🇨🇳",
+    "punctuation": "，。,.[]#-`$+~\u1fef\u037e—“_",
+    "scripts": "한ガｶﾞกְअाམقﷺ½①ⅣǅＡ㍿",
+}
+texts = st.one_of(
+    st.text(),
+    st.text(st.one_of(*map(st.sampled_from, KINDS.values()))),
+    st.text(st.sampled_from(KINDS["sigma"] + " ")),
+    st.text(st.sampled_from(KINDS["marks"] + "a")),
+    st.sampled_from(["[MASK] [CLS]", "##a", "unbelievable", "a" * 200, "a" * 201, "é" * 200, "😀" * 201, "", " "]),
+)
+
+
+def all_kinds() -> dict[str, Tokenizer]:
+    models = {
+        "albert": train_sentencepiece(
+            TEXT,
+            vocab_size=900,
+            model_type="unigram",
+            layout="albert",
+            do_lower_case=True,
+            character_coverage=0.98,
+        ),
+        "xlmr": train_sentencepiece(
+            TEXT, vocab_size=900, model_type="bpe", layout="xlmr", do_lower_case=False, character_coverage=0.98
+        ),
+    }
+    return {
+        "wordpiece uncased": WordPieceTokenizer(VOCABULARY),
+        "wordpiece cased": WordPieceTokenizer(VOCABULARY, do_lower_case=False),
+        "albert uncased": SentencePieceTokenizer(models["albert"]),
+        "albert cased": SentencePieceTokenizer(models["albert"], do_lower_case=False),
+        "xlmr": SentencePieceTokenizer(models["xlmr"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, tuple[Tokenizer, Any]]:
+    found = {}
+    for name, tokenizer in all_kinds().items():
+        graph = in_graph(tokenizer)
+        found[name] = tokenizer, tf.function(graph, input_signature=[tf.TensorSpec([None], tf.string)])
+    return found
+
+
+def expected_ids(tokenizer: Tokenizer, batch: list[str]) -> list[list[int]]:
+    if isinstance(tokenizer, WordPieceTokenizer):
+        return [[i for i, _, _ in tokenizer.encode_normatively(text)] for text in batch]
+    return [tokenizer.encode(text) for text in batch]
+
+
+batches = st.lists(texts, min_size=24, max_size=32)
+hard = example(batch=["ΑΣ ΑΣα Σ ΑΣ' Α'Σ.α 𝚺", "\u302e\U0001d165 \u034fa\u302e\u034f\U0001d165", "", "中\u0301国"])
+quick = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+def check(tokenizers, names: list[str], batch: list[str]) -> None:
+    for name in names:
+        tokenizer, graph = tokenizers[name]
+        assert graph(tf.constant(batch, tf.string, shape=[len(batch)])).to_list() == expected_ids(tokenizer, batch)
+
+
+@settings(max_examples=90, deadline=None, suppress_health_check=quick)
+@given(batch=batches)
+@hard
+@example(batch=[])
+def test_pieces_of_words_are_those_of_the_normative_path(tokenizers, batch: list[str]):
+    """More than 2,000 texts."""
+    check(tokenizers, ["wordpiece uncased", "wordpiece cased"], batch)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=quick)
+@given(batch=batches)
+@hard
+@example(batch=[])
+def test_pieces_of_sentences_are_those_of_the_tokenizer(tokenizers, batch: list[str]):
+    check(tokenizers, ["albert uncased", "albert cased", "xlmr"], batch)
+
+
+@pytest.mark.parametrize("name", ["wordpiece uncased", "wordpiece cased"])
+def test_every_code_point_between_letters(tokenizers, name: str):
+    tokenizer, graph = tokenizers[name]
+    codes = [c for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
+    batch = [f"a{chr(c)}b" for c in codes if c < 0x3400 or unicodedata.category(chr(c)) not in {"Lo", "Cn", "Co"}]
+    batch += [f"a{chr(c)}b" for c in codes[0x3400::7]]
+    found, expected = graph(tf.constant(batch)), tokenizer.encode_batch(batch)
+    np.testing.assert_array_equal(found.row_splits, expected.splits)
+    np.testing.assert_array_equal(found.flat_values, expected.ids)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.binary(max_size=8), min_size=1))
+def test_bytes_that_are_no_text_are_dropped(tokenizers, batch: list[bytes]):
+    for name in ("wordpiece uncased", "albert uncased"):
+        tokenizer, graph = tokenizers[name]
+        assert graph(tf.constant(batch)).to_list() == expected_ids(
+            tokenizer, [content.decode("utf-8", errors="replace") for content in batch]
+        )
+
+
+pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs, st.integers(4, 12), st.booleans())
+def test_features_are_those_of_batches(tokenizers, batch, length: int, two: bool):
+    tokenizer, _ = tokenizers["wordpiece uncased"]
+    a, b = (list(side) for side in zip(*batch, strict=True))
+    dataset = features.ClassificationDataset(
+        features.encode_examples(a, b if two else None, [0] * len(a), tokenizer, length), len(a), length
+    )
+    (expected,) = dataset.evaluation_batches(len(a))
+    found = InGraphFeatures(tokenizer, length)(a, b if two else None)
+    order, padding = dataset.evaluation_order(), length - expected["input_ids"].shape[1]
+    assert found.keys() == {"input_ids", "input_mask", "segment_ids"}
+    for name, value in found.items():
+        assert value.dtype == tf.int32
+        np.testing.assert_array_equal(value.numpy()[order], np.pad(expected[name], ((0, 0), (0, padding))))
+
+
+def test_inside_a_pipeline(tokenizers):
+    tokenizer, _ = tokenizers["wordpiece uncased"]
+    make = InGraphFeatures(tokenizer, 8)
+    rows = tf.data.Dataset.from_tensor_slices((["the unbelievable", "中国"], ["a", "学习，"])).batch(2).map(make)
+    (batch,) = rows
+    assert rows.element_spec["input_ids"].shape.as_list() == [None, 8]
+    assert tokenizer.tokens(batch["input_ids"][1].numpy()) == [
+        *("[CLS]", "中", "国", "[SEP]", "学", "习", "，", "[SEP]"),
+    ]
+    assert batch["segment_ids"][1].numpy().tolist() == [0] * 4 + [1] * 4
+
+
+LOAD = """
+import sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_text  # the operations
+served = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+found = served(text_a=tf.constant(["中国 the ΑΣ", ""]), text_b=tf.constant(["学习", "a" * 300]))
+np.save(sys.argv[2], found["probabilities"].numpy())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wordpiece uncased", "albert uncased"])
+def test_a_saved_classifier_takes_raw_strings_in_another_process(tokenizers, name: str, tmp_path: Path):
+    from modeling import ClassifierModel, Config
+
+    tokenizer, _ = tokenizers[name]
+    config = Config(
+        family="bert",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+    )
+
+    class Served(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.model = InGraphFeatures(tokenizer, 16), ClassifierModel(config, 2)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string)])
+        def probabilities(self, text_a, text_b):
+            return {"probabilities": tf.nn.softmax(self.model(self.features(text_a, text_b))["logits"])}
+
+    served = Served()
+    tf.saved_model.save(served, str(tmp_path / "saved"), signatures=served.probabilities)
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "saved"), str(tmp_path / "found.npy")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    encoded = features.encode_examples(["中国 the ΑΣ", ""], ["学习", "a" * 300], [0, 0], tokenizer, 16)
+    (batch,) = features.ClassificationDataset(encoded, 2, 16).evaluation_batches(2)
+    order = features.ClassificationDataset(encoded, 2, 16).evaluation_order()
+    expected = tf.nn.softmax(served.model(batch)["logits"]).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy")[order], expected, atol=1e-6)
+
+
+def test_properties_cover_unicode():
+    assert code_point_properties().shape == (sys.maxunicode + 1,)
