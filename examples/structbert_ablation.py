@@ -87,19 +87,24 @@ class Options:
     vocab_size: int = flag(8000, help="of the vocabulary that is learnt", unit="tokens", minimum=8)
     max_seq_length: int = flag(128, help="of pretraining and fine-tuning", unit="tokens", minimum=16)
     eval_fraction: float = flag(0.02, help="share of the documents that is held out", minimum=0.001, maximum=0.5)
-    dupe_factor: int = flag(3, help="passes over the text, each with its own pairs and masks", minimum=1)
+    dupe_factor: int = flag(2, help="passes over the text, each with its own pairs and masks", minimum=1)
+    init_checkpoint: str | None = flag(
+        None,
+        help="pretrained weights that all arms start from, each with a new sentence-pair head; by default random ones, "
+        "with which the shape of --bert_config_file needs 6,000 steps rather than 800",
+    )
     pretraining_seed: int = flag(12345, help="of every arm: initial weights, order of examples", minimum=0)
-    num_train_steps: int = flag(3000, help="length of pretraining", unit="steps", minimum=1)
+    num_train_steps: int = flag(800, help="length of pretraining", unit="steps", minimum=1)
     num_warmup_steps: int = flag(
-        200, help="steps in which pretraining's learning rate rises from 0", unit="steps", minimum=0
+        80, help="steps in which pretraining's learning rate rises from 0", unit="steps", minimum=0
     )
     pretraining_batch_size: int = flag(24, help="of pretraining", unit="examples", minimum=1)
-    pretraining_learning_rate: float = flag(3e-3, help="peak learning rate of pretraining", minimum=0)
+    pretraining_learning_rate: float = flag(1e-3, help="peak learning rate of pretraining", minimum=0)
     train_batch_size: int = flag(32, help="of fine-tuning", unit="examples", minimum=1)
     learning_rate: float = flag(5e-4, help="peak learning rate of fine-tuning", minimum=0)
     num_train_epochs: float = flag(3.0, help="passes over a task's training examples", unit="epochs", minimum=0)
     max_train_examples: int = flag(
-        10_000, help="training examples of a task, the first after a shuffle", unit="examples", minimum=1
+        3000, help="training examples of a task, the first after a shuffle", unit="examples", minimum=1
     )
     max_dev_examples: int = flag(2000, help="examples of a task that are scored", unit="examples", minimum=1)
     precision: str = flag("bfloat16", help="compute precision", choices=("float32", "bfloat16"))
@@ -183,6 +188,10 @@ def check(options: Options) -> None:
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
             raise UsageError(f"--{name}={','.join(map(str, values))}: expected one or several, each once")
+    if options.init_checkpoint and not options.vocab_file:
+        raise UsageError(
+            f"--init_checkpoint={options.init_checkpoint} without --vocab_file: give the vocabulary that it has"
+        )
     if options.num_warmup_steps > options.num_train_steps:
         raise UsageError(
             f"--num_warmup_steps={options.num_warmup_steps} but --num_train_steps={options.num_train_steps}: "
@@ -358,6 +367,11 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
             "adam_bias_correction": True,
             "adam_beta2": 0.98,
             "seed": options.pretraining_seed,
+            **(
+                {"init_checkpoint": options.init_checkpoint, "init_sentence_head": False}
+                if options.init_checkpoint
+                else {}
+            ),
             "save_checkpoints_steps": max(1, options.num_train_steps // 5),
             "keep_checkpoint_max": 1,
         }
@@ -482,11 +496,12 @@ def markdown(options: Options, content: Mapping[str, Scores]) -> str:
         seconds = scores["pretraining_seconds"]
         rows.append([arm.title, *cells, format_duration(seconds) if seconds else ""])
     lines = [columns, ["---"] * len(columns), *rows]
+    start = options.init_checkpoint or "random weights"
     return (
         f"{options.num_train_steps:,} steps of {options.pretraining_batch_size} examples, {tokens / 1e6:.1f} million "
-        f"tokens, seed {options.pretraining_seed}; fine-tuned {options.num_train_epochs:g} epochs with seeds "
-        f"{', '.join(map(str, options.seeds))}: mean accuracy ± deviation over them. In brackets: share of the most "
-        "frequent token, of shuffled words that stand where they stood, of right guesses.\n\n"
+        f"tokens, from {start}, seed {options.pretraining_seed}; fine-tuned {options.num_train_epochs:g} epochs with "
+        f"seeds {', '.join(map(str, options.seeds))}: mean accuracy ± deviation over them. In brackets: share of the "
+        "most frequent token, of shuffled words that stand where they stood, of right guesses.\n\n"
         + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     )
 

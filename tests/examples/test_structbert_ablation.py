@@ -93,6 +93,13 @@ def test_every_command_is_one_that_its_verb_takes_and_that_can_be_pasted(folder:
         assert isinstance(parsed, verb.Options)
 
 
+def test_all_arms_start_from_the_weights_that_are_given(folder: Path):
+    for name, step in plan(options_of(folder, init_checkpoint="model", vocab_file="vocab.txt")).items():
+        if step.kind == "pretraining":
+            flags = flags_of(step)
+            assert (flags["init_checkpoint"], flags["init_sentence_head"]) == ("model", "False"), name
+
+
 def touch(path: Path, content: str = "{}") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
@@ -254,8 +261,12 @@ def test_the_estimate_follows_the_pace_of_what_is_done(folder: Path):
         ({"tasks": ("lcqmd",)}, "unknown --task_name 'lcqmd'; did you mean 'lcqmc'?"),
         ({"tasks": ("ocnli",)}, "data/ocnli is not a folder"),
         (
-            {"num_train_steps": 100},
-            "--num_warmup_steps=200 but --num_train_steps=100: give fewer steps of warmup, or more of training",
+            {"init_checkpoint": "model"},
+            "--init_checkpoint=model without --vocab_file: give the vocabulary that it has",
+        ),
+        (
+            {"num_train_steps": 50},
+            "--num_warmup_steps=80 but --num_train_steps=50: give fewer steps of warmup, or more of training",
         ),
         (
             {"input_file": ("other.txt",)},
