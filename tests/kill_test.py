@@ -152,6 +152,7 @@ def kill_and_finish(folder: Path, flags: list[str], kills: int, generator: rando
                 finished = status_of(pid, wait=True)
             if finished == -signal.SIGKILL:
                 result.kills[where] += 1
+                print(f"kill {result.kills.total()} of {kills}: {where}, run {result.runs}", flush=True)
             elif finished == 0:
                 break
             else:
@@ -243,6 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
         call("run_pretraining.py", [*flags, f"--output_dir={folder / 'alone'}"])
         alone = left_by(folder / "alone")
         # What every life imports.
+        from training.startup import import_tensorflow
+
+        import_tensorflow()
         import run_pretraining  # noqa: F401
         import tasks.pretraining  # noqa: F401
         import training.loop
