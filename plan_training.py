@@ -237,11 +237,13 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
         predictions=options.predictions,
         bfloat16=options.precision == "bfloat16",
         remat=options.remat,
+        scan=options.scan_layers,
         averaged=bool(options.ema_decay),
         micro_batches=options.gradient_accumulation_steps,
         data_parts=chips // options.model_parallel,
         model_parts=options.model_parallel,
         fsdp=options.fsdp,
+        cpu=options.device == "cpu",
     )
     memory = step_memory(config, layout)
     facts = {}

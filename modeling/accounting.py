@@ -66,11 +66,13 @@ class Layout:
     predictions: int
     bfloat16: bool = False
     remat: bool = False
+    scan: bool = False
     averaged: bool = False
     micro_batches: int = 1
     data_parts: int = 1
     model_parts: int = 1
     fsdp: bool = False
+    cpu: bool = False
 
     @property
     def state_parts(self) -> int:
@@ -98,22 +100,45 @@ class StepMemory:
 
 
 def step_memory(config: Config, layout: Layout) -> StepMemory:
-    """Return what a training step of a `PretrainingModel` with an optimizer of two slots needs on one device."""
-    weights = 4 * parameter_count(config) / layout.state_parts
+    """Return what a training step of a `PretrainingModel` with an optimizer of two slots needs on one device.
+
+    On a CPU XLA computes bfloat16 in float32, and merges what unrolled rematerialisation computes again with what it
+    was to replace: neither saves anything there. In a loop (`scan`) it saves as everywhere.
+    """
+    cut = layout.model_parts
+    parameters = parameter_count(config)
+    weights = 4 * parameters / layout.state_parts
     held = {"weights": weights, "optimizer slots": 2 * weights} | ({"average": weights} if layout.averaged else {})
-    item = 2 if layout.bfloat16 else 4
+    item = 2 if layout.bfloat16 and not layout.cpu else 4
     tokens = layout.examples * layout.length
     dense = tokens * config.hidden_size
-    inner = tokens * config.intermediate_size / layout.model_parts
-    scores = tokens * layout.length * config.num_attention_heads / layout.model_parts
-    logits = layout.examples * layout.predictions * config.padded_vocab_size / layout.model_parts
-    # Kept of a block: LayerNorms and masks in float32 and bytes; the rest in the type that is computed with.
-    block = (26 + 10 * item) * dense + 2.25 * item * inner + (4 + 4 * item) * scores
+    inner = tokens * config.intermediate_size / cut
+    scores = tokens * layout.length * config.num_attention_heads / cut
+    logits = layout.examples * layout.predictions * config.padded_vocab_size / cut
+    table = config.padded_vocab_size * config.embedding_size
+
+    # Bytes kept of a block for each element: LayerNorms in float32, masks in bytes, the rest as it is computed.
+    hidden_dropped, scores_dropped = bool(config.hidden_dropout_prob), bool(config.attention_probs_dropout_prob)
+    block = (26 + (10 if hidden_dropped else 7.5) * item) * dense
+    block += 2.25 * item * inner
+    block += (4 + 4 * item if scores_dropped else 4 + 1.6 * item) * scores
     blocks = len(shared_bricks(config))
-    # With rematerialisation only the inputs of blocks, and all of one while its gradient is taken.
-    kept = blocks * item * dense + block if layout.remat else blocks * block
-    around = 10 * item * dense + 16 * logits
-    return StepMemory(held, weights, kept + around)
+    if layout.remat and (layout.scan or not layout.cpu):
+        # The inputs of all blocks, as states too, and everything of the one whose gradient is taken.
+        kept = 2 * blocks * item * dense + block
+    elif layout.scan:
+        # What one loop hands to the next is kept as it was asked for: nothing is computed again to save memory.
+        block = (26 + 10 * item) * dense + 8 * item * inner + (5 + 2 * item) * scores
+        kept = blocks * block
+    else:
+        kept = blocks * block
+    if layout.scan and config.sharing == "none":
+        # Weights stacked for the loop, their gradients, and these taken apart.
+        kept += 3 * item * (parameters - table) / cut
+    around = 10 * item * dense + 0.4 * item * (inner + scores) + 16 * logits
+    # The word table has one gradient from each of its ends. Micro-batches add up beside the gradient of one.
+    gradients = weights * (2 if layout.micro_batches > 1 else 1) + 4 * table / layout.state_parts
+    return StepMemory(held, gradients, kept + around)
 
 
 def collective_bytes(config: Config, layout: Layout) -> dict[str, float]:
