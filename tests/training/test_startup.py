@@ -53,6 +53,11 @@ def test_tensorflow_computes_where_nothing_is_said(monkeypatch):
         ({}, {"tensorflow"}, "KERAS_BACKEND=torch: there is no engine for it; give --backend=tensorflow or"),
         ({"backend": "jax"}, {"tensorflow"}, "--backend=jax: jax is not installed"),
         ({"backend": "tensorflow", "use_tpu": True}, EVERYTHING, "has no TPU runtime; give --backend=jax, or install"),
+        (
+            {"use_tpu": True, "precision": "float16"},
+            EVERYTHING,
+            "a TPU has no use for float16; give --precision=bfloat16",
+        ),
         ({"use_tpu": True}, {"tensorflow", "jax"}, "no TPU runtime; install Divan's extra 'tpu'"),
         ({"use_tpu": True, "tpu_name": "grpc://10.0.0.2:8470"}, EVERYTHING, "on JAX the command runs on the TPU VM"),
         ({"use_tpu": True, "master": "grpc://10.0.0.2:8470"}, EVERYTHING, "--tpu_name=grpc://10.0.0.2:8470: a grpc"),
