@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def mask_code(key: Any, shape: tuple[int, ...]) -> Any:
     """A number that tells masks apart."""
     with seeded(key):
         mask = dropout(ops.ones(shape), RATE, True)
-    return ops.sum(mask * ops.reshape(ops.arange(1, 1 + int(np.prod(shape)), dtype="float32"), shape))
+    return ops.sum(mask * ops.reshape(2.0 ** ops.arange(int(np.prod(shape)), dtype="float32"), shape))
 
 
 def watched_batches(first: int, last: int, poison: tuple[int, ...] = ()) -> list[dict[str, np.ndarray]]:
@@ -213,6 +215,17 @@ def finish(process: Any, path: Path) -> Outcome:
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     return dict(np.load(path))
+
+
+@contextlib.contextmanager
+def ending(processes: Iterable[Any]) -> Iterator[None]:
+    """Leaves no process behind when one of them failed."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            with process:
+                process.kill()
 
 
 def free_addresses(count: int) -> list[str]:
