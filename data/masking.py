@@ -104,15 +104,28 @@ def mask_examples(
         `input_ids` int32 [N, L]; `masked_lm_positions`, `masked_lm_ids` int32 [N, P] ascending and zero padded;
         `masked_lm_weights` float32 [N, P]; P is `masking.num_slots`.
     """
+    special_NL = vocabulary.special.take(input_ids_NL)
+    return hide_tokens(input_ids_NL, word_starts_NL, lengths_N, keys_N, masking, vocabulary, special_NL)[0]
+
+
+def hide_tokens(
+    input_ids_NL: np.ndarray,
+    word_starts_NL: np.ndarray,
+    lengths_N: np.ndarray,
+    keys_N: np.ndarray,
+    masking: Masking,
+    vocabulary: MaskVocabulary,
+    special_NL: np.ndarray,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """As `mask_examples`, told which tokens are special; returns also bool [N, L], the positions that are predicted."""
     N, L = input_ids_NL.shape
-    excluded_NL = vocabulary.special.take(input_ids_NL)
-    hidden_NL = _choose_words(excluded_NL, word_starts_NL, lengths_N, keys_N, masking)
+    hidden_NL = _choose_words(special_NL, word_starts_NL, lengths_N, keys_N, masking)
     masked_ids_NL = input_ids_NL.copy()
     _hide(masked_ids_NL, hidden_NL, keys_N, vocabulary)
     predicted_NL = hidden_NL
     if masking.permute:
         other_keys_N = keys(keys_N, _PERMUTATION)
-        moved_NL = _choose_words(excluded_NL | hidden_NL, word_starts_NL, lengths_N, other_keys_N, masking)
+        moved_NL = _choose_words(special_NL | hidden_NL, word_starts_NL, lengths_N, other_keys_N, masking)
         _permute(masked_ids_NL, moved_NL, other_keys_N)
         predicted_NL = hidden_NL | moved_NL
 
@@ -130,12 +143,13 @@ def mask_examples(
         inside = ~word_starts_NL.ravel()[flat]
         labels_NP[row, slot] = np.where(inside, vocabulary.inside_labels[originals], originals)
 
-    return {
+    features = {
         "input_ids": masked_ids_NL,
         "masked_lm_positions": positions_NP,
         "masked_lm_ids": labels_NP,
         "masked_lm_weights": weights_NP,
     }
+    return features, predicted_NL
 
 
 def _rows_and_slots(flat: np.ndarray, N: int, L: int) -> tuple[np.ndarray, np.ndarray]:

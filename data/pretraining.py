@@ -19,7 +19,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data import corpus
-from data.masking import Masking, MaskVocabulary, mask_examples
+from data.masking import Masking, MaskVocabulary, hide_tokens
 from data.pairing import PAIRINGS, Block, Pairing, Pairs, chunk_and_pair, make_divisible, pack, truncate
 from data.randomness import keys, stream_number
 from data.records import Rows, encode_examples
@@ -400,20 +400,11 @@ def static_features(
     word_order: WordOrder | None = None,
 ) -> dict[str, np.ndarray]:
     """Masks examples; returns BERT's features, and three more with `word_order`: int32 [N, ...], weights float32."""
-    features = mask_examples(examples.input_ids, examples.word_starts, examples.lengths, keys_N, masking, vocabulary)
+    ids, lengths = examples.input_ids, examples.lengths
+    special_NL = vocabulary.special.take(ids)
+    features, hidden_NL = hide_tokens(ids, examples.word_starts, lengths, keys_N, masking, vocabulary, special_NL)
     if word_order:
-        hidden_NL = np.zeros(examples.input_ids.shape, bool)
-        row, slot = np.nonzero(features["masked_lm_weights"])
-        hidden_NL[row, features["masked_lm_positions"][row, slot]] = True
-        features |= shuffle_words(
-            features["input_ids"],
-            examples.input_ids,
-            hidden_NL,
-            examples.lengths,
-            keys_N,
-            word_order,
-            vocabulary.special,
-        )
+        features |= shuffle_words(features["input_ids"], ids, hidden_NL, lengths, keys_N, word_order, special_NL)
     column_L = np.arange(examples.input_ids.shape[1])
     mask_NL = (column_L < examples.lengths[:, None]).astype(np.int32)
     return {

@@ -46,13 +46,21 @@ class _Block:
 
     content: np.ndarray  # uint8 [N, W]
     keep: np.ndarray  # bool [N, W]
-    sizes: np.ndarray  # int64 [N]
+    sizes: np.ndarray | int  # int64 [N], or of every record
 
 
 def _constant(content: bytes, N: int) -> _Block:
     row = np.frombuffer(content, np.uint8)
     W = len(row)
-    return _Block(np.broadcast_to(row, (N, W)), np.broadcast_to(np.True_, (N, W)), np.full(N, W))
+    return _Block(np.broadcast_to(row, (N, W)), np.broadcast_to(np.True_, (N, W)), W)
+
+
+def _varint(value: int) -> bytes:
+    content = bytearray()
+    while value >= 0x80:
+        content.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*content, value])
 
 
 def _varints(values: np.ndarray, keep: np.ndarray | None = None) -> _Block:
@@ -64,7 +72,7 @@ def _varints(values: np.ndarray, keep: np.ndarray | None = None) -> _Block:
     width = max(1, (largest.bit_length() + 6) // 7)
     if width == 1:
         present = np.broadcast_to(np.True_, (N, K)) if keep is None else keep
-        return _Block(values.astype(np.uint8), present, np.full(N, K) if keep is None else keep.sum(axis=1))
+        return _Block(values.astype(np.uint8), present, K if keep is None else keep.sum(axis=1))
     unsigned = values.astype(np.uint32)
     content = np.empty((N, K, width), np.uint8)
     present = np.empty((N, K, width), bool)
@@ -78,10 +86,12 @@ def _varints(values: np.ndarray, keep: np.ndarray | None = None) -> _Block:
     return _Block(content.reshape(N, K * width), present, np.count_nonzero(present, axis=1))
 
 
-def _prefixed(tag: bytes, blocks: Sequence[_Block]) -> list[_Block]:
+def _prefixed(tag: bytes, blocks: Sequence[_Block], N: int) -> list[_Block]:
     """The blocks behind a tag and their length."""
-    sizes = np.sum([block.sizes for block in blocks], axis=0)
-    return [_constant(tag, len(sizes)), _varints(sizes[:, None]), *blocks]
+    sizes = sum(block.sizes for block in blocks)
+    if isinstance(sizes, int):
+        return [_constant(tag + _varint(sizes), N), *blocks]
+    return [_constant(tag, N), _varints(sizes[:, None]), *blocks]
 
 
 def _feature_blocks(name: str, rows: Rows) -> list[_Block]:
@@ -91,14 +101,16 @@ def _feature_blocks(name: str, rows: Rows) -> list[_Block]:
     if values.dtype.kind == "f":
         content = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(N, 4 * K)
         present = np.broadcast_to(np.True_, (N, 4 * K)) if keep is None else np.repeat(keep, 4, axis=1)
-        payload = _Block(content, present, np.full(N, 4 * K) if lengths is None else 4 * lengths)
+        payload = _Block(content, present, 4 * K if lengths is None else 4 * lengths)
         tag = _FLOAT_LIST
     else:
         payload, tag = _varints(values, keep), _INT64_LIST
     key = name.encode()
-    feature = _prefixed(bytes([0x12]), _prefixed(bytes([tag]), _prefixed(bytes([_LENGTH_DELIMITED_1]), [payload])))
-    entry = [_constant(bytes([_LENGTH_DELIMITED_1, len(key)]) + key, N), *feature]
-    return _prefixed(bytes([_LENGTH_DELIMITED_1]), entry)
+    blocks = [payload]
+    for number in (_LENGTH_DELIMITED_1, tag, 0x12):
+        blocks = _prefixed(bytes([number]), blocks, N)
+    entry = [_constant(bytes([_LENGTH_DELIMITED_1, len(key)]) + key, N), *blocks]
+    return _prefixed(bytes([_LENGTH_DELIMITED_1]), entry, N)
 
 
 def masked_crc32c(content: bytes | np.ndarray) -> int:
@@ -128,12 +140,12 @@ def encode_examples(features: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarra
     first = next(iter(features.values()))
     N = len(first[0] if isinstance(first, tuple) else first)
     blocks = [block for name in features for block in _feature_blocks(name, features[name])]
-    blocks = _prefixed(bytes([_LENGTH_DELIMITED_1]), blocks)
+    blocks = _prefixed(bytes([_LENGTH_DELIMITED_1]), blocks, N)
     blocks = [_constant(bytes(_HEADER_BYTES), N), *blocks, _constant(bytes(_FOOTER_BYTES), N)]
     content_NW = np.concatenate([block.content for block in blocks], axis=1)
     keep_NW = np.concatenate([block.keep for block in blocks], axis=1)
     content = content_NW[keep_NW]
-    offsets = np.concatenate([[0], np.cumsum(np.sum([block.sizes for block in blocks], axis=0))])
+    offsets = np.concatenate([[0], np.cumsum(np.broadcast_to(sum(block.sizes for block in blocks), N))])
 
     begins, ends = offsets[:-1], offsets[1:]
     lengths = np.ascontiguousarray(ends - begins - _FRAME_BYTES, "<u8").view(np.uint8).reshape(N, 8)

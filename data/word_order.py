@@ -69,7 +69,7 @@ def shuffle_words(
     lengths_N: np.ndarray,
     keys_N: np.ndarray,
     word_order: WordOrder,
-    special_V: np.ndarray,
+    special_NL: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Shuffles windows of N masked examples; row n depends on its own arguments and keys_N[n] alone.
 
@@ -80,7 +80,7 @@ def shuffle_words(
         lengths_N: tokens per row, without padding.
         keys_N: uint64 from `data.randomness.keys`.
         word_order: amounts and choices.
-        special_V: bool, ids that are special.
+        special_NL: bool, tokens that are special.
 
     Returns:
         `input_ids` int32 [N, L]; `word_order_positions`, `word_order_ids` (what stood there before) int32 [N, Q]
@@ -88,7 +88,7 @@ def shuffle_words(
     """
     N, L = input_ids_NL.shape
     K = word_order.tokens
-    starts_NL = _possible_starts(input_ids_NL, hidden_NL, lengths_N, word_order, special_V)
+    starts_NL = _possible_starts(hidden_NL, lengths_N, word_order, special_NL)
     num_starts_N = starts_NL.sum(axis=1)
     wanted_N = np.floor(word_order.rate * num_starts_N + random_bits(keys_N, 1, _COUNT)[:, 0] / 2.0**32).astype(
         np.int64
@@ -125,12 +125,16 @@ def shuffle_words(
 
     drawn = random_bits(keys_N, int(wanted_N.max(initial=0)), _PERMUTATION)
     ids_NL, covered_NL, labelled_NL = shown_ids_NL.copy(), hidden_NL.copy(), np.zeros((N, L), bool)
+    # No token of such windows is masked or in another one.
+    unlabelled = word_order.windows == "unmasked" and not word_order.overlap and word_order.labels == "all"
     for row, start, number in steps:
         chosen = word_order.permutations[random_below(drawn[row, number], len(word_order.permutations))]
         positions = start[:, None] + np.arange(K)
-        before = ids_NL.take(positions)
-        after = np.take_along_axis(before, chosen, axis=1)
+        before, after = ids_NL.take(positions), ids_NL.take(start[:, None] + chosen)
         ids_NL.ravel()[positions] = after
+        if unlabelled:
+            labelled_NL.ravel()[positions] = True
+            continue
         uncovered = ~covered_NL.take(positions)
         wanted = uncovered if word_order.labels == "all" else uncovered & (before != after)
         labelled_NL.ravel()[positions[wanted]] = True
@@ -142,9 +146,10 @@ def shuffle_words(
     Q = word_order.num_slots(L)
     positions_NQ, labels_NQ = np.zeros((N, Q), np.int32), np.zeros((N, Q), np.int32)
     weights_NQ = np.zeros((N, Q), np.float32)
-    positions_NQ[row, slot] = flat % L
-    labels_NQ[row, slot] = input_ids_NL.take(flat)
-    weights_NQ[row, slot] = 1.0
+    place = row * Q + slot
+    positions_NQ.ravel()[place] = flat - row * L
+    labels_NQ.ravel()[place] = input_ids_NL.take(flat)
+    weights_NQ.ravel()[place] = 1.0
     return {
         "input_ids": ids_NL,
         "word_order_positions": positions_NQ,
@@ -154,19 +159,14 @@ def shuffle_words(
 
 
 def _possible_starts(
-    input_ids_NL: np.ndarray,
-    hidden_NL: np.ndarray,
-    lengths_N: np.ndarray,
-    word_order: WordOrder,
-    special_V: np.ndarray,
+    hidden_NL: np.ndarray, lengths_N: np.ndarray, word_order: WordOrder, special_NL: np.ndarray
 ) -> np.ndarray:
     """Marks where a window may begin; bool [N, L]."""
-    L, K = input_ids_NL.shape[1], word_order.tokens
+    L, K = hidden_NL.shape[1], word_order.tokens
     fits_NL = np.arange(L) <= lengths_N[:, None] - K
-    ordinary_NL = ~special_V.take(input_ids_NL)
     if word_order.windows == "any":
-        return ordinary_NL & fits_NL
-    ordinary_NL &= ~hidden_NL
+        return ~special_NL & fits_NL
+    ordinary_NL = ~(special_NL | hidden_NL)
     starts_NL = ordinary_NL & fits_NL
     for i in range(1, K):
         starts_NL[:, : L - i] &= ordinary_NL[:, i:]

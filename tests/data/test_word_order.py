@@ -64,7 +64,7 @@ def run(batch, word_order, seed=0):
     ids, hidden, lengths = batch
     shown = np.where(hidden, MASK, ids).astype(np.int32)
     key = keys(seed, np.arange(len(ids)))
-    return shown, shuffle_words(shown, ids, hidden, lengths, key, word_order, SPECIAL)
+    return shown, shuffle_words(shown, ids, hidden, lengths, key, word_order, SPECIAL[ids])
 
 
 def labelled(out, row):
@@ -134,7 +134,7 @@ def test_a_row_is_shuffled_by_its_own_key(batch, word_order, seed):
     key = keys(seed, np.arange(len(ids)))
     for row in range(len(ids)):
         one = slice(row, row + 1)
-        alone = shuffle_words(shown[one], ids[one], hidden[one], lengths[one], key[one], word_order, SPECIAL)
+        alone = shuffle_words(shown[one], ids[one], hidden[one], lengths[one], key[one], word_order, SPECIAL[ids[one]])
         for name, value in alone.items():
             np.testing.assert_array_equal(value[0], whole[name][row])
 
