@@ -292,9 +292,10 @@ def check_techniques(options: Options) -> None:
     if options.child_tuning == "F" and options.child_tuning_fisher != defaults["child_tuning_fisher"]:
         raise UsageError("--child_tuning_fisher=released does nothing with --child_tuning=F; use --child_tuning=D")
     if options.adversarial_weight and options.precision != "float32":
+        bits = {"bfloat16": 8, "float16": 11}[options.precision]
         raise UsageError(
             f"--adversarial_weight={options.adversarial_weight:g} with --precision={options.precision}: steps of "
-            f"{options.adversarial_bound:g} are lost in its 8 bits; use --precision=float32"
+            f"{options.adversarial_bound:g} are lost in its {bits} bits; use --precision=float32"
         )
 
 

@@ -42,7 +42,7 @@ class Chip:
 
     def flops(self, precision: str) -> float:
         """Peak of matrix products at what JAX computes for `precision` by default."""
-        return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
+        return self.float32_flops if precision == "float32" else self.bfloat16_flops
 
 
 # Memory of a TPU is what its compiler lets a program use. JAX multiplies float32 in one bfloat16 pass on TPUs and in
