@@ -100,8 +100,8 @@ def test_masked_memory_changes_nothing():
 def test_decoder_rematerialisation_and_scan_keep_the_gradient_of_the_memory(scan: bool):
     x, memory = tf.constant(states(4)), tf.constant(states(3, seed=1))
     gradients = []
-    for choice in ({}, {"remat": True, "scan": scan}):
-        layer = Decoder(CONFIGS["bert"], INITIALIZATION, **choice, dtype="float32")
+    for remat in (False, True):
+        layer = Decoder(CONFIGS["bert"], INITIALIZATION, remat=remat, scan=remat and scan, dtype="float32")
         layer.build(None)
         with tf.GradientTape() as tape, seeded(tf.constant([1, 2], tf.uint32)):
             tape.watch((x, memory))

@@ -180,7 +180,7 @@ def test_the_verbs_train_on_and_score_packed_records(tmp_path, capsys):
     with pytest.raises(UsageError, match=r"max_seq_length=24 but .* has positions for 23 tokens"):
         run_pretraining.main(
             run_pretraining.Options(
-                input_file=(str(tmp_path / "packed*tfrecord"),), **common | {"bert_config_file": str(short)}
+                input_file=(str(tmp_path / "packed*tfrecord"),), **{**common, "bert_config_file": str(short)}
             )
         )
 
