@@ -53,7 +53,6 @@ def _assigned() -> Iterable[int]:
     return (c for c in range(_CODE_POINTS) if unicodedata.category(chr(c)) not in ("Cn", "Co", "Cs"))
 
 
-@functools.cache
 def code_point_properties() -> np.ndarray:
     """int32 [0x110000]: for every code point its combining class and what the tokenizers ask of a character."""
     properties = np.zeros(_CODE_POINTS, np.int32)
@@ -179,10 +178,8 @@ class InGraphWordPiece(InGraphTokenizer):
     def __init__(self, tokenizer: WordPieceTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
-        self._properties = _Table(code_point_properties())
-        self._decomposed = None
-        if tokenizer.do_lower_case:
-            self._decomposed = _Expansions(_lower_case_decompositions(), _CODE_POINTS)
+        self._properties = _properties()
+        self._decomposed = _lower_case_decompositions() if tokenizer.do_lower_case else None
         last_of_a_token = {token: i for i, token in enumerate(tokenizer.vocabulary)}
         # Of equal entries the last counts; the places of the others, and of entries that no text can be, hold fillers.
         entries = [
@@ -237,32 +234,38 @@ class InGraphWordPiece(InGraphTokenizer):
         return tf.cond(tf.reduce_any(shows), ordered, lambda: codes)
 
 
+# The tables of Unicode are the same in all graphs, and take a second to make.
 @functools.cache
-def _lower_case_decompositions() -> dict[int, list[int]]:
+def _properties() -> _Table:
+    return _Table(code_point_properties())
+
+
+@functools.cache
+def _lower_case_decompositions() -> _Expansions:
     """What lower case and NFD make of single code points, where that is something else."""
     made = ((code, unicodedata.normalize("NFD", chr(code).lower())) for code in _assigned())
-    return {code: list(map(ord, new)) for code, new in made if new != chr(code)}
+    return _Expansions({code: list(map(ord, new)) for code, new in made if new != chr(code)}, _CODE_POINTS)
 
 
 @functools.cache
-def _compatibility_decompositions() -> dict[int, list[int]]:
+def _compatibility_decompositions() -> _Expansions:
     """What NFKD leaves of single code points when combining characters are dropped, where that is something else."""
     made = (
         (code, [c for c in unicodedata.normalize("NFKD", chr(code)) if not unicodedata.combining(c)])
         for code in _assigned()
     )
-    return {code: list(map(ord, new)) for code, new in made if new != [chr(code)]}
+    return _Expansions({code: list(map(ord, new)) for code, new in made if new != [chr(code)]}, _CODE_POINTS)
 
 
 @functools.cache
-def _lower_case() -> np.ndarray:
-    """int32 [0x110000]: lower case of the code points that decomposition leaves, all of which have one."""
+def _lower_case() -> _Table:
+    """Lower case of the code points that decomposition leaves, each of which has one."""
     lower = np.arange(_CODE_POINTS, dtype=np.int32)
     for code in _assigned():
         made = chr(code).lower()
         if len(made) == 1:
             lower[code] = ord(made)
-    return lower
+    return _Table(lower)
 
 
 class InGraphSentencePiece(InGraphTokenizer):
@@ -278,9 +281,9 @@ class InGraphSentencePiece(InGraphTokenizer):
         self._id_of = tokenizer.id_of
         self._prepare: Callable[[Tensor], Tensor] = self._transcoded
         if tokenizer.prepares:
-            self._properties = _Table(code_point_properties())
-            self._decomposed = _Expansions(_compatibility_decompositions(), _CODE_POINTS)
-            self._lower = _Table(_lower_case()) if tokenizer.do_lower_case else None
+            self._properties = _properties()
+            self._decomposed = _compatibility_decompositions()
+            self._lower = _lower_case() if tokenizer.do_lower_case else None
             self._prepare = self._prepared
 
     def __call__(self, texts: Tensor) -> Tensor:
