@@ -81,11 +81,12 @@ class Decoder(Encoder):
                 x_BLD = cross(x_BLD, memory=pair, attention_mask=memory_mask, training=training)
             return feed_forward(x_BLD, training=training)
 
-        blocks = [
-            (self.attentions[i], *(self.cross_attentions[i : i + 1] if memory else ()), self.feed_forwards[j])
-            for i, j in self.order
-        ]
+        blocks = self._bricks() if memory else super()._bricks()
         return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
+
+    def _bricks(self) -> list[Bricks]:
+        crosses = self.cross_attentions
+        return [(self.attentions[i], *crosses[i : i + 1], self.feed_forwards[j]) for i, j in self.order]
 
     def start_cache(self, batch: int, length: int, memory_BSD: Tensor | None = None) -> Cache:
         """Room for `length` positions per block, and the memory's keys and values, projected once."""

@@ -1,5 +1,6 @@
 """The Transformer encoder of every model here: post-LN or pre-LN, its bricks shared or not (ALBERT section 3.1)."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ class Encoder(keras.layers.Layer):
 
     With `remat`, blocks keep only their input for the backward pass. With `scan`, one block is compiled and looped over
     the weights of all, which are stacked for the loop alone: variables, their names and all numbers stay the same.
+
+    Attributes:
+        gather: set by an engine that keeps weights in parts: (variable, value) -> the value as it is computed with. It
+            is called for each block inside of what is recomputed or looped over, so that one block is whole at a time.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Encoder(keras.layers.Layer):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.remat = remat
         self.scan = scan
+        self.gather: Callable[[keras.Variable, Tensor], Tensor] | None = None
         bricks = shared_bricks(config)
         attention_ks = sorted({k for k, _ in bricks})
         feed_forward_ks = sorted({k for _, k in bricks})
@@ -76,8 +82,11 @@ class Encoder(keras.layers.Layer):
             x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
             return feed_forward(x_BLD, training=training)
 
-        blocks = [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]
-        return self.run_blocks(block, blocks, x_BLD, training=training)
+        return self.run_blocks(block, self._bricks(), x_BLD, training=training)
+
+    def _bricks(self) -> list[Bricks]:
+        """The bricks of every block in order."""
+        return [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]
 
     def run_blocks(
         self,
@@ -96,12 +105,25 @@ class Encoder(keras.layers.Layer):
             for bricks, key in zip(blocks, keys, strict=True):
 
                 def run(x_BLD: Tensor, *memory: Tensor, bricks: Bricks = bricks, key: Tensor | None = key) -> Tensor:
-                    with seeded(key):
+                    with seeded(key), self._gathered(bricks):
                         return block(bricks, x_BLD, *memory)
 
                 states.append((keras.remat(run) if self.remat and training else run)(states[-1], *memory))
         last = states[-1] if self.layer_norm is None else self.layer_norm(states[-1])
         return last, states
+
+    @property
+    def own_weights(self) -> list[keras.Variable]:
+        """Weights that one block alone uses."""
+        users = [brick for pair in self._bricks() for brick in pair]
+        return [variable for brick in users if users.count(brick) == 1 for variable in brick.weights]
+
+    def _gathered(self, bricks: Bricks) -> contextlib.AbstractContextManager[Any]:
+        if self.gather is None:
+            return contextlib.nullcontext()
+        weights = [variable for brick in bricks for variable in brick.weights]
+        mapping = [(variable, self.gather(variable, ops.convert_to_tensor(variable))) for variable in weights]
+        return keras.StatelessScope(mapping, initialize_variables=False)
 
     def _scanned(
         self,
@@ -132,6 +154,8 @@ class Encoder(keras.layers.Layer):
 
             def run(x_BLD: Tensor, values: list[Tensor], *memory: Tensor) -> Tensor:
                 mapping = list(zip(variables, values, strict=True))
+                if self.gather is not None:
+                    mapping = [(variable, self.gather(variable, value)) for variable, value in mapping]
                 with keras.StatelessScope(mapping, initialize_variables=False), seeded(key[0] if key else None):
                     return block(blocks[0], x_BLD, *memory)
 

@@ -12,6 +12,7 @@ import keras
 from modeling.bert import Backbone
 from modeling.config import Config
 from modeling.embeddings import Embeddings
+from modeling.encoder import Encoder
 from modeling.layers import Dense, LayerNorm, activation
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import dropout, seeded_by_default
@@ -103,6 +104,11 @@ class PretrainingModel(keras.Model):
         """How the variables may be cut over devices."""
         return transformer_rules(self.config)
 
+    @property
+    def blocks(self) -> Encoder:
+        """The part whose weights an engine may gather block by block."""
+        return self.backbone.encoder
+
     def call(self, features: Mapping[str, Tensor], training: bool = False) -> dict[str, Any]:
         """Score masked words and the pair.
 
@@ -175,6 +181,11 @@ class ClassifierModel(keras.Model):
     def layout_rules(self) -> LayoutRules:
         """How the variables may be cut over devices."""
         return transformer_rules(self.config)
+
+    @property
+    def blocks(self) -> Encoder:
+        """The part whose weights an engine may gather block by block."""
+        return self.backbone.encoder
 
     def call(
         self, features: Mapping[str, Tensor], training: bool = False, word_noise_BLE: Tensor | None = None

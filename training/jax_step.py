@@ -87,6 +87,7 @@ class JaxStep:
         shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
         self._computed = placement.computed(shapes, getattr(model, "layout_rules", None))
         self.shardings = {name: placement.stored(shape, self._computed[name]) for name, shape in shapes.items()}
+        self._late = self._gather_late() if placement.fsdp else frozenset()
         self.trainable_names = [name for name, variable in self.variables.items() if variable.trainable]
         self.trained_names = optimizer.trainable(self.trainable_names)
         self._connected: dict[tuple[str, ...], list[str]] = {}
@@ -196,8 +197,9 @@ class JaxStep:
                 value, sums = self._loss(self._gathered(values | old), part, key, normalizers)
                 return value * scaling["scale"] if scaling else value, (value, sums)
 
-            if self.placement.fsdp:
-                # Weights are gathered again in the backward pass: what is kept between is what no one else has.
+            if self.placement.fsdp and not self._recomputes:
+                # Weights are gathered again in the backward pass: what is kept between is what no one else has. Where
+                # blocks are recomputed they gather their own, and this would keep what they mean to forget.
                 policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
                 loss = jax.checkpoint(loss, policy=policy)
             (_, (value, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(old)
@@ -233,7 +235,38 @@ class JaxStep:
         """Return the weights as they are computed with, where FSDP keeps only parts."""
         if not self.placement.fsdp:
             return values
-        return {name: self._whole(name, value) for name, value in values.items()}
+        return {name: value if name in self._late else self._whole(name, value) for name, value in values.items()}
+
+    def _gather_late(self) -> frozenset[str]:
+        """Have blocks that are recomputed or looped over gather their own weights; returns the names of these."""
+        blocks = getattr(self.model, "blocks", None)
+        if blocks is None or not (blocks.remat or blocks.scan):
+            return frozenset()
+        names = {id(variable): name for name, variable in self.variables.items()}
+        late = frozenset(names[id(variable)] for variable in blocks.own_weights)
+
+        def gather(variable: keras.Variable, value: Tensor) -> Tensor:
+            name = names[id(variable)]
+            if name not in late:
+                return value
+
+            @jax.custom_vjp
+            def whole(value: Tensor) -> Tensor:
+                return self._whole(name, value)
+
+            # The gradient goes back in parts at once; else the loop would keep it whole for every block.
+            whole.defvjp(
+                lambda value: (self._whole(name, value), None),
+                lambda _, gradient: (lax.with_sharding_constraint(gradient, self.shardings[name]),),
+            )
+            return whole(value)
+
+        blocks.gather = gather
+        return late
+
+    @property
+    def _recomputes(self) -> bool:
+        return bool(self._late) and self.model.blocks.remat
 
     def _whole(self, name: str, value: Tensor) -> Tensor:
         if self.shardings[name] == self._computed[name]:

@@ -47,6 +47,13 @@ def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(tmp_pat
     assert_close(part(found, "resumed|"), {name: one[name] for name in part(found, "resumed|")}, uncertain)
 
 
+def test_blocks_that_gather_their_own_weights_equal_one_device(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "blocks")
+    one = part(found, "one False False|")
+    for scan in (False, True):
+        assert_close(part(found, f"fsdp 4, model 2 True {scan}|"), one, ("key/bias",))
+
+
 def test_the_step_is_lowered_from_shapes_and_fsdp_holds_less(tmp_path):
     found = run_apart(tmp_path / "found.npz", "lowered")
     assert found["values"] == 0
