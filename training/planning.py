@@ -239,8 +239,7 @@ def collectives(text: str) -> dict[str, float]:
             kind = found[2]
             if kind in _COLLECTIVES:
                 total[kind] += times * _moved_bytes(kind, found[1], line, asynchronous=bool(found[3]))
-            trips = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', line)
-            inner = times * (int(trips[1]) if kind == "while" and trips else 1)
+            inner = times * (_trips(line, bodies) if kind == "while" else 1)
             for called in re.findall(r"(?:body|calls|to_apply|branch_computations)=\{?%?([\w.-]+)", line):
                 if kind not in _COLLECTIVES:
                     walk(called, inner)
@@ -249,6 +248,18 @@ def collectives(text: str) -> dict[str, float]:
     if entry:
         walk(entry[1], 1.0)
     return dict(total)
+
+
+def _trips(line: str, bodies: Mapping[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler says, or the constant that its condition compares the counter with."""
+    known = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", line)
+    lines = "\n".join(bodies.get(condition[1], ()) if condition else ())
+    compared = re.search(r"ROOT .* compare\(%?[\w.-]+, %?([\w.-]+)\), direction=LT", lines)
+    limit = re.search(rf"%?{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)", lines) if compared else None
+    return int(limit[1]) if limit else 1
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -66,9 +66,20 @@ HloModule jit_step
   ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
+%body.2 (p: (s32[], bf16[4])) -> (s32[], bf16[4]) {
+  %sent = bf16[4]{0} collective-permute(%p), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  ROOT %t = (s32[], bf16[4]{0}) tuple(%i, %sent)
+}
+
+%condition.2 (p: (s32[], bf16[4])) -> pred[] {
+  %five.1 = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[]{:T(512)} compare(%i, %five.1), direction=LT, metadata={op_name="while"}
+}
+
 ENTRY %main (a: f32[10], w: bf16[8,16]) -> f32[10] {
   %a = f32[10]{0} parameter(0)
   %loop = (s32[], bf16[8,16]) while(%i), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  %other = (s32[], bf16[4]) while(%j), condition=%condition.2, body=%body.2
   %both = (f32[10]{0}, f32[5,2]{1,0:T(8,128)}) all-reduce(%a, %b), channel_id=2, replica_groups={}, to_apply=%add
   %scattered = f32[3]{0} reduce-scatter(%c), channel_id=3, replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
   %started = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%d), channel_id=4, replica_groups=[1,4]<=[4], dimensions={0}
@@ -80,7 +91,9 @@ ENTRY %main (a: f32[10], w: bf16[8,16]) -> f32[10] {
 
 def test_collectives_are_counted_by_kind_and_as_often_as_their_loop_runs():
     found = collectives(PROGRAM)
-    assert found == {"all-gather": 6 * 32 * 16 * 2 + 16 * 2, "all-reduce": 4 * 20, "reduce-scatter": 2 * 3 * 4}
+    assert found == {"all-gather": 6 * 32 * 16 * 2 + 16 * 2, "all-reduce": 4 * 20, "reduce-scatter": 2 * 3 * 4} | {
+        "collective-permute": 5 * 4 * 2
+    }
     assert collectives("HloModule empty\n") == {}
 
 
