@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -141,18 +142,19 @@ def installed(contenders: Sequence[str]) -> list[str]:
 
 
 def side_by_side(case: Options, contenders: Sequence[str]) -> list[dict[str, Any]]:
-    """Measures every contender in every precision on one model and length, in turns."""
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(worker(replace(case, precision=(precision,), measure=contender)))
-            for precision in case.precision
-            for contender in contenders
-        ]
-        running = [each for each in workers if each.ready()]
-        for _ in range(case.rounds):
-            for each in running:
-                each.take_turn()
-        return [each.row() for each in workers]
+    """Measures every contender on one model and length, in turns; one precision after the other, as memory is short."""
+    rows = []
+    for precision in case.precision:
+        with contextlib.ExitStack() as stack:
+            workers = [
+                stack.enter_context(worker(replace(case, precision=(precision,), measure=contender)))
+                for contender in contenders
+            ]
+            running = [each for each in workers if each.ready()]
+            for _ in range(case.rounds):
+                running = [each for each in running if each.take_turn()]
+            rows += [each.row() for each in workers]
+    return rows
 
 
 class Worker:
@@ -169,11 +171,17 @@ class Worker:
         self.known = self._answer()
         if "error" not in self.known:
             # The next turns then take as long as they should.
-            self.steps = max(1, round(self.case.seconds / self._run(1)))
+            answer = self._run(1)
+            if "error" not in answer:
+                self.steps = max(1, round(self.case.seconds / answer["seconds"]))
         return "error" not in self.known
 
-    def take_turn(self) -> None:
-        self.seconds.append(self._run(self.steps) / self.steps)
+    def take_turn(self) -> bool:
+        """Measures once more; False where the contender ended."""
+        answer = self._run(self.steps)
+        if "error" not in answer:
+            self.seconds.append(answer["seconds"] / self.steps)
+        return "error" not in answer
 
     def row(self) -> dict[str, Any]:
         case = self.case
@@ -185,21 +193,20 @@ class Worker:
             "precision": case.precision[0],
             **self.known,
         }
-        if self.seconds:
+        if self.seconds and "error" not in self.known:
             tokens = case.lengths[0] * case.batch_sizes[0]
             row["seconds_per_step"] = statistics.median(self.seconds)
             row["tokens_per_second"] = tokens / row["seconds_per_step"]
             row["tokens_per_second_range"] = [tokens / max(self.seconds), tokens / min(self.seconds)]
             row["steps"] = self.steps * len(self.seconds)
-            self.process.stdin.write("0\n")  # pyright: ignore[reportOptionalMemberAccess]
-            self.process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
-            row |= self._answer()
+            row |= self._run(0)
         return row
 
-    def _run(self, steps: int) -> float:
-        self.process.stdin.write(f"{steps}\n")  # pyright: ignore[reportOptionalMemberAccess]
-        self.process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
-        return self._answer()["seconds"]
+    def _run(self, steps: int) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{steps}\n")  # pyright: ignore[reportOptionalMemberAccess]
+            self.process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
@@ -208,9 +215,13 @@ class Worker:
         if line:
             return json.loads(line)
         self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines() or [f"ended with {self.process.wait()}"]
-        print(f"{self.case.measure} {self.case.precision[0]} failed: {lines[-1]}")
-        return {"error": lines[-1][:200]}
+        status = self.process.wait()
+        lines = self.errors.read().strip().splitlines() or [f"ended with {status}"]
+        error = "killed: most likely out of memory, compare fewer at once" if status == -signal.SIGKILL else lines[-1]
+        print(f"{self.case.measure} {self.case.precision[0]} failed: {error}")
+        # What stands for the contender in the table.
+        self.known["error"] = error[:200]
+        return self.known
 
 
 @contextlib.contextmanager

@@ -5,9 +5,6 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
-import fnmatch
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +23,7 @@ from conversion.name_maps import (
     tied_to,
 )
 from modeling.config import Config, load_config
+from training import checkpoints
 
 _SHOWN_NAMES = 4
 _OUR_TENSORS, _OUR_STATE = "model*.safetensors", "state.json"
@@ -186,20 +184,13 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
 def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     """A folder as `training/checkpoints.py` writes it; raises `UsageError` where it is not what was written."""
     try:
-        state = json.loads((folder / _OUR_STATE).read_text(encoding="utf-8"))
-        # A large model comes in parts.
-        parts = {name: fact["sha256"] for name, fact in state["files"].items() if fnmatch.fnmatch(name, _OUR_TENSORS)}
-        values = state["config"]
-        if not parts:
-            raise KeyError(_OUR_TENSORS)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder / _OUR_STATE} is not the state of a checkpoint ({error!r})") from None
-    tensors = {}
-    for name, expected in parts.items():
-        with (folder / name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise UsageError(f"{folder / name} does not match its checksum in {_OUR_STATE}; take another step")
-        tensors |= _safetensors(folder / name)
+        found = checkpoints.read_checkpoint(folder, groups=("model",))
+    except checkpoints.CorruptCheckpointError as error:
+        raise UsageError(f"{error}; take another step") from None
+    values = found.config
+    if not found.state:
+        raise UsageError(f"{folder} holds no {_OUR_TENSORS} that its {_OUR_STATE} names; take another step")
+    tensors = {name.removeprefix("model/"): value for name, value in found.state.items()}
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "optimization": set(),
     "training": set(),
     "tasks": {"modeling", "data"},
-    "conversion": {"modeling"},
+    "conversion": {"modeling", "training"},
 }
 VERBS = sorted(path.stem for path in ROOT.glob("*.py"))
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")

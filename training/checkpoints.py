@@ -3,10 +3,11 @@
     OUTPUT/checkpoints/step_00001000/{model,optimizer[,ema]}.safetensors  state.json
     OUTPUT/best/                     {model}.safetensors                  state.json
 
-What is larger than 4 GiB comes in parts, `model-00001-of-00003.safetensors` and so on, of whole tensors each. A folder
-is written under another name, synced and renamed, so that a crash leaves the former one. `state.json` holds step, seed,
-the configuration of the model, what the loop remembers, and the SHA-256 of every file. Tensors are whole and named as
-the model names them: nothing tells on how many devices, or by which backend, they were trained.
+What is larger than 4 GiB comes in parts, `model-00001-of-00003.safetensors` and so on, of whole tensors each. Of a
+tensor that is cut over processes each writes what it holds, `model-process-00001-of-00004.safetensors`, and reads what
+it needs. A folder is written under another name, synced and renamed, so that a crash leaves the former one.
+`state.json` holds step, seed, the configuration of the model, what the loop remembers, and the SHA-256 of every file.
+Tensors are named as the model names them, and any number of devices, of either backend, can take them up.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl.app import UsageError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from training.files import naming
+from training.processes import Processes
 
 _FORMAT = 1
 _GROUPS = ("model", "optimizer", "ema")
@@ -42,7 +45,57 @@ class Checkpoint:
     seed: int
     config: Mapping[str, Any]
     progress: Mapping[str, Any]
-    state: Mapping[str, np.ndarray]
+    state: Mapping[str, Any]
+    """Arrays; on the way to disk `Pieces` too, and on the way back `StoredTensor`, if that was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """What one process holds of a tensor of `shape`: arrays by the place of their first element, none held twice."""
+
+    shape: tuple[int, ...]
+    arrays: Mapping[tuple[int, ...], np.ndarray]
+
+
+class StoredTensor:
+    """A tensor on disk: `stored[slices]` and `np.asarray(stored)` read the files that hold it, and no more of them."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+        self._pieces: list[tuple[tuple[int, ...], Path, str]] = []
+
+    def add(self, starts: tuple[int, ...], path: Path, key: str) -> None:
+        """Tell that the tensor `key` of a file stands here from `starts` on."""
+        self._pieces.append((starts, path, key))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        cuts = [cut.indices(n)[:2] for cut, n in zip(index, self.shape, strict=True)]
+        size, filled, whole = [end - begin for begin, end in cuts], 0, None
+        for starts, path, key in self._pieces:
+            with safe_open(path, framework="np") as file:
+                piece = file.get_slice(key)
+                if not size:
+                    return file.get_tensor(key)
+                here = [(start, start + n) for start, n in zip(starts, piece.get_shape(), strict=True)]
+                if not math.prod(self.shape):
+                    return np.empty(size, file.get_tensor(key).dtype)
+                shared = [(max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(cuts, here, strict=True)]
+                if any(first >= last for first, last in shared):
+                    continue
+                part = piece[_within(here, shared)]
+                whole = np.empty(size, part.dtype) if whole is None else whole
+                whole[_within(cuts, shared)] = part
+                filled += part.size
+        if whole is None or filled != math.prod(size):
+            raise ValueError("pieces of a tensor are missing")
+        return whole
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[tuple(slice(0, n) for n in self.shape)], dtype)
+
+
+def _within(outer: list[tuple[int, int]], inner: list[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(first - begin, last - begin) for (begin, _), (first, last) in zip(outer, inner, strict=True))
 
 
 class CorruptCheckpointError(Exception):
@@ -63,38 +116,92 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, part_bytes: int = _PART_BYTES) -> None:
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, part_bytes: int = _PART_BYTES, processes: Processes | None = None
+) -> None:
     """Write `folder`, replacing what stands there only when all is on disk; raises `OSError` that names the folder.
 
-    A file holds `part_bytes` of tensors at most, unless one tensor alone is larger.
+    All `processes` call it together: the first writes what is whole, each its own pieces. A file holds `part_bytes` of
+    whole tensors at most, unless one tensor alone is larger.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    processes = processes or Processes()
     temporary, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+
+    def begin() -> None:
+        if processes.writes:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+
+    def fill() -> None:
+        files = _write_whole(temporary, checkpoint.state, part_bytes) if processes.writes else {}
+        files |= _write_pieces(temporary, checkpoint.state, processes)
+        if processes.count > 1:
+            (temporary / _listing(processes.index)).write_text(json.dumps(files), encoding="utf-8")
+        else:
+            written.update(files)
+
+    def end() -> None:
+        if processes.writes:
+            for path in [temporary / _listing(index) for index in range(processes.count) if processes.count > 1]:
+                written.update(json.loads(path.read_text(encoding="utf-8")))
+                path.unlink()
+            _write_facts(temporary, checkpoint, written)
+            if folder.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                folder.rename(replaced)
+            temporary.rename(folder)
+            _sync(folder.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    written: dict[str, dict[str, Any]] = {}
     try:
         with naming(folder):
-            temporary.mkdir()
-            _write_files(temporary, checkpoint, part_bytes)
+            for stage in (begin, fill, end):
+                processes.together(stage)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.writes:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if folder.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-    temporary.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint, part_bytes: int) -> None:
-    files = {}
+def _listing(index: int) -> str:
+    return f"files-{index + 1:05d}.json"
+
+
+def _write_whole(folder: Path, state: Mapping[str, Any], part_bytes: int) -> dict[str, dict[str, Any]]:
+    """Write the tensors that are whole; returns the facts of the files by name."""
+    whole, files = {name: value for name, value in state.items() if not isinstance(value, Pieces)}, {}
     for group in _GROUPS:
-        parts = _parts(checkpoint.state, f"{group}/", part_bytes)
+        parts = _parts(whole, f"{group}/", part_bytes)
         for number, names in enumerate(parts, 1):
             suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
             path = folder / f"{group}{suffix}.safetensors"
-            _write_tensors(path, {name: checkpoint.state[f"{group}/{name}"] for name in names})
-            files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
+            files[path.name] = _write_tensors(path, {name: whole[f"{group}/{name}"] for name in names})
+    return files
+
+
+def _write_pieces(folder: Path, state: Mapping[str, Any], processes: Processes) -> dict[str, dict[str, Any]]:
+    """Write what this process holds of tensors that are cut over several; returns the facts of the files by name."""
+    files = {}
+    for group in _GROUPS:
+        cut = {
+            name.removeprefix(f"{group}/"): value
+            for name, value in state.items()
+            if name.startswith(f"{group}/") and isinstance(value, Pieces)
+        }
+        arrays, places = {}, {}
+        for name, value in cut.items():
+            for starts, array in value.arrays.items():
+                key = f"{name}[{','.join(map(str, starts))}]"
+                arrays[key], places[key] = array, {"name": name, "shape": value.shape, "starts": starts}
+        if arrays:
+            path = folder / f"{group}-process-{processes.index + 1:05d}-of-{processes.count:05d}.safetensors"
+            files[path.name] = _write_tensors(path, arrays, places)
+    return files
+
+
+def _write_facts(folder: Path, checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
     facts = {
         "format": _FORMAT,
         "step": checkpoint.step,
@@ -122,10 +229,13 @@ def _parts(state: Mapping[str, np.ndarray], prefix: str, part_bytes: int) -> lis
     return parts
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+def _write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], places: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a file, `places` into its header; returns its checksum and size."""
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"format": "np"})
+        save_file(contiguous, path, metadata={"format": "np"} | ({"places": json.dumps(places)} if places else {}))
     except SafetensorError as error:
         full = "No space left" in str(error)
         code = errno.ENOSPC if full else errno.EIO
@@ -133,21 +243,45 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     # safetensors makes its files readable by their owner alone.
     path.chmod(0o666 & ~_umask())
     _sync(path)
+    return {"sha256": _digest(path), "bytes": path.stat().st_size}
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify a folder; raises `CorruptCheckpointError` unless it is byte for byte what was written."""
+def read_checkpoint(
+    folder: Path, *, groups: Collection[str] = _GROUPS, stored: bool = False, share: tuple[int, int] = (0, 1)
+) -> Checkpoint:
+    """Read and verify a folder; raises `CorruptCheckpointError` unless it is byte for byte what was written.
+
+    Args:
+        folder: as `write_checkpoint` made it.
+        groups: of the state, those to read.
+        stored: leave the tensors where they are: the state holds `StoredTensor`.
+        share: (index, count): of the files that every count-th is verified here, the others elsewhere.
+    """
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        state = {}
-        for name, expected in facts["files"].items():
-            path = folder / name
+        state: dict[str, Any] = {}
+        for number, (name, expected) in enumerate(facts["files"].items()):
+            path, group = folder / name, name.partition(".")[0].partition("-")[0]
+            if group not in groups:
+                continue
             if path.stat().st_size != expected["bytes"]:
                 raise CorruptCheckpointError(f"{path} has {path.stat().st_size} bytes, expected {expected['bytes']}")
-            if _digest(path) != expected["sha256"]:
+            if number % share[1] == share[0] and _digest(path) != expected["sha256"]:
                 raise CorruptCheckpointError(f"{path} does not match its checksum")
-            group = path.stem.partition("-")[0]
-            state |= {f"{group}/{key}": value for key, value in load_file(path).items()}
+            with safe_open(path, framework="np") as file:
+                places = json.loads((file.metadata() or {}).get("places", "{}"))
+                if stored and not places:
+                    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+                    places = {
+                        key: {"name": key, "shape": shape, "starts": [0] * len(shape)} for key, shape in shapes.items()
+                    }
+            if not places:
+                state |= {f"{group}/{key}": value for key, value in load_file(path).items()}
+            for key, place in places.items():
+                tensor = state.setdefault(f"{group}/{place['name']}", StoredTensor(tuple(place["shape"])))
+                tensor.add(tuple(place["starts"]), path, key)
+        if not stored:
+            state = {name: np.asarray(value) for name, value in state.items()}
         return Checkpoint(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{error.filename} is missing") from None
@@ -155,21 +289,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CorruptCheckpointError(f"{folder} cannot be read ({error})") from None
 
 
-def latest_checkpoint(output_dir: Path, *, up_to_step: int | None = None) -> Checkpoint | None:
+def latest_checkpoint(
+    output_dir: Path, *, up_to_step: int | None = None, processes: Processes | None = None
+) -> Checkpoint | None:
     """Read the newest checkpoint (up to a step) that verifies, saying which were passed over; None if there are none.
 
-    Raises `UsageError` if there are some and none can be read.
+    All `processes` call it together and get the same one, each having verified a share of it; of several processes
+    each then reads what it needs (`StoredTensor`). Raises `UsageError` if there are some and none can be read.
     """
-    _finish_interrupted_writes(output_dir)
+    processes = processes or Processes()
+    if processes.writes:
+        _finish_interrupted_writes(output_dir)
+    processes.largest(0)
     folders = list_checkpoints(output_dir)
     if up_to_step is not None:
         folders = [folder for folder in folders if _step_of(folder) <= up_to_step]
     for folder in reversed(folders):
+        found, damage = None, ""
         try:
-            return read_checkpoint(folder)
+            found = read_checkpoint(folder, stored=processes.count > 1, share=(processes.index, processes.count))
         except CorruptCheckpointError as error:
+            damage = str(error)
+        damages = [text for text in processes.texts(damage) if text]
+        if not damages:
+            return found
+        if processes.writes:
             print(
-                f"warning: the checkpoint {folder.name} is damaged, the one before it is taken instead: {error}",
+                f"warning: the checkpoint {folder.name} is damaged, the one before it is taken instead: {damages[0]}",
                 file=sys.stderr,
                 flush=True,
             )

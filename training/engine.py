@@ -108,15 +108,19 @@ class Engine(Protocol):
         """Yield the task's predictions batch by batch."""
         ...
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return `model/NAME`, `optimizer/SLOT/NAME` and, with averaging, `ema/NAME`.
+    def state(self, *, whole: bool = True) -> dict[str, Any]:
+        """Return `model/NAME`, `optimizer/SLOT/NAME` and, with averaging, `ema/NAME`; all processes call it together.
 
+        Unless `whole`, a tensor that is cut over processes is what this one holds of it: `training.checkpoints.Pieces`.
         With loss scaling `optimizer/loss_scale/scale` and `optimizer/loss_scale/finite_steps` too.
         """
         ...
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Set all of `state()`; raises `UsageError` unless names and shapes match. `step` is set by itself."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Set all of `state()`, but for `step`; raises `UsageError` unless names and shapes match.
+
+        A tensor is an array or a `training.checkpoints.StoredTensor`.
+        """
         ...
 
 

@@ -102,7 +102,9 @@ def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state
     Without the state `replay.json` names the checkpoint from which the steps before it can be taken again.
     """
     folder = run.output_dir / "replay" / f"step_{step:08d}"
-    state = run.engine.state() if with_state else {}
+    if with_state:
+        state = run.engine.state(whole=False)
+        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.config, {}, state), processes=current())
     if not current().writes:
         return folder
     facts = {
@@ -112,9 +114,7 @@ def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state
         "options": run.options,
         "result": {name: value if math.isfinite(value) else str(value) for name, value in result.items()},
     }
-    if with_state:
-        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.config, {}, state))
-    else:
+    if not with_state:
         facts |= {"after_checkpoint": run.progress.return_step, "loss_limit": run.progress.loss_limit}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **batch)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from training.checkpoints import Pieces
 from training.engine import Batch, Optimizer, Task, Tensor, check_divisible, check_state
 from training.jax_step import Arrays, JaxStep, State
 from training.loss_scaling import LossScaling
@@ -120,15 +121,18 @@ class JaxEngine:
             predictions = self._compiled.predict(self._evaluated_values(), self._spread(batch))
             yield {name: np.asarray(value) for name, value in predictions.items()}
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return a copy of everything that a step changes, but the step number; all processes call it together."""
-        return {name: _on_host(value) for name, value in self._named_state().items()}
+    def state(self, *, whole: bool = True) -> dict[str, Any]:
+        """Return a copy of everything that a step changes, but the step number; all processes call it together.
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        Unless `whole`, nothing is sent: of what is cut over processes each returns its own pieces.
+        """
+        return {name: _on_host(value, whole=whole) for name, value in self._named_state().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Set all of `state()`; raises `UsageError` naming the first tensor that is missing, unknown or misshapen."""
         targets = self._named_state()
         check_state(state, targets)
-        new = {name: _placed(state[name].astype(x.dtype), x.sharding) for name, x in targets.items()}
+        new = {name: _placed(state[name], x.sharding, x.dtype) for name, x in targets.items()}
         for name, variable in self._variables.items():
             variable.assign(new[f"model/{name}"])
         self._slots = {
@@ -197,16 +201,23 @@ def _in_host_memory() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def _placed(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Return a copy of `value`, which every process has whole, on the devices."""
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
+def _placed(value: Any, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
+    """Return a copy of `value`, an array or `StoredTensor` that every process has whole, on the devices."""
+    return jax.make_array_from_callback(tuple(value.shape), sharding, lambda index: np.array(value[index], dtype))
 
 
-def _on_host(value: jax.Array) -> np.ndarray:
+def _on_host(value: jax.Array, *, whole: bool) -> np.ndarray | Pieces:
     # A view of a donated buffer would change under its holder.
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.array(value, copy=True)
-    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    if whole:
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    pieces = {
+        tuple(cut.start or 0 for cut in shard.index): np.array(shard.data)
+        for shard in value.addressable_shards
+        if shard.replica_id == 0
+    }
+    return Pieces(value.shape, pieces)
 
 
 def _shapes(batch: Batch) -> list[tuple[str, tuple[int, ...]]]:

@@ -134,7 +134,7 @@ def train(
         raise UsageError("early stopping needs an evaluation and the metric that decides")
     if not processes.writes:
         run.say = lambda line: None
-    saved_step = _resume_together(run, processes)
+    saved_step = _resume(run, processes)
     if checkpoint_folder(run.output_dir, run.progress.return_step) not in list_checkpoints(run.output_dir):
         run.progress.return_step = engine.step
     chosen_hooks = [*(default_hooks() if hooks is None else hooks)]
@@ -208,19 +208,9 @@ def _next_multiple(step: int, of: int) -> int:
     return (step // of + 1) * of
 
 
-def _resume_together(run: Run, processes: Processes) -> int | None:
-    """Let the first process go first, because it tidies up, then the others."""
-    if not processes.writes:
-        processes.largest(0)
-    saved_step = _resume(run)
-    if processes.writes:
-        processes.largest(0)
-    return saved_step
-
-
-def _resume(run: Run) -> int | None:
+def _resume(run: Run, processes: Processes) -> int | None:
     """Load the newest checkpoint, if any, and return its step."""
-    found = latest_checkpoint(run.output_dir)
+    found = latest_checkpoint(run.output_dir, processes=processes)
     if found is None:
         return None
     where = checkpoint_folder(run.output_dir, found.step)
@@ -314,7 +304,7 @@ class _Loop:
                 "raise --spike_threshold, or remove the newest checkpoints to go on from an earlier one; "
                 f"the batch is in {replay}"
             )
-        found = latest_checkpoint(run.output_dir, up_to_step=progress.return_step)
+        found = latest_checkpoint(run.output_dir, up_to_step=progress.return_step, processes=self.processes)
         if found is None:
             raise DivergedError(f"{spike}, and the checkpoint of step {progress.return_step:,} to go back to is gone")
         run.engine.load_state(found.state)
@@ -354,7 +344,7 @@ class _Loop:
             better = progress.best is None or (value < progress.best if self.lower_is_better else value > progress.best)
             is_best = better and not np.isnan(value)
             if is_best:
-                self._write(run.output_dir / "best", best_of(self._checkpoint()))
+                write_checkpoint(run.output_dir / "best", best_of(self._checkpoint()), processes=self.processes)
                 progress.best, progress.best_step, progress.evaluations_without_improvement = value, run.engine.step, 0
             else:
                 progress.evaluations_without_improvement += 1
@@ -364,21 +354,16 @@ class _Loop:
 
     def save(self) -> None:
         """Write the checkpoint of this step and remove those that are too many."""
-        self._write(checkpoint_folder(self.run.output_dir, self.run.engine.step), self._checkpoint())
+        folder = checkpoint_folder(self.run.output_dir, self.run.engine.step)
+        write_checkpoint(folder, self._checkpoint(), processes=self.processes)
         spared = self.run.progress.return_step if self.on_spike == "rollback" else None
         if self.processes.writes:
             rotate(self.run.output_dir, self.keep_checkpoint_max, spared_step=spared)
 
-    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        """Write in the first process; the others wait, as they may read next."""
-        if self.processes.writes:
-            write_checkpoint(folder, checkpoint)
-        self.processes.largest(0)
-
     def _checkpoint(self) -> Checkpoint:
         engine = self.run.engine
         progress = dataclasses.asdict(self.run.progress)
-        return Checkpoint(engine.step, engine.seed, self.run.config, progress, engine.state())
+        return Checkpoint(engine.step, engine.seed, self.run.config, progress, engine.state(whole=False))
 
 
 def _means(results: Sequence[Record]) -> Record:

@@ -133,17 +133,20 @@ class TensorFlowEngine:
                 predictions = self._predict_step(*self._evaluated(batch))
             yield {name: value.numpy() for name, value in predictions.items()}
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return a copy of everything that a step changes, but the step number; right even amid an evaluation."""
+    def state(self, *, whole: bool = True) -> dict[str, np.ndarray]:
+        """Return a copy of everything that a step changes, but the step number; right even amid an evaluation.
+
+        It is always whole: no strategy of ours cuts a variable.
+        """
         return {name: value.numpy() for name, value in self._state(self._held).items()}
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Set all of `state()`; raises `UsageError` naming the first tensor that is missing, unknown or misshapen."""
         self._held = {}
         targets = self._state({})
         check_state(state, targets)
         for name, target in targets.items():
-            target.assign(state[name])
+            target.assign(np.asarray(state[name]))
 
     def _state(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
         state: dict[str, Any] = {f"model/{name}": held.get(name, value) for name, value in self._variables.items()}

@@ -232,13 +232,13 @@ class SignallingBatches:
 
 
 def loop(output_dir: str, signal_step: str, process: str = "0") -> Outcome:
-    """A run of twelve steps with tensor parallelism in a host; the last process is told to end at a step."""
+    """A run of twelve steps, cut in hosts and over them; the last process is told to end at a step."""
     import jax
 
     from training.loop import train
 
     last = int(process) == jax.process_count() - 1
-    cuts = {"model_parallel": 2} if len(jax.devices()) > 1 else {}
+    cuts = {"model_parallel": 2, "fsdp": True} if len(jax.devices()) > 1 else {}
     engine = make_engine(PerceptronTask(), "lamb", **cuts)
     dataset = SignallingBatches(engine.placement.host_part, int(signal_step) if last else -1)
 

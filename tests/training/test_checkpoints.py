@@ -4,15 +4,22 @@ import json
 import resource
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from absl.app import UsageError
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from training import checkpoints
 from training.checkpoints import (
     Checkpoint,
     CorruptCheckpointError,
+    Pieces,
     best_of,
     checkpoint_folder,
     latest_checkpoint,
@@ -21,6 +28,7 @@ from training.checkpoints import (
     rotate,
     write_checkpoint,
 )
+from training.processes import Processes
 
 STATE = {
     "model/a/kernel": np.arange(6, dtype="float32").reshape(2, 3),
@@ -44,7 +52,7 @@ def assert_equal(one, two):
     assert (one.step, one.seed, one.config, one.progress) == (two.step, two.seed, two.config, two.progress)
     assert one.state.keys() == two.state.keys()
     for name in one.state:
-        np.testing.assert_array_equal(one.state[name], two.state[name])
+        np.testing.assert_array_equal(np.asarray(one.state[name]), two.state[name], strict=True)
 
 
 def test_round_trip_and_layout(tmp_path):
@@ -190,3 +198,103 @@ def test_state_names_what_it_holds(tmp_path):
     facts = json.loads((folder / "state.json").read_text())
     assert (facts["step"], facts["seed"], facts["config"]["name"]) == (7, 2**40, "小")
     assert set(facts["files"]) == {"model.safetensors", "optimizer.safetensors", "ema.safetensors"}
+
+
+class Thread(Processes):
+    """One of several processes, as threads that wait for one another."""
+
+    def __init__(self, index, barrier, given_texts):
+        self.index, self.count, self._barrier, self._texts = index, barrier.parties, barrier, given_texts
+
+    def largest(self, number):
+        return max(map(int, self.texts(str(number))))
+
+    def texts(self, text):
+        self._texts[self.index] = text
+        self._barrier.wait()
+        found = [self._texts[index] for index in range(self.count)]
+        self._barrier.wait()
+        return found
+
+
+def in_threads(count: int, function: Any) -> list[Any]:
+    """What `function(processes)` returns or raises in each."""
+
+    def caught(process):
+        try:
+            return function(process)
+        except (OSError, UsageError) as error:
+            return error
+
+    barrier, texts = threading.Barrier(count), {}
+    with ThreadPoolExecutor(count) as executor:
+        return list(executor.map(caught, [Thread(index, barrier, texts) for index in range(count)]))
+
+
+def cut_state(index, count, arrays):
+    """Of each array, whose first axis is cut into equal pieces, those of a process; what cannot be cut is whole."""
+    state = {}
+    for name, array in arrays.items():
+        if array.ndim and len(array) and len(array) % (2 * count) == 0:
+            cuts = dict(zip(range(0, len(array), len(array) // (2 * count)), np.split(array, 2 * count), strict=True))
+            mine = list(cuts.items())[index::count]
+            state[name] = Pieces(array.shape, {(start, *[0] * (array.ndim - 1)): piece for start, piece in mine})
+        else:
+            state[name] = array
+    return state
+
+
+@given(count=st.integers(1, 3), shapes=st.lists(st.lists(st.sampled_from([0, 1, 6, 12]), max_size=3), max_size=4))
+def test_what_processes_hold_of_tensors_comes_back_whole_or_in_any_cut(tmp_path_factory, count, shapes):
+    folder = checkpoint_folder(tmp_path_factory.mktemp("cut"), 7)
+    draw = np.random.default_rng(0)
+    arrays = {f"model/x{i}": np.asarray(draw.normal(size=shape), "float32") for i, shape in enumerate(shapes)}
+    in_threads(
+        count, lambda me: write_checkpoint(folder, checkpoint(7, cut_state(me.index, count, arrays)), processes=me)
+    )
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert_equal(read_checkpoint(folder), checkpoint(7, arrays))
+    found = in_threads(count, lambda me: latest_checkpoint(folder.parent.parent, processes=me))
+    for each in found:
+        assert_equal(each, checkpoint(7, arrays))
+        for name, array in arrays.items():
+            index = tuple(slice(None) if n < 2 else slice(n // 4, n - 1) for n in array.shape)
+            np.testing.assert_array_equal(each.state[name][index], array[index])
+
+
+def test_damage_to_a_piece_and_a_process_that_cannot_write_are_known_to_all(tmp_path, capsys, monkeypatch):
+    arrays = {"model/x": np.arange(24, dtype="float32").reshape(12, 2)}
+
+    def write(step):
+        return in_threads(
+            2,
+            lambda me: write_checkpoint(
+                checkpoint_folder(tmp_path, step), checkpoint(step, cut_state(me.index, 2, arrays)), processes=me
+            ),
+        )
+
+    assert [write(step) for step in (1, 2)] == [[None, None]] * 2
+    names = {path.name for path in checkpoint_folder(tmp_path, 2).iterdir()}
+    assert names == {f"model-process-0000{index}-of-00002.safetensors" for index in (1, 2)} | {"state.json"}
+    for index in (1, 2):
+        path = checkpoint_folder(tmp_path, 2) / f"model-process-0000{index}-of-00002.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        found = in_threads(2, lambda me: latest_checkpoint(tmp_path, processes=me))
+        assert [each.step for each in found] == [1, 1]
+        assert capsys.readouterr().err.count("is damaged, the one before it is taken instead") == 1
+        path.write_bytes(content)
+
+    def failing(path, *arguments):
+        if "process-00002" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, *arguments)
+
+    original = checkpoints._write_tensors
+    monkeypatch.setattr(checkpoints, "_write_tensors", failing)
+    first, second = write(3)
+    assert isinstance(first, UsageError)
+    assert str(first).startswith("process 1 of 2: ")
+    assert isinstance(second, OSError)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+    assert not list(tmp_path.glob("checkpoints/.*"))

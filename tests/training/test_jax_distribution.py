@@ -1,5 +1,7 @@
 """One step is one step, whatever the devices and processes: all against one device, in float32."""
 
+import shutil
+
 import numpy as np
 import pytest
 from jax_cases import MESHES, run_apart, run_in_two
@@ -78,6 +80,12 @@ def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(tmp_path):
     saved = [int(path.name.removeprefix("step_")) for path in list_checkpoints(tmp_path / "stopped")]
     assert saved[0] == 6
     assert 6 <= saved[-1] <= 9
+    # Each process wrote what it holds.
+    files = {path.name for path in list_checkpoints(tmp_path / "stopped")[-1].glob("optimizer*")}
+    assert files == {f"optimizer-process-0000{index}-of-00002.safetensors" for index in (1, 2)}
+    shutil.copytree(tmp_path / "stopped", tmp_path / "again")
+    for found, _ in run_in_two(tmp_path, "loop", tmp_path / "again", -1):
+        assert_close(found, whole)
     # Begun by two processes, ended by one, on one device.
     assert_close(run_apart(tmp_path / "ended.npz", "loop", tmp_path / "stopped", -1, devices=1), whole)
 
