@@ -188,29 +188,33 @@ def restore_weights(
     init_checkpoint: str | None = None,
     *,
     allow_unexpected: Sequence[str] = (),
+    adjust: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> int:
     """Load the weights that a finished run works with: the best in `output_dir`, its newest, or `init_checkpoint`.
 
-    Returns their step, 0 for an `init_checkpoint`.
+    `adjust` may look at the tensors before they are loaded. Returns their step, 0 for an `init_checkpoint`.
 
     Raises:
         UsageError: there are none, or they do not fit the model.
     """
-    from training.checkpoints import latest_checkpoint, read_checkpoint
+    from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_checkpoint, read_checkpoint
 
-    best = Path(output_dir) / "best"
-    checkpoint = read_checkpoint(best) if best.is_dir() else latest_checkpoint(Path(output_dir))
-    if checkpoint is not None:
-        initialize(engine.model, config, output_dir, prefer_best=True)
-        _average_present_weights(engine)
-        return checkpoint.step
-    if init_checkpoint:
-        initialize(engine.model, config, init_checkpoint, allow_unexpected=allow_unexpected)
-        _average_present_weights(engine)
-        return 0
-    raise UsageError(
-        f"no weights: --output_dir={output_dir} holds no checkpoint; train with --do_train, or give --init_checkpoint"
-    )
+    best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
+    if best.is_dir():
+        try:
+            source, step, unused = str(best), read_checkpoint(best, groups=()).step, ()
+        except CorruptCheckpointError as error:
+            raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
+    elif found := latest_checkpoint(Path(output_dir)):
+        source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
+    if not source:
+        raise UsageError(
+            f"no weights: --output_dir={output_dir} holds no checkpoint; "
+            "train with --do_train, or give --init_checkpoint"
+        )
+    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust)
+    _average_present_weights(engine)
+    return step
 
 
 def _average_present_weights(engine: AnyEngine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -218,7 +218,12 @@ def main(options: Options) -> None:
         # Any model can be scored on masked tokens alone.
         unused = () if task.objective.pair_labels else ("sentence_pair/.*",)
         engine.step = launch.restore_weights(
-            engine, config, options.output_dir, options.init_checkpoint, allow_unexpected=unused
+            engine,
+            config,
+            options.output_dir,
+            options.init_checkpoint,
+            allow_unexpected=unused,
+            adjust=lambda tensors: check_head(tensors, options, task.objective.pair_labels),
         )
         scores = evaluate()
     if held_out is None:
@@ -265,6 +270,18 @@ def initialize(model: keras.Model, config: Config, options: Options, pair_labels
         allow_unexpected=("classifier/.*",),
         adjust=adjust,
     )
+
+
+def check_head(tensors: Mapping[str, np.ndarray], options: Options, pair_labels: Sequence[str]) -> None:
+    """Raise `UsageError` where weights that are to be scored have no sentence-pair head of these classes."""
+    head = tensors.get("sentence_pair/bias")
+    if pair_labels and (head is None or len(head) != len(pair_labels)):
+        got = "no sentence-pair head" if head is None else f"a sentence-pair head of {len(head)} classes"
+        raise UsageError(
+            f"the weights have {got}, but --objective={options.objective} scores {len(pair_labels)} "
+            f"({', '.join(pair_labels)}): give the --objective that they were trained with and records made for it, "
+            "or train a head with --do_train"
+        )
 
 
 def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -247,6 +247,13 @@ def test_heads_of_other_objectives_are_refused(three_way):
     assert "--init_sentence_head=False" in message
 
 
+@pytest.mark.parametrize(("trained", "got"), [("albert", "a sentence-pair head of 2 classes"), ("masked_lm", "no sen")])
+def test_scoring_needs_the_head_of_the_objective(folder, tmp_path, trained, got):
+    write_ours(tmp_path, CONFIGS["bert"], weights_of(PretrainingTask(CONFIGS["bert"], trained).build_model()))
+    with pytest.raises(UsageError, match=f"the weights have {got}.*, but --objective=structbert scores 3 .*--do_train"):
+        pretrain(folder, "scored", do_train=False, init_checkpoint=str(tmp_path))
+
+
 def test_losses_of_words_need_records_with_shuffled_ones(folder):
     with pytest.raises(UsageError, match="--pooled_loss=True but the records hold no shuffled words"):
         pretrain(folder, "no_words", "masked_lm", pooled_loss=True)
