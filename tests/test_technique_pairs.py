@@ -1,6 +1,7 @@
-"""Every fine-tuning technique with every other: two steps on TensorFlow, in which each still does what it promises.
+"""Every fine-tuning technique with every other: two steps, in which each still does what it promises, on both engines.
 
-Steps are taken operation by operation, uncompiled; test_fine_tuning.py has all techniques in one compiled run.
+Steps are taken operation by operation, uncompiled; test_fine_tuning.py has all techniques in one compiled run. On JAX,
+where every step is compiled, all of them together are tested in a process of their own.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import run_classifier
 from data.features import ClassificationDataset, EncodedExamples
@@ -21,8 +25,6 @@ from modeling import Config
 from optimization import Constant, TaskDrivenChild, create_optimizer
 from tasks.classification import ClassificationTask
 from tasks.layer_rates import learning_rate_multipliers
-from training.engine import weights_by_name
-from training.tensorflow_engine import TensorFlowEngine
 
 CONFIG = Config(
     family="bert",
@@ -63,11 +65,29 @@ class Run:
     loss_weights: dict[str, float]
 
 
+ON_JAX = keras.config.backend() == "jax"
+
+
 @pytest.fixture(autouse=True)
 def _operation_by_operation():
+    if ON_JAX:
+        yield
+        return
+    import tensorflow as tf
+
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+def engine_class() -> Any:
+    if ON_JAX:
+        from training.jax_engine import JaxEngine
+
+        return JaxEngine
+    from training.tensorflow_engine import TensorFlowEngine
+
+    return TensorFlowEngine
 
 
 @functools.cache
@@ -88,7 +108,7 @@ def run(*techniques: str, dropout: float = 0.1) -> Run:
         config, 2, classifier_dropout=dropout, seed=3, regularizers=run_classifier.regularizers(options)
     )
     behaviour, child = run_classifier.optimizer_behaviour(options, config, NUM_STEPS)
-    engine = TensorFlowEngine(
+    engine = engine_class()(
         task,
         create_optimizer("adamw", Constant(0.01), weight_decay=0.0, **behaviour),
         seed=3,
@@ -99,7 +119,8 @@ def run(*techniques: str, dropout: float = 0.1) -> Run:
         run_classifier.choose_child(options, task, engine.model, child, data())
 
     def weights() -> dict[str, np.ndarray]:
-        return {name: value.value.numpy().copy() for name, value in weights_by_name(engine.model).items()}
+        state = engine.state().items()
+        return {name.removeprefix("model/"): value for name, value in state if name.startswith("model/")}
 
     seen, records = [weights()], []
     for step in range(2):
@@ -177,34 +198,61 @@ def check_average(found: Run) -> None:
 FROZEN = {"freeze": "pooler/bias", "freeze_layers": r"/embeddings/|_0/"}
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_both_do_what_they_promise(pair: tuple[str, str]):
-    # Micro-batches have dropout masks of their own; without any they equal the whole batch.
-    dropout = 0.0 if "accumulation" in pair else 0.1
-    found = run(*pair, dropout=dropout)
+def check_promises(techniques: tuple[str, ...], found: Run, dropout: float, *, compared: bool = True) -> None:
+    """What each technique promises; what layer decay and accumulation do shows only beside runs without them."""
     for record in found.records:
         assert record["skipped"] == 0
         total = sum(weight * record[f"{name}_loss"] for name, weight in found.loss_weights.items())
         assert record["loss"] == pytest.approx(total, rel=1e-4)
     assert all(np.isfinite(value).all() for value in found.state.values())
-    for technique, other in (pair, pair[::-1]):
+    for technique in techniques:
+        others = tuple(other for other in techniques if other != technique)
         match technique:
             case "adversarial" | "r_drop":
                 check_further_loss(technique, found, dropout)
             case "child_F":
                 check_child_free(found)
             case "child_D":
-                check_child_driven(found, FROZEN.get(other, "^$"))
-            case "layer_decay":
-                check_layer_decay(found, run(other, dropout=dropout))
+                check_child_driven(found, "|".join(["^$", *(FROZEN[other] for other in others if other in FROZEN)]))
+            case "layer_decay" if compared:
+                check_layer_decay(found, run(*others, dropout=dropout))
             case "freeze" | "freeze_layers":
                 check_frozen(found, FROZEN[technique])
             case "gradual_unfreezing":
                 check_unfreezing(found)
             case "ema":
                 check_average(found)
-            case "accumulation":
-                alone = run(other, dropout=dropout)
+            case "accumulation" if compared:
+                alone = run(*others, dropout=dropout)
                 assert found.records[0]["classification_loss"] == pytest.approx(
                     alone.records[0]["classification_loss"], rel=1e-4
                 )
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_both_do_what_they_promise(pair: tuple[str, str]):
+    # Micro-batches have dropout masks of their own; without any they equal the whole batch.
+    dropout = 0.0 if "accumulation" in pair else 0.1
+    check_promises(pair, run(*pair, dropout=dropout), dropout)
+
+
+@pytest.mark.parametrize("left_out", ["child_F", "child_D"])
+def test_all_do_what_they_promise_at_once(left_out: str):
+    techniques = tuple(technique for technique in TECHNIQUES if technique != left_out)
+    # JAX compiles for each run.
+    check_promises(techniques, run(*techniques, dropout=0.0), 0.0, compared=not ON_JAX or left_out == "child_F")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ON_JAX, reason="this is the process on JAX")
+def test_all_do_what_they_promise_at_once_on_jax():
+    """Between them the two sets hold every pair."""
+    environment = os.environ | {
+        "KERAS_BACKEND": "jax",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "at_once", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "2 passed, 1 skipped" in done.stdout
