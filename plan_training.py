@@ -58,7 +58,9 @@ class Options:
     gradient_accumulation_steps: int = flag(1, help="micro-batches that a batch is computed in", minimum=1)
     optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
     ema_decay: float = flag(0.0, help="decay of an average of the weights; 0 keeps none", minimum=0, maximum=1)
-    precision: str = flag("bfloat16", help="compute precision; weights stay float32", choices=("float32", "bfloat16"))
+    precision: str = flag(
+        "bfloat16", help="compute precision; weights stay float32", choices=("float32", "bfloat16", "float16")
+    )
     remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
     scan_layers: bool = flag(
         False, help="compile one layer and loop it over all: deep models compile in minutes; same numbers"
@@ -109,6 +111,8 @@ def main(options: Options) -> int:
     if (options.topology is None) == (options.device is None):
         raise UsageError("give one of --topology (a TPU slice, as v4:4x4x8) and --device (as h200, or cpu)")
     launch.check_files(options, ["bert_config_file"])
+    if options.topology is not None and options.precision == "float16":
+        raise UsageError("a TPU has no use for float16; give --precision=bfloat16")
     if options.topology is not None:
         generation, extents = planning.parse_topology(options.topology)
         chip, chips = planning.CHIPS[generation], math.prod(extents)
@@ -235,7 +239,7 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
         batch_size=options.train_batch_size,
         length=options.max_seq_length,
         predictions=options.predictions,
-        bfloat16=options.precision == "bfloat16",
+        half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
         averaged=bool(options.ema_decay),

@@ -117,7 +117,7 @@ def measure(case: Case) -> dict[str, float]:
         batch_size=case.batch_size,
         length=case.length,
         predictions=case.predictions,
-        bfloat16=case.precision == "bfloat16",
+        half_precision=case.precision != "float32",
         remat=case.remat,
         scan=case.scan,
         cpu=True,

@@ -64,7 +64,7 @@ class Layout:
     batch_size: int
     length: int
     predictions: int
-    bfloat16: bool = False
+    half_precision: bool = False
     remat: bool = False
     scan: bool = False
     averaged: bool = False
@@ -109,7 +109,7 @@ def step_memory(config: Config, layout: Layout) -> StepMemory:
     parameters = parameter_count(config)
     weights = 4 * parameters / layout.state_parts
     held = {"weights": weights, "optimizer slots": 2 * weights} | ({"average": weights} if layout.averaged else {})
-    item = 2 if layout.bfloat16 and not layout.cpu else 4
+    item = 2 if layout.half_precision and not layout.cpu else 4
     tokens = layout.examples * layout.length
     dense = tokens * config.hidden_size
     inner = tokens * config.intermediate_size / cut
@@ -144,7 +144,7 @@ def step_memory(config: Config, layout: Layout) -> StepMemory:
 def collective_bytes(config: Config, layout: Layout) -> dict[str, float]:
     """Return the bytes of what one device takes part in sending in a step, by kind; of parts that of the whole."""
     weights = 4 * parameter_count(config) / layout.model_parts
-    item = 2 if layout.bfloat16 else 4
+    item = 2 if layout.half_precision else 4
     sent: dict[str, float] = {}
     if layout.data_parts > 1 and layout.fsdp:
         # Gathered forward and again backward; gradients scattered.

@@ -38,6 +38,7 @@ def options(*flags: str) -> Options:
         (["--device=v5e:2x2"], "TPUs are given as --topology"),
         (["--device=h200", "--bert_config_file=nowhere.json"], "nowhere.json: no such file"),
         (["--device=h200", "--max_seq_length=600"], "sequences of 600 tokens, but this model has 512 positions"),
+        (["--topology=v4:2x2x1", "--precision=float16"], "a TPU has no use for float16; give --precision=bfloat16"),
         (["--topology=v4:2x2x1", "--train_batch_size=30"], "choose a multiple of 4"),
         (["--device=h200", "--num_devices=4", "--model_parallel=3"], "does not divide the 4 chips"),
         (["--device=h200", "--num_devices=4", "--model_parallel=4"], "set vocab_padding_multiple to 128"),
