@@ -198,6 +198,7 @@ def restore_weights(
         UsageError: there are none, or they do not fit the model.
     """
     from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_checkpoint, read_checkpoint
+    from training.processes import current
 
     best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
     if best.is_dir():
@@ -205,7 +206,7 @@ def restore_weights(
             source, step, unused = str(best), read_checkpoint(best, groups=()).step, ()
         except CorruptCheckpointError as error:
             raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
-    elif found := latest_checkpoint(Path(output_dir)):
+    elif found := latest_checkpoint(Path(output_dir), processes=current()):
         source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
     if not source:
         raise UsageError(

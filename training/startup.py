@@ -143,9 +143,11 @@ def start_backend(options: DeviceOptions) -> None:
     if os.environ["KERAS_BACKEND"] != "jax":
         import_tensorflow()
         return
-    import jax
+    with _stderr_kept_back():
+        # libtpu, where it is installed for plans alone, complains that it finds no TPU.
+        import jax
 
-    devices = jax.devices()
+        devices = jax.devices()
     if options.use_tpu and devices[0].platform != "tpu":
         raise UsageError(
             f"--use_tpu=True: JAX finds no TPU here but {devices[0].platform.upper()}; is another process using it?"
