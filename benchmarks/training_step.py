@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.files import write_atomically
 from training.flags import UsageError, flag, run
 
 if TYPE_CHECKING:
@@ -102,9 +103,8 @@ def main(options: Options) -> int:
             result = {"machine": machine(on_gpu), "options": options_of(options), "rows": rows}
             table = as_markdown(result)
             path = ROOT / options.results
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+            write_atomically(path.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
+            write_atomically(path.with_suffix(".md"), table + "\n")
     print(table)
     return 0
 

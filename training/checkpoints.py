@@ -141,12 +141,15 @@ def write_checkpoint(
         else:
             written.update(files)
 
-    def end() -> None:
+    def describe() -> None:
         if processes.writes:
             for path in [temporary / _listing(index) for index in range(processes.count) if processes.count > 1]:
                 written.update(json.loads(path.read_text(encoding="utf-8")))
                 path.unlink()
             _write_facts(temporary, checkpoint, written)
+
+    def replace() -> None:
+        if processes.writes:
             if folder.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
                 folder.rename(replaced)
@@ -157,12 +160,14 @@ def write_checkpoint(
     written: dict[str, dict[str, Any]] = {}
     try:
         with naming(folder):
-            for stage in (begin, fill, end):
+            for stage in (begin, fill, describe):
                 processes.together(stage)
     except BaseException:
         if processes.writes:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+    # What stops between the two renames leaves both folders, and the next start brings the former one back.
+    processes.together(replace)
 
 
 def _listing(index: int) -> str:

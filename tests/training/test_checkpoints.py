@@ -298,3 +298,20 @@ def test_damage_to_a_piece_and_a_process_that_cannot_write_are_known_to_all(tmp_
     assert isinstance(second, OSError)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
     assert not list(tmp_path.glob("checkpoints/.*"))
+
+
+def test_an_interruption_between_the_renames_keeps_the_former_checkpoint(tmp_path, monkeypatch):
+    (folder,) = written(tmp_path, 7)
+    rename = type(folder).rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(type(folder), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(folder, checkpoint(7, {"model/b": np.ones(1)}))
+    monkeypatch.undo()
+    assert not folder.exists()
+    assert_equal(latest_checkpoint(tmp_path), checkpoint())
