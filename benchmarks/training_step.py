@@ -252,7 +252,7 @@ def worker(case: Options) -> Iterator[Worker]:
 
 
 def options_of(options: Options) -> dict[str, Any]:
-    """The options by name, but for what is internal to a process."""
+    """The options by name."""
     return {name: getattr(options, name) for name in options.__dataclass_fields__}
 
 
@@ -577,7 +577,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 
 def line_of(row: Mapping[str, Any], peaks: Mapping[str, float]) -> str:
     """A row of the table; where the contender failed, why."""
-    if "tokens_per_second" not in row:
+    if "error" in row or "tokens_per_second" not in row:
         return f"| {row['contender']} | {row['precision']} | failed: {row.get('error')} | | | | | |"
     slowest, fastest = (f"{tokens:,.0f}" for tokens in row["tokens_per_second_range"])
     utilisation = row["flops_per_step"] / row["seconds_per_step"] / peaks[row["precision"]]

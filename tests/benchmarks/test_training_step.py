@@ -147,3 +147,8 @@ def test_runs_where_there_is_no_tensorflow(tmp_path: Path):
     assert row["tokens_per_second"] == pytest.approx(32 / row["seconds_per_step"])
     assert row["peak_bytes"] > 1e7
     assert (tmp_path / "result.md").read_text().strip() == done.stdout.strip()
+
+
+def test_a_contender_that_dies_after_its_turns_is_a_row_too():
+    row = {"contender": "jax", "precision": "float32", "tokens_per_second": 5.0, "error": "killed: most likely"}
+    assert training_step.line_of(row, {}).startswith("| jax | float32 | failed: killed: most likely |")
