@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl.app import UsageError
 
-from training.files import write_atomically
-from training.flags import flag, run
+from commands.flags import flag, run
+from ground.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Write the folder or the file and compare; 1 when transformers computes something else from it."""
-    from training.startup import import_tensorflow
+    from commands.startup import import_tensorflow
 
     import_tensorflow()
     from conversion.loading import check_fits

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
-from training.files import write_atomically
-from training.flags import flag, run
+from commands.flags import flag, run
+from ground.files import write_atomically
 
 if TYPE_CHECKING:
     from conversion.readers import Checkpoint
@@ -55,7 +55,7 @@ def main(options: Options) -> int:
     if options.output is None and not options.list:
         raise UsageError("missing required flag: --output (or --list, to look only)")
 
-    from training.startup import import_tensorflow
+    from commands.startup import import_tensorflow
 
     import_tensorflow()
     from conversion.loading import check_fits

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
-from training.flags import flag, run
+from commands.flags import flag, run
 
 if TYPE_CHECKING:
     from data.word_order import WordOrder
@@ -173,10 +173,10 @@ def main(options: Options) -> int:
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from data.corpus import expand_inputs
-    from data.local import Output, create_examples
     from data.masking import Masking
     from data.pretraining import Recipe
     from data.tokenizers import load_tokenizer
+    from data.writing.local import Output, create_examples
 
     inputs = expand_inputs(options.input_file)
     tokenizer = load_tokenizer(
@@ -214,7 +214,7 @@ def main(options: Options) -> int:
         remove_former_held_out(first_output)
     for part, files, num_shards, shard_size in parts:
         if options.runner:
-            from data.beam import create_examples_with_beam
+            from data.writing.beam import create_examples_with_beam
 
             names = ("vocab_file", "spm_model_file", "do_lower_case")
             create_examples_with_beam(
@@ -283,7 +283,7 @@ def held_out_name(output_file: str) -> str:
 
 def remove_former_held_out(output_file: str) -> None:
     """Removes what an earlier run held out of the same output: its documents are in the new shards."""
-    from data.local import Output
+    from data.writing.local import Output
 
     apart = Output((Path(held_out_name(output_file)),))
     if apart.manifest_path.is_file():
@@ -307,7 +307,7 @@ class Bars:
 
     def report(self, stage: str, done: float, total: float) -> None:
         """Move the line of `stage`, in MB while reading and in examples later."""
-        from training.progress import Progress
+        from ground.progress import Progress
 
         scale, unit = (1, "examples") if stage != "reading" else (1e6, "MB") if total > 1e7 else (1e3, "kB")
         if stage != self._stage:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.flags import flag, run
+from commands.flags import flag, run
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.input_pipeline import PretrainingDataset
+    from data.reading import PretrainingDataset
     from data.tokenizers import Tokenizer
 
 ACTIONS = ("show", "stats", "verify", "repair")
@@ -58,7 +58,7 @@ def as_flags(arguments: Sequence[str]) -> list[str]:
 
 def main(options: Options) -> int:
     """Does what is asked; 1 when verify or repair found damage. Raises `UsageError` where nothing can be read."""
-    from data.input_pipeline import PretrainingDataset, expand_shards
+    from data.reading import PretrainingDataset, expand_shards
 
     if options.action in ("verify", "repair"):
         paths = expand_shards(options.input_file)
@@ -177,7 +177,7 @@ def spaced(token: str, first: bool, text: str | None = None) -> str:
 def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
     """Prints lengths, rates and balance of all examples."""
     from data.inspection import statistics
-    from training.progress import Progress
+    from ground.progress import Progress
 
     with Progress(dataset.num_examples, "examples", "reading") as progress:
         found = statistics(

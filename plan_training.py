@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from training.flags import flag, run
-from training.options import OPTIMIZERS
+from commands.flags import flag, run
+from commands.options import OPTIMIZERS
 
 if TYPE_CHECKING:
     from modeling.config import Config
@@ -104,13 +104,13 @@ Planner = Callable[[Options], Plan]
 
 def main(options: Options) -> int:
     """Plan as the flags say; returns 1 if the run does not fit."""
-    import launch
+    from commands import session
     from modeling.config import load_config
     from training import planning
 
     if (options.topology is None) == (options.device is None):
         raise UsageError("give one of --topology (a TPU slice, as v4:4x4x8) and --device (as h200, or cpu)")
-    launch.check_files(options, ["bert_config_file"])
+    session.check_files(options, ["bert_config_file"])
     if options.topology is not None and options.precision == "float16":
         raise UsageError("a TPU has no use for float16; give --precision=bfloat16")
     if options.topology is not None:
@@ -317,7 +317,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     import jax
     import numpy as np
 
-    from launch import DTYPES
+    from commands.session import DTYPES
     from modeling import declared, load_config
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
@@ -357,9 +357,9 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
 
 def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     """Print the table of one plan."""
+    from ground.tables import print_table
     from modeling.accounting import flops_per_example, parameter_count
     from training.planning import EFFICIENCY, roofline
-    from training.tables import print_table
 
     options = plan.options
     flops = options.train_batch_size * flops_per_example(config, options.max_seq_length, options.predictions)

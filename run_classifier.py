@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from training.files import write_atomically
-from training.flags import flag, run
-from training.options import TrainingOptions
+from commands.flags import flag, run
+from commands.options import TrainingOptions
+from ground.files import write_atomically
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from data.features import ClassificationDataset
+    from data.labelled import ClassificationDataset
     from modeling.config import Config
     from optimization import TaskDrivenChild
     from tasks.classification import ClassificationTask
@@ -124,14 +124,14 @@ class Options(TechniqueOptions, TrainingOptions):
 
 def main(options: Options) -> None:
     """Do what was asked, once a seed."""
-    import launch
+    from commands import session
 
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
     check_techniques(options)
-    processes = launch.check_device(options)
+    processes = session.check_device(options)
     named = ["bert_config_file", "vocab_file", "spm_model_file", "task_file"]
-    processes.together(lambda: launch.check_files(options, named))
+    processes.together(lambda: session.check_files(options, named))
 
     from tasks.datasets import find_file, find_row
 
@@ -154,7 +154,7 @@ def main(options: Options) -> None:
 
 def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> Scores:
     """One run with one seed; returns the scores of the best weights on the development file."""
-    from data.features import ClassificationDataset
+    from data.labelled import ClassificationDataset
     from data.tokenizers import load_tokenizer
     from tasks.datasets import read_examples
 
@@ -163,20 +163,20 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     )
     examples = {split: read_examples(row, path, need_labels=split != "test") for split, path in files.items()}
 
-    import launch
-    from training.startup import start_backend
+    from commands import session
+    from commands.startup import start_backend
 
     start_backend(options)
+    from ground.tables import print_table
     from modeling import load_config
     from optimization import create_schedule
     from tasks.classification import ClassificationTask, encode
     from training.loop import train
-    from training.tables import print_table
 
     config = load_config(options.bert_config_file)
     vocabulary = options.spm_model_file or options.vocab_file or ""
-    launch.check_cuts(config, options.bert_config_file, options)
-    launch.check_fit(
+    session.check_cuts(config, options.bert_config_file, options)
+    session.check_fit(
         config,
         options.bert_config_file,
         vocab_size=tokenizer.vocab_size,
@@ -197,7 +197,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         config,
         len(row.labels),
         classifier_dropout=options.classifier_dropout,
-        dtype=launch.DTYPES[options.precision],
+        dtype=session.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
         scan=options.scan_layers,
@@ -210,27 +210,27 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         warmup_steps=int(num_steps * options.warmup_proportion),
     )
     behaviour, child = optimizer_behaviour(options, config, num_steps)
-    engine = launch.create_engine(task, options, schedule, batch_size=options.train_batch_size, **behaviour)
+    engine = session.create_engine(task, options, schedule, batch_size=options.train_batch_size, **behaviour)
     weights, step = "new", 0
     pretraining_heads = ("masked_lm/.*", "sentence_pair/.*")
     if not options.do_train:
-        step = launch.restore_weights(
+        step = session.restore_weights(
             engine, config, options.output_dir, options.init_checkpoint, allow_unexpected=pretraining_heads
         )
     elif options.init_checkpoint:
-        weights = launch.initialize(
+        weights = session.initialize(
             engine.model,
             config,
             options.init_checkpoint,
             allow_missing=("classifier/.*", "pooled_layer_norm/.*"),
             allow_unexpected=pretraining_heads,
         )
-    launch.write_run_files(options, config)
-    if launch.writes():
+    session.write_run_files(options, config)
+    if session.writes():
         tokenizer.save(Path(options.output_dir))
     if options.do_train:
         facts = {"child": choose_child(options, task, engine.model, child, data["train"])} if child else {}
-        summary = launch.preamble(
+        summary = session.preamble(
             config,
             engine,
             options,
@@ -242,11 +242,11 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         )
         train(
             engine,
-            launch.own_rows(data["train"], engine),
+            session.own_rows(data["train"], engine),
             num_steps=num_steps,
             output_dir=options.output_dir,
-            config=launch.config_json(config),
-            options=launch.options_json(options),
+            config=session.config_json(config),
+            options=session.options_json(options),
             summary=summary,
             save_every_steps=options.save_checkpoints_steps,
             eval_every_steps=options.save_checkpoints_steps,
@@ -255,21 +255,21 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             early_stopping_evaluations=options.early_stopping_evaluations,
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,
-            steps_per_call=launch.steps_per_call(options),
-            **launch.watching(options),
+            steps_per_call=session.steps_per_call(options),
+            **session.watching(options),
         )
-        step = launch.restore_weights(engine, config, options.output_dir)
+        step = session.restore_weights(engine, config, options.output_dir)
     scores: Scores = {}
     for split, batch_size in (("dev", options.eval_batch_size), ("test", options.predict_batch_size)):
         if split in data:
             probabilities = predict(engine, data[split], batch_size)
             path = Path(options.output_dir) / f"{split}_predictions.tsv"
-            if launch.writes():
+            if session.writes():
                 write_predictions(path, row, probabilities, examples[split])
             print(f"predictions of {len(examples[split]):,} {split} examples  {path}", flush=True)
             if all(example.label is not None for example in examples[split]):
                 found = score(row, probabilities, examples[split])
-                launch.write_results(options.output_dir, {"global_step": step, **found}, RESULTS[split])
+                session.write_results(options.output_dir, {"global_step": step, **found}, RESULTS[split])
                 title = f"{row.name}, {split}, {len(examples[split]):,} examples, weights of step {step:,}"
                 print_table(title, ["score", "value"], [[name, f"{value:.4f}"] for name, value in found.items()])
                 scores = scores or found
@@ -422,9 +422,9 @@ def report_seeds(options: Options, scores: list[Scores]) -> None:
     """Print and write mean and deviation of the development scores over the seeds."""
     import json
 
-    import launch
+    from commands import session
+    from ground.tables import print_table
     from tasks.metrics import mean_and_deviation
-    from training.tables import print_table
 
     summary = mean_and_deviation(scores)
     print_table(
@@ -433,7 +433,7 @@ def report_seeds(options: Options, scores: list[Scores]) -> None:
         [[name, f"{mean:.4f}", f"{deviation:.4f}"] for name, (mean, deviation) in summary.items()],
     )
     content = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in summary.items()}
-    if launch.writes():
+    if session.writes():
         write_atomically(Path(options.output_dir) / "eval_results.json", json.dumps(content, indent=2) + "\n")
 
 

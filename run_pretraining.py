@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
-from training.flags import flag, run
-from training.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
+from commands.flags import flag, run
+from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from data.input_pipeline import PretrainingDataset
+    from data.reading import PretrainingDataset
     from modeling.config import Config
 
 
@@ -81,14 +81,14 @@ class Options(TrainingOptions):
 
 def main(options: Options) -> None:
     """Train and evaluate as the flags say."""
-    import launch
+    from commands import session
 
     if not (options.do_train or options.do_eval):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
-    processes = launch.check_device(options)
-    processes.together(lambda: launch.check_files(options, ["bert_config_file"]))
+    processes = session.check_device(options)
+    processes.together(lambda: session.check_files(options, ["bert_config_file"]))
 
-    from data.input_pipeline import PretrainingDataset
+    from data.reading import PretrainingDataset
 
     training_files, held_out_files = processes.together(lambda: split_held_out(options.input_file))
     held_out_files = list(options.eval_input_file) or held_out_files
@@ -122,22 +122,22 @@ def main(options: Options) -> None:
             "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"
         )
 
-    from training.startup import start_backend
+    from commands.startup import start_backend
 
     start_backend(options)
+    from ground.tables import print_table
     from modeling import load_config
     from modeling.accounting import flops_per_example
     from optimization import create_schedule
     from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
     from training.loop import train
-    from training.tables import print_table
 
     config = load_config(options.bert_config_file)
     tokenizer = (training.manifest or {}).get(
         "tokenizer", {"file": options.bert_config_file, "vocab_size": config.vocab_size}
     )
-    launch.check_cuts(config, options.bert_config_file, options)
-    launch.check_fit(
+    session.check_cuts(config, options.bert_config_file, options)
+    session.check_fit(
         config,
         options.bert_config_file,
         vocab_size=tokenizer["vocab_size"],
@@ -153,7 +153,7 @@ def main(options: Options) -> None:
         sentence_weight=options.sentence_loss_weight,
         word_order_weight=options.word_order_loss_weight if shuffled else None,
         pooled=options.pooled_loss,
-        dtype=launch.DTYPES[options.precision],
+        dtype=session.DTYPES[options.precision],
         seed=options.seed,
         remat=options.remat,
         scan=options.scan_layers,
@@ -166,13 +166,13 @@ def main(options: Options) -> None:
         power=options.poly_power,
         start_warmup_step=options.start_warmup_step,
     )
-    engine = launch.create_engine(task, options, schedule, batch_size=options.train_batch_size)
+    engine = session.create_engine(task, options, schedule, batch_size=options.train_batch_size)
     weights = "new"
     if options.init_checkpoint and options.do_train:
         weights = initialize(engine.model, config, options, task.objective.pair_labels)
-    rows = launch.rows_of_process(engine)
+    rows = session.rows_of_process(engine)
     rows_of_batch = training if rows == (0, 1) else open_records(training_files, options.train_batch_size, rows)
-    launch.write_run_files(options, config)
+    session.write_run_files(options, config)
 
     def evaluate() -> dict[str, float]:
         assert held_out is not None
@@ -188,9 +188,9 @@ def main(options: Options) -> None:
             rows_of_batch,
             num_steps=options.num_train_steps,
             output_dir=options.output_dir,
-            config=launch.config_json(config),
-            options=launch.options_json(options),
-            summary=launch.preamble(
+            config=session.config_json(config),
+            options=session.options_json(options),
+            summary=session.preamble(
                 config,
                 engine,
                 options,
@@ -207,17 +207,17 @@ def main(options: Options) -> None:
             lower_is_better=True,
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,
-            steps_per_call=launch.steps_per_call(options),
+            steps_per_call=session.steps_per_call(options),
             unit="tokens",
             count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
             flops_per_unit=flops_per_example(config, training.max_seq_length, scored) / training.max_seq_length,
-            **launch.watching(options),
+            **session.watching(options),
         )
         scores = dict(outcome.evaluation)
     else:
         # Any model can be scored on masked tokens alone.
         unused = () if task.objective.pair_labels else ("sentence_pair/.*",)
-        engine.step = launch.restore_weights(
+        engine.step = session.restore_weights(
             engine,
             config,
             options.output_dir,
@@ -239,7 +239,7 @@ def main(options: Options) -> None:
     if shuffled:
         batches = held_out.evaluation_batches(options.eval_batch_size)
         scores["unchanged_order_accuracy"] = unchanged_share(itertools.islice(batches, options.max_eval_steps))
-    launch.write_results(options.output_dir, scores)
+    session.write_results(options.output_dir, scores)
     print_table("held-out records", ["score", "value"], [[name, f"{value:.4f}"] for name, value in scores.items()])
 
 
@@ -248,7 +248,7 @@ def initialize(model: keras.Model, config: Config, options: Options, pair_labels
 
     Raises `UsageError` where its sentence-pair head has another number of classes than `pair_labels`.
     """
-    import launch
+    from commands import session
 
     def adjust(tensors: dict[str, np.ndarray]) -> None:
         head = tensors.get("sentence_pair/bias")
@@ -262,7 +262,7 @@ def initialize(model: keras.Model, config: Config, options: Options, pair_labels
             for name in ("sentence_pair/kernel", "sentence_pair/bias"):
                 tensors.pop(name, None)
 
-    return launch.initialize(
+    return session.initialize(
         model,
         config,
         options.init_checkpoint or "",
@@ -286,7 +286,7 @@ def check_head(tensors: Mapping[str, np.ndarray], options: Options, pair_labels:
 
 def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part record files into those to train on and those whose manifest says that their documents are held out."""
-    from data.input_pipeline import expand_shards, find_manifests
+    from data.reading import expand_shards, find_manifests
 
     paths = expand_shards(patterns)
     described = find_manifests(paths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.flags import flag, run
+from commands.flags import flag, run
 
 SAMPLE_SENTENCES = 10_000
 
@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece
     from data.tokenizers.wordpiece import vocabulary_bytes
-    from training.files import write_atomically
+    from ground.files import write_atomically
 
     inputs = expand_inputs(options.input_file)
     counts = Counts()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.flags import flag, run
+from commands.flags import flag, run
 
 if TYPE_CHECKING:
     from data.tokenizers.wordpiece import WordPieceTokenizer
@@ -164,10 +164,10 @@ def in_process(measure: str, text: Path, options: Options) -> dict[str, Any]:
 
 def split(text: Path, options: Options) -> dict[str, float]:
     """Seconds of work by stage, all workers together."""
-    from data.local import Output, create_examples
     from data.masking import Masking
     from data.pretraining import Recipe
     from data.tokenizers import load_tokenizer
+    from data.writing.local import Output, create_examples
 
     recipe = Recipe(
         objective="albert",

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.files import write_atomically
-from training.flags import flag, run
+from commands.flags import flag, run
+from ground.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 

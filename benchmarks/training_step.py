@@ -27,8 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.files import write_atomically
-from training.flags import UsageError, flag, run
+from commands.flags import UsageError, flag, run
+from ground.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

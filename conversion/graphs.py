@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
-from modeling.albert import shared_bricks
 from modeling.config import Config
+from modeling.sharing import shared_bricks
 
 Tensors = dict[str, np.ndarray]
 

@@ -12,7 +12,6 @@ import bz2
 import codecs
 import contextlib
 import dataclasses
-import difflib
 import gzip
 import io
 import json
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app
+
+from ground.words import did_you_mean
 
 MAX_LINE_CHARACTERS = 4096
 MAX_DOCUMENT_CHARACTERS = 1 << 20
@@ -532,9 +533,11 @@ def _tfds_builder(path: Path) -> tuple[Any, str]:
             # Their own message lists all of a thousand names.
             if type(error).__name__ != "DatasetNotFoundError":
                 raise
-            near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
-            hint = f"did you mean {_TFDS}{near[0]}" if near else "see tensorflow.org/datasets/catalog"
-            raise app.UsageError(f"{path}: tensorflow-datasets has no set of this name; {hint}") from None
+            hint = (
+                did_you_mean(f"{_TFDS}{name}", [f"{_TFDS}{known}" for known in tfds.list_builders()])
+                or "; see tensorflow.org/datasets/catalog"
+            )
+            raise app.UsageError(f"{path}: tensorflow-datasets has no set of this name{hint}") from None
         builder.download_and_prepare()
     except ModuleNotFoundError as error:
         # Or what a set is prepared with, which tfds imports when it is needed.

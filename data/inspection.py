@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from data.input_pipeline import (
+from data.pretraining import MANIFEST_SUFFIX
+from data.randomness import keys
+from data.reading import (
     COMPACT_FEATURES,
     STATIC_FEATURES,
     WORD_ORDER_FEATURES,
     PretrainingDataset,
     find_manifests,
 )
-from data.pretraining import MANIFEST_SUFFIX
-from data.randomness import keys
 from data.records import Column, MalformedRecordError, decode_examples, frame, scan
 
 _BATCH = 512

@@ -1,7 +1,7 @@
 """Text -> examples of pretraining, many at a time: tokens, words, pairs, masks, records; and what manifests say.
 
-A span of the input is the unit of work: its examples are a function of the span, the recipe and the seed. `data.local`
-and `data.beam` hand spans to workers.
+A span of the input is the unit of work: its examples are a function of the span, the recipe and the seed.
+`data.writing` hands spans to workers.
 """
 
 from __future__ import annotations

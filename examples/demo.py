@@ -105,7 +105,7 @@ def main() -> int:
 def print_summary(elapsed_seconds: float) -> None:
     """Print what came out of every step."""
     sys.path.insert(0, str(ROOT))
-    from training.tables import print_table
+    from ground.tables import print_table
 
     def results(path: str) -> dict[str, float]:
         return json.loads((ROOT / OUTPUT / path).read_text(encoding="utf-8"))

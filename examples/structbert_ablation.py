@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from training.files import write_atomically
-from training.flags import flag, run, write_config
-from training.progress import format_duration
+from commands.flags import flag, run, write_config
+from ground.files import write_atomically
+from ground.progress import format_duration
 
 if TYPE_CHECKING:
     from tasks.datasets import Example

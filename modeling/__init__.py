@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from modeling.config import Config, load_config
 
 if TYPE_CHECKING:
-    from modeling.bert import Backbone
+    from modeling.body import Backbone
     from modeling.decoder import Decoder
     from modeling.heads import ClassifierModel, PretrainingModel
     from modeling.losses import cross_entropy
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Backbone": "bert",
+    "Backbone": "body",
     "ClassifierModel": "heads",
     "Decoder": "decoder",
     "Initialization": "variables",

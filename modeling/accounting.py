@@ -9,8 +9,8 @@ of each operation (cf. Korthikanti et al. 2022, section 4), with factors that we
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modeling.albert import shared_bricks
 from modeling.config import Config
+from modeling.sharing import shared_bricks
 
 
 def parameter_count(config: Config, num_pair_labels: int = 2) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import app
 
+from ground.words import nearest
+
 FAMILIES = ("bert", "albert", "albert_zh")
 ACTIVATIONS = ("gelu", "gelu_erf", "relu", "swish", "tanh", "linear")
 SHARING = ("all", "attention", "ffn", "none")
@@ -234,7 +236,7 @@ def _parse_transformers(values: Mapping[str, Any]) -> Config:
 def _check_keys(values: Mapping[str, Any], *, known: list[str], mandatory: tuple[str, ...]) -> None:
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            near = nearest(key, known)
             raise app.UsageError(f'unknown key "{key}"; the nearest is "{near}": correct or remove it')
     for key in mandatory:
         if key not in values:

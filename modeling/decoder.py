@@ -5,17 +5,13 @@ Serves PALM and PLUG (causal, with cross-attention) and VECO (not causal; the sa
 
 from typing import Any
 
-import keras
-
+from ground.tensors import Tensor, ops
 from modeling import masks
 from modeling.config import Config
 from modeling.encoder import Bricks, Encoder
 from modeling.layers import Attention, KeyValue
 from modeling.variables import Initialization
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 Cache = dict[str, list[KeyValue]]
 
 

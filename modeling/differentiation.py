@@ -9,9 +9,7 @@ from typing import Any
 
 import keras
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
+from ground.tensors import Tensor, ops
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -9,14 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from ground.tensors import Tensor, ops
 from modeling.config import Config
 from modeling.layers import Dense, LayerNorm
 from modeling.randomness import dropout
 from modeling.variables import Initialization
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 def places_in_sequence(sequence_ids_BL: Tensor) -> Tensor:

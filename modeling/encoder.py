@@ -6,15 +6,13 @@ from typing import Any
 
 import keras
 
-from modeling.albert import shared_bricks
+from ground.tensors import Tensor, ops
 from modeling.config import Config
 from modeling.layers import Attention, FeedForward, LayerNorm
 from modeling.randomness import next_key, seeded
+from modeling.sharing import shared_bricks
 from modeling.variables import Initialization
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 Bricks = tuple[keras.layers.Layer, ...]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 
-from modeling.bert import Backbone
+from ground.tensors import Tensor, ops
+from modeling.body import Backbone
 from modeling.config import Config
 from modeling.embeddings import Embeddings
 from modeling.encoder import Encoder
@@ -17,10 +18,6 @@ from modeling.layers import Dense, LayerNorm, activation
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import dropout, seeded_by_default
 from modeling.variables import Initialization
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 def gather_positions(x_BLD: Tensor, positions_BP: Tensor) -> Tensor:

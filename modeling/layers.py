@@ -11,15 +11,13 @@ from typing import Any
 
 import keras
 
+from ground.tensors import Tensor, ops
 from modeling import masks
 from modeling.config import Config
 from modeling.fusion import fused
 from modeling.randomness import dropout
 from modeling.variables import Initialization
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 KeyValue = tuple[Tensor, Tensor]
 
 

@@ -1,15 +1,9 @@
 """The one cross-entropy: a weighted sum and its weight, so that replicas and micro-batches add up exactly."""
 
-from typing import Any
-
-import keras
 import numpy as np
 
+from ground.tensors import Tensor, ops
 from modeling.fusion import fused
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 # Logits below this are no words: rows that only pad the vocabulary.
 _NO_WORD = float(np.finfo(np.float32).min) / 4

@@ -1,13 +1,8 @@
 """Who may attend to whom, as boolean tensors that broadcast to [B, N, L, S]; True keeps."""
 
-from typing import Any
-
-import keras
 import numpy as np
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
+from ground.tensors import Tensor, ops
 
 
 def padding_mask(input_mask_BS: Tensor) -> Tensor:

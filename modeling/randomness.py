@@ -7,13 +7,11 @@ re-enter the scope with a key drawn before, so that the recomputed mask is the s
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
+from ground.keys import fold_in
+from ground.tensors import Tensor, ops
 
 
 class _Scope:
@@ -23,23 +21,6 @@ class _Scope:
 
 
 _current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("seeded", default=None)
-
-
-def fold_in(key: Tensor, value: int | Tensor) -> Tensor:
-    """Derive an independent key: uint32[2] and an integer -> uint32[2], alike on every backend.
-
-    Two rounds of MurmurHash3's finaliser with the words exchanged in between.
-    """
-    key = ops.cast(key, "uint32")
-    mixed = key + ops.cast(value, "uint32") * ops.convert_to_tensor([0x9E3779B9, 0x85EBCA77], "uint32")
-    return _mix(ops.flip(_mix(mixed), axis=0) + key)
-
-
-def _mix(x: Tensor) -> Tensor:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, ops.cast(shift, "uint32")))
-        x = x * ops.cast(factor, "uint32")
-    return ops.bitwise_xor(x, ops.bitwise_right_shift(x, ops.cast(16, "uint32")))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
+from ground.tensors import named_variables, ops
+
 Initializer = Callable[..., Any]
 
 
@@ -37,11 +37,6 @@ class Initialization:
             return ops.convert_to_tensor(self.stddev * values.reshape(shape), dtype)
 
         return initializer
-
-
-def named_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Every weight by its stable name, relative to the model; the table of names stands in ARCHITECTURE.md."""
-    return {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
 
 
 def declared(build: Callable[[], keras.Model]) -> keras.Model:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
+from ground.keys import finalised, words
+from ground.tensors import ops
+
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 Gradients = Mapping[str, Tensor]
 
 
@@ -43,13 +43,13 @@ class TaskFreeChild:
         }
 
     def _child(self, name: str, gradient: Tensor, step: Tensor) -> Tensor:
-        key = _mix(_uint32(zlib.crc32(name.encode())) + ops.cast(step, "uint32") * _uint32(0x9E3779B9))
+        key = finalised(words(zlib.crc32(name.encode())) + ops.cast(step, "uint32") * words(0x9E3779B9))
         for word in (self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF):
-            key = _mix(key + _uint32(word) * _uint32(0x7FEB352D) + _uint32(0x3C6EF372))
+            key = finalised(key + words(word) * words(0x7FEB352D) + words(0x3C6EF372))
         positions = ops.cast(ops.arange(int(np.prod(gradient.shape)), dtype="int32"), "uint32")
-        bits = _mix(_mix(positions * _uint32(0x846CA68B) + key) + key)
+        bits = finalised(finalised(positions * words(0x846CA68B) + key) + key)
         # 24 bits are what float32 holds exactly.
-        uniform = ops.cast(ops.bitwise_right_shift(bits, _uint32(8)), "float32") * 2.0**-24
+        uniform = ops.cast(ops.bitwise_right_shift(bits, words(8)), "float32") * 2.0**-24
         return ops.reshape(uniform < self.fraction, gradient.shape)
 
 
@@ -88,14 +88,3 @@ def child_masks(fisher: Mapping[str, np.ndarray], fraction: float) -> dict[str, 
     mask[ties[: kept - int(mask.sum())]] = True
     parts = np.split(mask, np.cumsum([value.size for value in fisher.values()])[:-1])
     return {name: part.reshape(value.shape) for part, (name, value) in zip(parts, fisher.items(), strict=True)}
-
-
-def _uint32(value: int) -> Tensor:
-    return ops.convert_to_tensor(np.array(value, "uint32"))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's finaliser."""
-    x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, _uint32(16))) * _uint32(0x85EBCA6B)
-    x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, _uint32(13))) * _uint32(0xC2B2AE35)
-    return ops.bitwise_xor(x, ops.bitwise_right_shift(x, _uint32(16)))

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
+from ground.tensors import ops
 from optimization.adamw import AdamW
 
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import keras
 from absl.app import UsageError
 
+from ground.tensors import ops
 from optimization.schedules import Schedule
 from optimization.selection import Selection, matching
 from optimization.transforms import Transform, clip_by_global_norm, global_norm
 
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 Slots = dict[str, dict[str, Tensor]]
 
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 from absl.app import UsageError
 
+from ground.tensors import ops
+
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 Schedule = Callable[[Any], Tensor]
 
 

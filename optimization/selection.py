@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from absl.app import UsageError
+
+from ground.words import nearest
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def matching(expressions: Sequence[str], names: Sequence[str]) -> frozenset[str]
         except re.error as error:
             raise UsageError(f"{expression!r} is not a regular expression: {error}") from None
         if not hits:
-            closest = difflib.get_close_matches(expression, names, n=1, cutoff=0.0)[0]
+            closest = nearest(expression, names)
             raise UsageError(f"{expression!r} matches no variable; the nearest name is {closest!r}")
         found.update(hits)
     return frozenset(found)

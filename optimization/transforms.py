@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
+from ground.tensors import ops
 
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 Gradients = Mapping[str, Tensor]
 Transform = Callable[[Gradients, Tensor], Gradients]
 """(gradients, step) -> gradients; must keep names and shapes, and derive any randomness from the step."""

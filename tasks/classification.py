@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 from absl.app import UsageError
 
-from data.features import EncodedExamples, encode_examples
+from data.labelled import EncodedExamples, encode_examples
+from ground.tensors import Tensor, ops
 from modeling import ClassifierModel
 from modeling.fusion import fusing
 from modeling.losses import cross_entropy
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
     from modeling.config import Config
     from tasks.datasets import DatasetRow, Example
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 def encode(row: DatasetRow, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int) -> EncodedExamples:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from absl.app import UsageError
+
+from ground.words import did_you_mean
 
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
@@ -69,7 +70,7 @@ def _row(name: str, table: object, path: Path) -> DatasetRow:
         raise UsageError(f"{path}: {name} is not a table; write [{name}] and its fields below")
     for key in table:
         if key not in known:
-            raise UsageError(f"{path}: [{name}] has the unknown field {key!r}{nearest(key, known)}")
+            raise UsageError(f"{path}: [{name}] has the unknown field {key!r}{did_you_mean(key, known)}")
     missing = [key for key in ("columns", "labels", "metric", "files") if key not in table]
     if missing:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
@@ -81,12 +82,6 @@ def _row(name: str, table: object, path: Path) -> DatasetRow:
     return DatasetRow(name=name, **{**table, **lists, "files": files})
 
 
-def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    """`"; did you mean X?"` where something known is near, else the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
     """Returns the row called `task_name` (case and '-' or '_' do not matter), also looking into the user's `task_file`.
 
@@ -96,7 +91,9 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
     rows = load_rows() | (load_rows(task_file) if task_file else {})
     name = task_name.lower().replace("-", "_")
     if name not in rows:
-        raise UsageError(f"unknown --task_name {task_name!r}{nearest(name, rows)} known: {', '.join(sorted(rows))}")
+        raise UsageError(
+            f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(sorted(rows))}"
+        )
     return rows[name]
 
 
@@ -139,7 +136,7 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
             if label in row.ignored_labels:
                 continue
             if label not in row.labels:
-                hint = nearest(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
+                hint = did_you_mean(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
                 raise UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")
         elif need_labels:
             raise UsageError(f"{where}: no label; training and evaluation need {', '.join(row.columns)}")

@@ -7,19 +7,16 @@ trained on, each variable's clipped. Both are empirical: labels are those of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import keras
 import numpy as np
 
+from ground.tensors import Tensor, ops
 from modeling.differentiation import variable_gradients
 from modeling.randomness import fold_in
 from modeling.variables import named_variables
 from tasks.pretraining import Terms
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 class TaskWithLosses(Protocol):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
-from modeling.albert import shared_bricks
+from modeling.sharing import shared_bricks
 
 if TYPE_CHECKING:
     from modeling.config import Config

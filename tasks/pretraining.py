@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
+from ground.tensors import Tensor, ops
 from modeling import PretrainingModel
 from modeling.fusion import fused, fusing
 from modeling.losses import cross_entropy, negative_log_likelihood
@@ -23,9 +24,6 @@ from modeling.randomness import seeded
 if TYPE_CHECKING:
     from modeling.config import Config
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 Terms = dict[str, tuple[Tensor, Tensor]]
 
 

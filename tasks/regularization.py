@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-import keras
-
+from ground.tensors import Tensor, ops
 from modeling.differentiation import gradient
 from modeling.randomness import fold_in, normal, seeded
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 @dataclass(frozen=True)

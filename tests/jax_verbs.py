@@ -36,7 +36,7 @@ def call_on_jax(
 
 def main(path: str) -> None:
     sys.path.insert(0, str(ROOT))
-    from training.flags import run
+    from commands.flags import run
 
     codes = []
     for verb, flags in json.loads(Path(path).read_text()):

@@ -99,7 +99,7 @@ def live(flags: list[str], whereabouts: Whereabouts, log: Path) -> int:
             os.dup2(stream.fileno(), 2)
         import run_pretraining
         import training.loop
-        from training.flags import run
+        from commands.flags import run
         from training.tensorflow_engine import TensorFlowEngine
 
         engine: Any = TensorFlowEngine
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         call("run_pretraining.py", [*flags, f"--output_dir={folder / 'alone'}"])
         alone = left_by(folder / "alone")
         # What every life imports.
-        from training.startup import import_tensorflow
+        from commands.startup import import_tensorflow
 
         import_tensorflow()
         import run_pretraining  # noqa: F401

@@ -9,8 +9,8 @@ import pytest
 from absl.app import UsageError
 
 import run_classifier
+from commands.flags import parse
 from modeling import Config
-from training.flags import parse
 
 WORDS = "abcdefghij"
 CONFIG = Config(

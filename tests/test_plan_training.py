@@ -9,9 +9,9 @@ import pytest
 from absl.app import UsageError
 
 import plan_training
+from commands.flags import parse
 from modeling import Config
 from plan_training import Options, Plan, difference, main, remedies
-from training.flags import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 BERT = "albert_config/bert_config_large_en.json"
@@ -52,7 +52,7 @@ def test_mistakes_are_named(flags: list[str], message: str):
 
 def test_a_plan_by_accounting_is_one_table_and_needs_neither_keras_nor_a_backend():
     script = (
-        "import sys, plan_training as p; from training.flags import parse\n"
+        "import sys, plan_training as p; from commands.flags import parse\n"
         f"code = p.main(parse(p.Options, ['--bert_config_file={BERT}', '--device=h200']))\n"
         "print(code, [m for m in ('tensorflow', 'keras', 'jax') if m in sys.modules])"
     )

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import run_classifier
-from data.features import ClassificationDataset, EncodedExamples
+from data.labelled import ClassificationDataset, EncodedExamples
 from modeling import Config
 from optimization import Constant, TaskDrivenChild, create_optimizer
 from tasks.classification import ClassificationTask

@@ -15,8 +15,8 @@ import convert_checkpoint
 import create_pretraining_data
 import run_classifier
 import run_pretraining
+from commands.flags import run
 from modeling import load_config
-from training.flags import run
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "albert_config/vocab.txt"

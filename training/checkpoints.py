@@ -29,7 +29,7 @@ from absl.app import UsageError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from training.files import naming
+from ground.files import naming
 from training.processes import Processes
 
 _FORMAT = 1

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from absl.app import UsageError
 
+from ground.tensors import ops
+
 Tensor = Any
 Terms = dict[str, tuple[Tensor, Tensor]]
 """name -> (weighted sum, weight); the mean is taken only after summing over micro-batches, replicas and batches."""
@@ -16,8 +18,6 @@ Batch = Mapping[str, np.ndarray]
 """Features; the leading axis of each is examples."""
 Slots = dict[str, dict[str, Tensor]]
 
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 
 TRAINING_STREAM = 1
 EVALUATION_STREAM = 2
@@ -214,14 +214,6 @@ class StepResults:
         return {"loss": sum(loss_weights[name] * means.get(f"{name}_loss", 0.0) for name in self.loss_names), **means}
 
 
-def weights_by_name(model: keras.Model) -> dict[str, keras.Variable]:
-    """Return the model's weights by their names without the model's own; raises `ValueError` for equal names."""
-    weights = {variable.path.removeprefix(f"{model.path}/"): variable for variable in model.weights}
-    if len(weights) != len(model.weights):
-        raise ValueError(f"{model.name} has variables of equal names")
-    return weights
-
-
 def check_state(state: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
     """Raise `UsageError` naming the first tensor that is missing, unknown or misshapen."""
     for name in [*targets, *state]:
@@ -251,27 +243,3 @@ def check_divisible(batch: Batch, micro_batches: int, replicas: int = 1) -> None
 
 def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
-
-
-def derive_key(seed: int, stream: int, step: Tensor, micro_batch: Tensor = 0, replica: Tensor = 0) -> Tensor:
-    """Return the uint32[2] key of one micro-batch on one replica: the same on every backend, unrelated to any other's.
-
-    Each argument in turn is mixed into the key by MurmurHash3's finaliser. Seeds may have 64 bits, the others 32.
-    """
-    key = _constant(0x6A09E667, 0xBB67AE85)
-    for word in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, stream, step, micro_batch, replica):
-        word = _constant(word) if isinstance(word, int) else ops.cast(word, "uint32")
-        key = _mix(key + word * _constant(0x9E3779B9, 0x7FEB352D))
-        # Each half depends on both.
-        key = _mix(key + ops.flip(key) * _constant(0x846CA68B, 0xC2B2AE3D))
-    return key
-
-
-def _constant(*values: int) -> Tensor:
-    return ops.convert_to_tensor(np.array(values, "uint32"))
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, _constant(16))) * _constant(0x85EBCA6B)
-    x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, _constant(13))) * _constant(0xC2B2AE35)
-    return ops.bitwise_xor(x, ops.bitwise_right_shift(x, _constant(16)))

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from absl.app import UsageError
 
+from ground.files import write_atomically
 from training.checkpoints import Checkpoint, write_checkpoint
 from training.engine import Batch
-from training.files import write_atomically
 from training.hooks import Hook, LoopProgress, Record, Run
 from training.processes import current
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import keras
 
+from ground.files import write_atomically
+from ground.progress import Progress, format_duration, format_flops, format_value
 from training.checkpoints import checkpoint_folder
 from training.engine import Batch, Engine, is_norm_of_brick
-from training.files import write_atomically
 from training.processes import current
-from training.progress import Progress, format_duration, format_flops, format_value
 from training.report import write_report
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
+from ground.keys import derive_key
+from ground.tensors import named_variables
 from training.engine import (
     EVALUATION_STREAM,
     TRAINING_STREAM,
@@ -26,8 +28,6 @@ from training.engine import (
     StepResults,
     Task,
     Tensor,
-    derive_key,
-    weights_by_name,
 )
 from training.loss_scaling import LossScaling
 from training.placement import DATA, Placement
@@ -82,7 +82,7 @@ class JaxStep:
         self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
         self.loss_scaling = loss_scaling
         self.results = StepResults(["loss_scale"] if loss_scaling else [], norm_steps=norm_steps)
-        self.variables = weights_by_name(model)
+        self.variables = named_variables(model)
         self._task, self._optimizer, self._ema_decay = task, optimizer, ema_decay
         shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
         self._computed = placement.computed(shapes, getattr(model, "layout_rules", None))

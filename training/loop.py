@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
+from ground.words import nearest
 from training.checkpoints import (
     Checkpoint,
     best_of,
@@ -32,7 +33,6 @@ from training.checkpoints import (
     write_checkpoint,
 )
 from training.engine import Batch, Dataset, Engine
-from training.flags import nearest
 from training.health import MAX_ROLLBACKS, RENEWED_EVERY_STEPS, DivergedError, SkipGuard, observe, save_replay
 from training.hooks import Hook, LoopProgress, MetricsFile, Profiler, Record, Report, Run, TensorBoard, Terminal
 from training.processes import Processes, current

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
+from ground.tensors import ops
+
 Tensor = Any
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ between chips; operations are the caller's closed form, because the compiler cou
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import os
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
+
+from ground.words import nearest
 
 if TYPE_CHECKING:
     from training.jax_step import JaxStep
@@ -81,9 +82,9 @@ def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
     """Return generation and extents of "v4:4x4x8"; raises `UsageError` for what is no such name."""
     generation, _, extents = topology.partition(":")
     if generation not in GENERATIONS:
-        nearest = difflib.get_close_matches(generation, GENERATIONS, n=1, cutoff=0.0)[0]
+        near = nearest(generation, GENERATIONS)
         raise UsageError(
-            f"--topology={topology}: unknown TPU generation {generation!r}; the nearest is {nearest}, "
+            f"--topology={topology}: unknown TPU generation {generation!r}; the nearest is {near}, "
             f"known are {', '.join(GENERATIONS)}"
         )
     axes = 2 if generation in ("v5e", "v6e") else 3
@@ -103,9 +104,9 @@ def find_chip(device: str) -> Chip:
     if device == "cpu":
         return measure_this_machine()
     if device not in DEVICES:
-        nearest = difflib.get_close_matches(device, DEVICES, n=1, cutoff=0.0)[0]
+        near = nearest(device, DEVICES)
         hint = "; TPUs are given as --topology" if device.partition(":")[0] in GENERATIONS else ""
-        raise UsageError(f"--device={device} is unknown; the nearest is {nearest} of {', '.join(DEVICES)}{hint}")
+        raise UsageError(f"--device={device} is unknown; the nearest is {near} of {', '.join(DEVICES)}{hint}")
     return CHIPS[device]
 
 

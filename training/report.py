@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ground.files import write_atomically
+from ground.progress import format_value
 from training.engine import is_norm_of_brick
-from training.files import write_atomically
-from training.progress import format_value
 
 Points = list[tuple[float, float]]
 

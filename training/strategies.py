@@ -11,11 +11,17 @@ import tensorflow as tf
 from absl.app import UsageError
 from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
-from training.options import DeviceOptions
 from training.processes import Processes
 
 
-def choose_strategy(options: DeviceOptions) -> tf.distribute.Strategy | None:
+def choose_strategy(
+    *,
+    use_tpu: bool = False,
+    tpu_name: str | None = None,
+    tpu_zone: str | None = None,
+    gcp_project: str | None = None,
+    num_tpu_cores: int | None = None,
+) -> tf.distribute.Strategy | None:
     """Return the strategy for a TPU, for the workers of TF_CONFIG or for several GPUs; None for one device.
 
     Call it before TensorFlow computes anything, in every process of the run.
@@ -23,24 +29,23 @@ def choose_strategy(options: DeviceOptions) -> tf.distribute.Strategy | None:
     Raises:
         UsageError: this TensorFlow has no TPU runtime, no TPU answers, or TF_CONFIG is not understood.
     """
-    if options.use_tpu:
-        return _tpu_strategy(options)
+    if use_tpu:
+        return _tpu_strategy(tpu_name or "local", tpu_zone, gcp_project, num_tpu_cores)
     if _workers_of_tf_config() > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.MirroredStrategy() if len(tf.config.list_physical_devices("GPU")) > 1 else None
 
 
-def _tpu_strategy(options: DeviceOptions) -> tf.distribute.Strategy:
+def _tpu_strategy(
+    name: str, zone: str | None, project: str | None, num_tpu_cores: int | None
+) -> tf.distribute.Strategy:
     if not get_registered_kernels_for_op("ConfigureDistributedTPU").kernel:
         raise UsageError(
             f"--use_tpu=True: TensorFlow {tf.__version__} has no TPU runtime: give --backend=jax, or install "
             "tensorflow-tpu 2.20.0 in its place"
         )
-    name = options.tpu_name or options.master or "local"
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            name, zone=options.tpu_zone, project=options.gcp_project
-        )
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name, zone=zone, project=project)
         # In this order, and before anything is computed.
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
@@ -50,10 +55,9 @@ def _tpu_strategy(options: DeviceOptions) -> tf.distribute.Strategy:
             "of a TPU that runs, or --backend=jax on the TPU VM itself"
         ) from None
     strategy = tf.distribute.TPUStrategy(resolver)
-    if options.num_tpu_cores not in (None, strategy.num_replicas_in_sync):
+    if num_tpu_cores not in (None, strategy.num_replicas_in_sync):
         raise UsageError(
-            f"--num_tpu_cores={options.num_tpu_cores} but {name} has {strategy.num_replicas_in_sync}: "
-            "leave it out to use all"
+            f"--num_tpu_cores={num_tpu_cores} but {name} has {strategy.num_replicas_in_sync}: leave it out to use all"
         )
     return strategy
 

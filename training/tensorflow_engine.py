@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ground.keys import derive_key
+from ground.tensors import named_variables
 from training.engine import (
     EVALUATION_STREAM,
     TRAINING_STREAM,
@@ -26,8 +28,6 @@ from training.engine import (
     Tensor,
     check_divisible,
     check_state,
-    derive_key,
-    weights_by_name,
 )
 from training.loss_scaling import LossScaling
 
@@ -77,7 +77,7 @@ class TensorFlowEngine:
 
     def _create_variables(self, *, with_average: bool) -> None:
         self.model = self._task.build_model()
-        weights = weights_by_name(self.model)
+        weights = named_variables(self.model)
         self._variables = {name: variable.value for name, variable in weights.items()}
         trainable = {name: self._variables[name] for name, variable in weights.items() if variable.trainable}
         self._trained = {name: trainable[name] for name in self._optimizer.trainable(trainable)}

@@ -323,7 +323,7 @@ def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:
 class InGraphFeatures(tf.Module):
     """Strings [B], or two of them, -> `input_ids`, `input_mask`, `segment_ids`, int32 [B, max_seq_length] each.
 
-    The same features as those of `data.features`: [CLS] a [SEP] b [SEP], cut as BERT cuts, padded with 0.
+    The same features as those of `data.labelled`: [CLS] a [SEP] b [SEP], cut as BERT cuts, padded with 0.
 
     Args:
         tokenizer: any tokenizer of `data.tokenizers`.
@@ -342,7 +342,7 @@ class InGraphFeatures(tf.Module):
         if len(sides) == 1:
             kept = [tf.minimum(lengths[0], budget)]
         else:
-            # As in `data.features`: the longer side loses a token until both fit; of equal ones, b.
+            # As in `data.labelled`: the longer side loses a token until both fit; of equal ones, b.
             (a, b), half = lengths, budget // 2
             kept_a = tf.where(
                 b <= half, tf.minimum(a, budget - b), tf.where(a <= budget - half, a, tf.cast(budget - half, a.dtype))

@@ -10,10 +10,10 @@ from conversion_cases import CONFIGS, random_tensors
 
 import convert_albert_tf_checkpoint_to_pytorch as lone_verb
 import convert_checkpoint as verb
+from commands.flags import parse
 from conversion import parity
 from conversion.readers import read_checkpoint
 from conversion.writers import write_tf1
-from training.flags import parse
 
 ROOT = Path(verb.__file__).parent
 

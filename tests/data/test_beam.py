@@ -6,9 +6,9 @@ import pytest
 from absl.app import UsageError
 
 import create_pretraining_data as verb
-from data.input_pipeline import PretrainingDataset
+from commands.flags import parse
+from data.reading import PretrainingDataset
 from data.records import RecordFile
-from training.flags import parse
 
 pytest.importorskip("apache_beam")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -294,7 +294,7 @@ def test_tfds_is_read_by_ranges_of_examples(monkeypatch):
         raise DatasetNotFoundError("a thousand names")
 
     module.builder, module.list_builders = not_found, lambda: ["wikipedia", "imdb"]
-    for name, hint in (("wikipedai", "did you mean tfds:wikipedia"), ("qqq", "see tensorflow.org/datasets/catalog")):
+    for name, hint in (("wikipedai", "did you mean 'tfds:wikipedia'"), ("qqq", "see tensorflow.org/datasets/catalog")):
         with pytest.raises(app.UsageError, match=f"tfds:{name}: tensorflow-datasets has no set of this name; {hint}"):
             plan_spans([Path(f"tfds:{name}")])
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

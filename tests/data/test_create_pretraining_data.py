@@ -8,10 +8,10 @@ import pytest
 from absl.app import UsageError
 
 import create_pretraining_data as verb
-from data.input_pipeline import PretrainingDataset
+from commands.flags import parse
 from data.pretraining import OBJECTIVES
+from data.reading import PretrainingDataset
 from data.segmentation import SEGMENTERS
-from training.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_sentencepiece import TEXT
 
-from data import features
+from data import labelled
 from data.tokenizers import Tokenizer
 from data.tokenizers.in_graph import InGraphFeatures, in_graph
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -164,8 +164,8 @@ def features_in_graphs(tokenizers) -> dict[tuple[int, bool], Any]:
 def test_features_are_those_of_batches(tokenizers, features_in_graphs, batch, length: int, two: bool):
     tokenizer, _ = tokenizers["wordpiece uncased"]
     a, b = (list(side) for side in zip(*batch, strict=True))
-    dataset = features.ClassificationDataset(
-        features.encode_examples(a, b if two else None, [0] * len(a), tokenizer, length), len(a), length
+    dataset = labelled.ClassificationDataset(
+        labelled.encode_examples(a, b if two else None, [0] * len(a), tokenizer, length), len(a), length
     )
     (expected,) = dataset.evaluation_batches(len(a))
     found = features_in_graphs[length, two](*((a, b) if two else (a,)))
@@ -232,8 +232,8 @@ def test_saved_classifiers_take_raw_strings_in_another_process(tokenizers, tmp_p
     subprocess.run(command, check=True, cwd=tmp_path)
     found = np.load(tmp_path / "found.npz")
     for short, name in names.items():
-        encoded = features.encode_examples(["中国 the ΑΣ", ""], ["学习", "a" * 300], [0, 0], tokenizers[name][0], 16)
-        dataset = features.ClassificationDataset(encoded, 2, 16)
+        encoded = labelled.encode_examples(["中国 the ΑΣ", ""], ["学习", "a" * 300], [0, 0], tokenizers[name][0], 16)
+        dataset = labelled.ClassificationDataset(encoded, 2, 16)
         (batch,) = dataset.evaluation_batches(2)
         expected = tf.nn.softmax(served.model(batch)["logits"]).numpy()
         np.testing.assert_allclose(found[short][dataset.evaluation_order()], expected, atol=1e-6)

@@ -8,15 +8,15 @@ import pytest
 from absl.app import UsageError
 
 import inspect_records as verb
+from commands.flags import parse
 from data import inspection
-from data.input_pipeline import PretrainingDataset
-from data.local import Output, create_examples
 from data.masking import Masking
 from data.pretraining import Recipe
+from data.reading import PretrainingDataset
 from data.records import encode_examples, frame
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.word_order import WordOrder
-from training.flags import parse
+from data.writing.local import Output, create_examples
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]
 LABELS = {"masked_lm_positions": (2, 3), "masked_lm_ids": (2, 3), "next_sentence_labels": (2, 1)}

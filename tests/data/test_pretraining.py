@@ -14,15 +14,16 @@ from absl.app import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import local, pretraining
+from data import pretraining
 from data.corpus import Span, expand_inputs
-from data.input_pipeline import PretrainingDataset
-from data.local import Output, create_examples
 from data.masking import Masking
 from data.pairing import Pairs
 from data.pretraining import OBJECTIVES, Recipe, Vocabulary, read_blocks, sequence_ids
+from data.reading import PretrainingDataset
 from data.records import RecordFile, decode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
+from data.writing import local
+from data.writing.local import Output, create_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -310,7 +311,8 @@ KILL_SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from data import local, pretraining
+from data import pretraining
+from data.writing import local
 from data.masking import Masking
 from data.tokenizers.wordpiece import WordPieceTokenizer
 pretraining._SMALLEST_SPAN_BYTES, local._PIECE_TOKENS, pretraining.BLOCK_CHARACTERS = 2000, 2000, 300

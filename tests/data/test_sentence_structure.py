@@ -13,9 +13,9 @@ from scipy import stats
 
 import create_pretraining_data
 from data import pretraining
-from data.input_pipeline import PretrainingDataset
 from data.inspection import restore
 from data.pairing import PAIRINGS, Block, chunk_and_pair, make_divisible
+from data.reading import PretrainingDataset
 from data.records import RecordFile, decode_examples
 
 CHARACTERS = [chr(0x4E00 + i) for i in range(140)]

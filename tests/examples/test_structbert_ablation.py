@@ -17,8 +17,8 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands.flags import parse
 from examples import structbert_ablation as recipe
-from training.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (1, 2, 3)

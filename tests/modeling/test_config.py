@@ -8,7 +8,7 @@ import transformers
 from absl import app
 
 from modeling import Config, load_config
-from modeling.albert import shared_bricks
+from modeling.sharing import shared_bricks
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "albert_config"
 ZH = json.loads((CONFIGS / "albert_config_tiny.json").read_text())

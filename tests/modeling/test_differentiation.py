@@ -4,15 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from ground.tensors import ops
 from modeling.differentiation import gradient, variable_gradients
 
-ops: Any = keras.ops
 FILES = (
     "tests/modeling/test_differentiation.py",
     "tests/tasks/test_fisher.py",

@@ -2,17 +2,14 @@
 
 import subprocess
 import sys
-from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ground.tensors import ops
 from optimization import Constant, Start, TaskDrivenChild, TaskFreeChild, child_masks, create_optimizer
-
-ops: Any = keras.ops
 
 SHAPES = {"encoder/attention_0/kernel": (30, 40), "encoder/attention_1/kernel": (30, 40), "classifier/bias": (3,)}
 

@@ -1,16 +1,13 @@
 import re
-from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
 
+from ground.tensors import ops
 from optimization import OPTIMIZERS, Constant, Optimizer, PolynomialDecay, Selection, create_optimizer
 from optimization.adamw import AdamW
 from optimization.transforms import clip_by_global_norm
-
-ops: Any = keras.ops
 
 NAMES = (
     "encoder/kernel",

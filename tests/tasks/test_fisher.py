@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
+from ground.tensors import ops
 from modeling.randomness import dropout, fold_in, seeded
 from tasks.fisher import fisher_information
 
-ops: Any = keras.ops
 CLASSES, WIDTH, EXAMPLES = 3, 5, 12
 KERNEL = np.random.default_rng(4).normal(size=(WIDTH, CLASSES)).astype("float32")
 

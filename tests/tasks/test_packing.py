@@ -18,11 +18,11 @@ from data.masking import Masking, MaskVocabulary
 from data.pairing import Pairs
 from data.pretraining import Assembled, Vocabulary, assemble, pack_sequences, sequence_ids, static_features
 from data.randomness import keys
+from ground.tensors import ops
 from modeling import Config, PretrainingModel, named_variables
 from modeling.differentiation import variable_gradients
 from tasks.pretraining import PretrainingTask
 
-ops: Any = keras.ops
 CLS, SEP, MASK, VOCABULARY, LENGTH = 2, 3, 4, 37, 24
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,

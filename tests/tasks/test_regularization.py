@@ -1,7 +1,6 @@
 """Laws of R-Drop and of the adversarial loss, on any backend; then within a training step."""
 
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
@@ -10,12 +9,11 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ground.tensors import ops
 from modeling import Config
 from modeling.randomness import fold_in
 from tasks.classification import ClassificationTask
 from tasks.regularization import Adversarial, Passes, RDrop, symmetric_divergence
-
-ops: Any = keras.ops
 
 CONFIG = Config(
     family="albert",

@@ -20,8 +20,9 @@ if __name__ == "__main__":
 import keras
 import numpy as np
 
+from ground.tensors import ops
+
 Outcome = dict[str, np.ndarray]
-ops: Any = keras.ops
 
 MESHES: dict[str, dict[str, Any]] = {
     "one": {"devices": 1},
@@ -324,8 +325,8 @@ def run_in_two(folder: Path, case: str, *arguments: object, code: int = 0) -> It
 
 def main(path: str, case: str, *arguments: str) -> None:
     if address := os.environ["ADDRESS"]:
-        from training.options import DeviceOptions
-        from training.startup import start_jax_processes
+        from commands.options import DeviceOptions
+        from commands.startup import start_jax_processes
 
         options = DeviceOptions(coordinator_address=address, num_processes=2, process_id=int(arguments[-1]))
         start_jax_processes(options)

@@ -26,11 +26,11 @@ from engine_cases import Outcome, make_engine, outcome, pretraining_batches, pre
 from toy_run import SignallingDataset, toy_run
 from toy_task import ToyDataset, ToyTask, ops
 
+from ground.keys import derive_key
 from modeling.randomness import dropout, seeded
 from optimization import OPTIMIZERS
-from training.engine import TRAINING_STREAM, derive_key
+from training.engine import TRAINING_STREAM
 from training.loss_scaling import LossScaling
-from training.options import TrainingOptions
 from training.processes import use
 from training.strategies import TensorFlowProcesses, choose_strategy
 from training.tensorflow_engine import TensorFlowEngine
@@ -241,7 +241,7 @@ def free_addresses(count: int) -> list[str]:
 def main(path: str, cases: str, replicas: str) -> None:
     cpus = [tf.config.LogicalDeviceConfiguration()] * int(replicas)
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
-    strategy = choose_strategy(TrainingOptions(output_dir=""))
+    strategy = choose_strategy()
     if strategy is None:
         strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(int(replicas))])
     found: dict[str, Any] = all_of(cases, strategy)

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from toy_run import SignallingDataset, toy_run
 from toy_task import ToyDataset, ToyTask
 
-import launch
+from commands import session
+from commands.options import HealthOptions
+from ground.progress import format_flops
 from optimization import Constant, create_optimizer
 from training.checkpoints import list_checkpoints, read_checkpoint
 from training.engine import brick_of
 from training.health import LEAST_STEPS, MAX_ROLLBACKS, WINDOW_STEPS, DivergedError, limit_of, observe
 from training.hooks import Hook, LoopProgress, read_metrics
-from training.options import HealthOptions
-from training.progress import format_flops
 from training.tensorflow_engine import TensorFlowEngine
 
 losses = st.lists(st.floats(0.0625, 100, width=32), min_size=LEAST_STEPS, max_size=WINDOW_STEPS)
@@ -275,7 +275,7 @@ def test_speed_is_told_as_far_as_it_is_known(tmp_path, capsys):
     ],
 )
 def test_peak_of_devices_by_the_names_that_they_give_themselves(device, tera):
-    assert launch.peak_flops_per_second(device, 4, "bfloat16") == 4e12 * tera
+    assert session.peak_flops_per_second(device, 4, "bfloat16") == 4e12 * tera
 
 
 def test_flops_have_three_digits_and_a_prefix():

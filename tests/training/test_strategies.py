@@ -6,17 +6,16 @@ import tensorflow as tf
 from absl.app import UsageError
 
 from training import strategies
-from training.options import DeviceOptions
 from training.strategies import TensorFlowProcesses, choose_strategy
 
 
 def test_one_device_needs_no_strategy(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert choose_strategy(DeviceOptions()) is None
+    assert choose_strategy() is None
     alone = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
     for described in ({}, {"task": {}}, alone):
         monkeypatch.setenv("TF_CONFIG", json.dumps(described))
-        assert choose_strategy(DeviceOptions()) is None
+        assert choose_strategy() is None
 
 
 WORKERS = {"worker": ["localhost:1", "localhost:2"]}
@@ -39,12 +38,12 @@ WORKERS = {"worker": ["localhost:1", "localhost:2"]}
 def test_what_tf_config_may_be(monkeypatch, described, message):
     monkeypatch.setenv("TF_CONFIG", described)
     with pytest.raises(UsageError, match=message):
-        choose_strategy(DeviceOptions())
+        choose_strategy()
 
 
 def test_a_tpu_needs_a_runtime():
     with pytest.raises(UsageError, match=r"has no TPU runtime: give --backend=jax, or install tensorflow-tpu"):
-        choose_strategy(DeviceOptions(use_tpu=True))
+        choose_strategy(use_tpu=True)
 
 
 def test_a_tpu_that_does_not_answer_is_named(monkeypatch):
@@ -55,7 +54,7 @@ def test_a_tpu_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(strategies, "get_registered_kernels_for_op", lambda name: registered)
     monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", fail)
     with pytest.raises(UsageError, match=r"--tpu_name=mine: no TPU answers \(Could not lookup\): give the name"):
-        choose_strategy(DeviceOptions(use_tpu=True, tpu_name="mine"))
+        choose_strategy(use_tpu=True, tpu_name="mine")
 
 
 def test_processes_are_numbered_from_the_chief():

@@ -4,10 +4,11 @@ from absl.app import UsageError
 from engine_cases import CONFIG, make_engine, pretraining_batches
 from toy_task import ToyDataset, ToyTask
 
+from ground.keys import derive_key
 from modeling import Config
 from optimization import OPTIMIZERS, Constant, create_optimizer
 from tasks.pretraining import PretrainingTask
-from training.engine import Engine, check_divisible, derive_key
+from training.engine import Engine, check_divisible
 from training.loss_scaling import LossScaling
 from training.tensorflow_engine import TensorFlowEngine
 

@@ -8,9 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from ground.tensors import ops
 from modeling.randomness import dropout, seeded
-
-ops: Any = keras.ops
 
 
 class ToyModel(keras.Model):

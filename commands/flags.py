@@ -14,7 +14,6 @@ Only the standard library and absl are imported here, so that flags are checked 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import json
 import os
@@ -22,14 +21,15 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from absl import flags as absl_flags
 from absl.app import UsageError
 
-from training.files import write_atomically
+from ground.files import write_atomically
+from ground.words import nearest
 
 Options = TypeVar("Options")
 
@@ -155,11 +155,6 @@ def _flags_of(options_type: type) -> dict[str, _Flag]:
             hint, many = typing.get_args(hint)[0], True
         specs[field.name] = _Flag(field.name, hint, optional, many, field.default, field.metadata[_METADATA])
     return specs
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the one of `names` that is spelt most like `name`."""
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
 def _read_config(path: str, specs: Mapping[str, _Flag]) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from training.progress import Progress, format_duration, format_value
+from ground.progress import Progress, format_duration, format_value
 
 
 class Clock:

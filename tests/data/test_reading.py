@@ -6,13 +6,13 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import input_pipeline
-from data.input_pipeline import STATIC_FEATURES, PretrainingDataset, expand_shards
-from data.local import Output, create_examples
+from data import reading
 from data.masking import Masking
 from data.pretraining import Recipe
+from data.reading import STATIC_FEATURES, PretrainingDataset, expand_shards
 from data.records import encode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
+from data.writing.local import Output, create_examples
 
 L, P = 12, 3
 
@@ -66,8 +66,8 @@ def test_every_epoch_holds_every_example_once(tmp_path_factory, batch_size, seed
     for i, count in enumerate((5, 0, 9, 1, 7)):
         write_shard(folder / f"x-{i}.tfrecord", sum((5, 0, 9, 1, 7)[:i]), count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(input_pipeline, "_SHUFFLE_EXAMPLES", shuffle)
-        patch.setattr(input_pipeline, "_OPEN_FILES", 2)
+        patch.setattr(reading, "_SHUFFLE_EXAMPLES", shuffle)
+        patch.setattr(reading, "_OPEN_FILES", 2)
         dataset = PretrainingDataset(str(folder / "*"), batch_size, seed=seed)
         assert (dataset.num_examples, dataset.max_seq_length, dataset.max_predictions_per_seq) == (22, L, P)
         steps = -(-22 * 3 // batch_size)

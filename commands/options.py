@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from absl.app import UsageError
 
-from training.flags import flag
+from commands.flags import flag
 
 SPIKE_ACTIONS = ("ignore", "warn", "skip", "rollback")
 OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.files import naming, write_atomically
+from ground.files import naming, write_atomically
 
 
 def test_writes_text_and_bytes_and_creates_folders(tmp_path):

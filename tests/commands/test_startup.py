@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from absl.app import UsageError
 
-from training import startup
-from training.options import DeviceOptions
-from training.startup import _stderr_kept_back, choose_backend, tpu_cores
+from commands import startup
+from commands.options import DeviceOptions
+from commands.startup import _stderr_kept_back, choose_backend, tpu_cores
 
 EVERYTHING = {"tensorflow", "jax", "libtpu"}
 
@@ -98,7 +98,7 @@ def test_cores_are_two_in_each_device_of_v4_and_v5p():
 
 def test_tensorflow_starts_without_a_word():
     code = (
-        "from training.startup import import_tensorflow as start; start(); import keras; print(keras.backend.backend())"
+        "from commands.startup import import_tensorflow as start; start(); import keras; print(keras.backend.backend())"
     )
     root = Path(__file__).parents[2]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"}

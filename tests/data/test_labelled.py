@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.features import ClassificationDataset, encode_examples
+from data.labelled import ClassificationDataset, encode_examples
 
 CLS, SEP = 2, 3
 

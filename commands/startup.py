@@ -16,7 +16,7 @@ from typing import Any
 
 from absl.app import UsageError
 
-from training.options import DeviceOptions
+from commands.options import DeviceOptions
 
 
 def choose_backend(options: DeviceOptions) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from ground.tensors import Tensor, ops
 from modeling import masks
 from modeling.config import Config
 from modeling.embeddings import Embeddings
@@ -12,10 +13,6 @@ from modeling.encoder import Encoder
 from modeling.layers import Dense
 from modeling.randomness import seeded_by_default
 from modeling.variables import Initialization
-
-# The inferred types of keras.ops are unions over all backends, None among them.
-ops: Any = keras.ops
-Tensor = Any
 
 
 class Backbone(keras.layers.Layer):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from training.files import write_atomically
-from training.flags import write_config
-from training.options import DeviceOptions, RunOptions, TrainingOptions
-from training.startup import choose_backend, start_backend, start_jax_processes
+from commands.flags import write_config
+from commands.options import DeviceOptions, RunOptions, TrainingOptions
+from commands.startup import choose_backend, start_backend, start_jax_processes
+from ground.files import write_atomically
 
 if TYPE_CHECKING:
     import keras
@@ -69,7 +69,15 @@ def _tensorflow_strategy(options: DeviceOptions) -> tf.distribute.Strategy | Non
         from training.processes import use
         from training.strategies import TensorFlowProcesses, choose_strategy
 
-        _strategies.append(choose_strategy(options))
+        _strategies.append(
+            choose_strategy(
+                use_tpu=options.use_tpu,
+                tpu_name=options.tpu_name or options.master,
+                tpu_zone=options.tpu_zone,
+                gcp_project=options.gcp_project,
+                num_tpu_cores=options.num_tpu_cores,
+            )
+        )
         if isinstance(_strategies[0], tf.distribute.MultiWorkerMirroredStrategy):
             use(TensorFlowProcesses(_strategies[0]))
     return _strategies[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from absl.app import UsageError
 
-from training.flags import flag, help_text, nearest, parse, run, write_config
+from commands.flags import flag, help_text, nearest, parse, run, write_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def test_help_names_every_flag_and_exits_0(capsys):
 
 def test_nothing_slow_is_imported():
     code = (
-        "import sys, training.flags, training.progress; print({'numpy','tensorflow','keras','rich'} & set(sys.modules))"
+        "import sys, commands.flags, ground.progress; print({'numpy','tensorflow','keras','rich'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
