@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from absl.app import UsageError
 
 from commands.flags import flag, run
+from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from data.word_order import WordOrder
 
 # What every text has; all else that is counted while reading is odd.
 _READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
-_STRUCTBERT = ("structbert", "structbert_2way", "structbert_5way")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,8 @@ class Options:
 
     objective: str = flag(
         "albert",
-        help="albert: masked tokens and sentence order; bert: masked tokens and next sentence; masked_lm: no pairs; "
-        "structbert: masked tokens, word order, and random, next or previous sentence; structbert_2way: random or "
-        "next; structbert_5way: also later or earlier sentences",
-        choices=("albert", "bert", "masked_lm", *_STRUCTBERT),
+        help="; ".join(f"{name}: {row.summary}" for name, row in OBJECTIVES.items()),
+        choices=tuple(OBJECTIVES),
     )
     trigram_rate: float | None = flag(
         None,
@@ -161,7 +159,7 @@ def main(options: Options) -> int:
         raise UsageError(
             f"--pack_sequences needs --objective=masked_lm: with {options.objective} an example is one pair"
         )
-    if options.random_next_sentence and options.objective in _STRUCTBERT:
+    if options.random_next_sentence and OBJECTIVES[options.objective].shuffles_words:
         raise UsageError(
             f"--random_next_sentence=True is --objective=bert, but --objective={options.objective}: drop one of them"
         )
@@ -256,7 +254,7 @@ def word_order(options: Options) -> WordOrder | None:
     preset = PRESETS[options.preset]
     rate = options.trigram_rate
     if rate is None:
-        rate = preset.rate if options.objective in _STRUCTBERT else 0.0
+        rate = preset.rate if OBJECTIVES[options.objective].shuffles_words else 0.0
     if not rate:
         return None
     chosen = WordOrder(

@@ -19,6 +19,7 @@ from absl.app import UsageError
 
 from commands.flags import flag, run
 from commands.options import OPTIMIZERS
+from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from modeling.config import Config
@@ -45,7 +46,7 @@ class Options:
     objective: str = flag(
         "albert",
         help="what is learnt",
-        choices=("albert", "bert", "masked_lm", "structbert", "structbert_2way", "structbert_5way"),
+        choices=tuple(OBJECTIVES),
     )
     max_seq_length: int = flag(512, help="of the records", unit="tokens", minimum=1)
     max_predictions_per_seq: int | None = flag(
@@ -350,7 +351,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
         if width:
             batch |= {f"{loss}_{name}": feature(width) for name in ("positions", "ids")}
             batch |= {f"{loss}_weights": feature(width, "float32")}
-    if task.objective.pair_loss:
+    if task.objective.label_name:
         batch["next_sentence_labels"] = feature(1)
     return step, batch
 

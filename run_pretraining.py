@@ -11,6 +11,7 @@ from absl.app import UsageError
 
 from commands.flags import flag, run
 from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
+from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +34,7 @@ class Options(TrainingOptions):
         "albert",
         help="what is learnt; must be what the records were made for; the order of words is learnt besides where they "
         "hold shuffled ones",
-        choices=("albert", "bert", "masked_lm", "structbert", "structbert_2way", "structbert_5way"),
+        choices=tuple(OBJECTIVES),
     )
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
     word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
@@ -169,7 +170,7 @@ def main(options: Options) -> None:
     engine = session.create_engine(task, options, schedule, batch_size=options.train_batch_size)
     weights = "new"
     if options.init_checkpoint and options.do_train:
-        weights = initialize(engine.model, config, options, task.objective.pair_labels)
+        weights = initialize(engine.model, config, options, task.objective.labels)
     rows = session.rows_of_process(engine)
     rows_of_batch = training if rows == (0, 1) else open_records(training_files, options.train_batch_size, rows)
     session.write_run_files(options, config)
@@ -216,14 +217,14 @@ def main(options: Options) -> None:
         scores = dict(outcome.evaluation)
     else:
         # Any model can be scored on masked tokens alone.
-        unused = () if task.objective.pair_labels else ("sentence_pair/.*",)
+        unused = () if task.objective.labels else ("sentence_pair/.*",)
         engine.step = session.restore_weights(
             engine,
             config,
             options.output_dir,
             options.init_checkpoint,
             allow_unexpected=unused,
-            adjust=lambda tensors: check_head(tensors, options, task.objective.pair_labels),
+            adjust=lambda tensors: check_head(tensors, options, task.objective.labels),
         )
         scores = evaluate()
     if held_out is None:

@@ -20,6 +20,7 @@ from absl.app import UsageError
 
 from data import corpus
 from data.masking import Masking, MaskVocabulary, hide_tokens
+from data.objectives import OBJECTIVES
 from data.pairing import PAIRINGS, Block, Pairing, Pairs, chunk_and_pair, make_divisible, pack, truncate
 from data.randomness import keys, stream_number
 from data.records import Rows, encode_examples
@@ -37,24 +38,6 @@ _BATCH_TOKENS = 1 << 19
 _CLAUSE_ENDS = "，、；：。！？,;:.!?"
 _CHUNKING = stream_number("chunks and pairs")
 _MASK = stream_number("masks")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A published pretraining method, as far as its data goes; what it masks is up to `Masking`."""
-
-    pairing: str
-    paper: str
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "albert": Objective("sop", "Lan et al. 2020: masked tokens and sentence order"),
-    "bert": Objective("nsp", "Devlin et al. 2019: masked tokens and next sentence"),
-    "masked_lm": Objective("single", "Liu et al. 2019 (RoBERTa): masked tokens only"),
-    "structbert": Objective("structure_3", "Wang et al. 2020: masked tokens, word order, sentence structure"),
-    "structbert_2way": Objective("structure_2", "AliceMind: random or next sentences"),
-    "structbert_5way": Objective("structure_5", "AliceMind: also pairs with sentences left out between them"),
-}
 
 
 @dataclass(frozen=True)

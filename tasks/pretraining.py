@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
+from data.objectives import OBJECTIVES
 from ground.tensors import Tensor, ops
 from modeling import PretrainingModel
 from modeling.fusion import fused, fusing
@@ -25,25 +25,6 @@ if TYPE_CHECKING:
     from modeling.config import Config
 
 Terms = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What tells one pretraining method from another, given the shared body."""
-
-    pair_loss: str = ""  # the name under which the pair objective is logged; none without one
-    pair_labels: tuple[str, ...] = ()  # its classes in id order
-
-
-_STRUCTURE = ("random", "next", "previous", "later", "earlier")
-OBJECTIVES: Mapping[str, Objective] = {
-    "albert": Objective("sentence_order", ("in order", "swapped")),
-    "bert": Objective("next_sentence", ("next", "random")),
-    "masked_lm": Objective(),
-    "structbert": Objective("sentence_structure", _STRUCTURE[:3]),
-    "structbert_2way": Objective("sentence_structure", _STRUCTURE[:2]),
-    "structbert_5way": Objective("sentence_structure", _STRUCTURE),
-}
 
 
 class PretrainingTask:
@@ -85,13 +66,13 @@ class PretrainingTask:
         self.loss_weights = {"masked_lm": masked_lm_weight}
         if word_order_weight is not None:
             self.loss_weights["word_order"] = word_order_weight
-        if self.objective.pair_loss:
-            self.loss_weights[self.objective.pair_loss] = sentence_weight
+        if self.objective.label_name:
+            self.loss_weights[self.objective.label_name] = sentence_weight
 
     def build_model(self) -> keras.Model:
         return PretrainingModel(
             self.config,
-            num_pair_labels=len(self.objective.pair_labels),
+            num_pair_labels=len(self.objective.labels),
             dtype=self.dtype,
             seed=self.seed,
             remat=self.remat,
@@ -101,8 +82,8 @@ class PretrainingTask:
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predicted tokens and examples that count; rows of padding, whose `input_mask` is zeros, count nothing."""
         weights = {name: ops.sum(weights_BP) for name, weights_BP in self._token_weights(batch).items()}
-        if self.objective.pair_loss:
-            weights[self.objective.pair_loss] = ops.sum(example_weights(batch))
+        if self.objective.label_name:
+            weights[self.objective.label_name] = ops.sum(example_weights(batch))
         return weights
 
     def _token_weights(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +126,7 @@ class PretrainingTask:
             weights_BP = ops.cast(batch[f"{name}_weights"], "float32")
             losses[name] = ops.sum(loss_BP[name] * weights_BP), ops.sum(counted_BP)
             metrics[f"{name}_accuracy"] = ops.sum(right_BP[name] * weights_BP), ops.sum(weights_BP)
-        if pair := self.objective.pair_loss:
+        if pair := self.objective.label_name:
             labels_B = ops.reshape(batch["next_sentence_labels"], (-1,))
             scored = outputs["sentence_pair_logits"], labels_B, example_weights(batch)
             losses[pair], metrics[f"{pair}_accuracy"] = cross_entropy(*scored), accuracy_term(*scored)
@@ -155,7 +136,7 @@ class PretrainingTask:
         outputs = self._outputs(model, batch, training=False)
         best_BP = self._by_loss(batch, ops.argmax(outputs["masked_lm_logits"], axis=-1))
         found = {f"{name}_ids": ids_BP for name, ids_BP in best_BP.items()}
-        if self.objective.pair_loss:
+        if self.objective.label_name:
             logits_BC = ops.cast(outputs["sentence_pair_logits"], "float32")
             found["sentence_pair_probabilities"] = ops.softmax(logits_BC)
         return found

@@ -9,7 +9,7 @@ from absl.app import UsageError
 
 import create_pretraining_data as verb
 from commands.flags import parse
-from data.pretraining import OBJECTIVES
+from data.objectives import OBJECTIVES
 from data.reading import PretrainingDataset
 from data.segmentation import SEGMENTERS
 

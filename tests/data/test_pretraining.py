@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from data import pretraining
 from data.corpus import Span, expand_inputs
 from data.masking import Masking
+from data.objectives import OBJECTIVES
 from data.pairing import Pairs
-from data.pretraining import OBJECTIVES, Recipe, Vocabulary, read_blocks, sequence_ids
+from data.pretraining import Recipe, Vocabulary, read_blocks, sequence_ids
 from data.reading import PretrainingDataset
 from data.records import RecordFile, decode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer

@@ -10,9 +10,10 @@ from absl.app import UsageError
 import create_pretraining_data
 import run_pretraining
 from conversion.writers import write_ours
+from data.objectives import OBJECTIVES
 from modeling import Config
 from modeling.variables import named_variables
-from tasks.pretraining import OBJECTIVES, PretrainingTask, unchanged_share
+from tasks.pretraining import PretrainingTask, unchanged_share
 
 SMALL = {
     "vocab_size": 31,
@@ -110,14 +111,14 @@ def test_normalizers_of_parts_add_up_and_padding_counts_nothing(task):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("word_order", [None, 1.0])
 def test_objectives_combine(objective, word_order):
-    labels = OBJECTIVES[objective].pair_labels
+    labels = OBJECTIVES[objective].labels
     task, batch = (
         PretrainingTask(CONFIGS["albert"], objective, word_order_weight=word_order),
         make_batch(3, num_labels=2),
     )
     model = task.build_model()
     losses, metrics = map(numbers, task.terms(model, batch, seed=KEY, training=False))
-    expected = {"masked_lm"} | ({"word_order"} if word_order else set()) | ({OBJECTIVES[objective].pair_loss} - {""})
+    expected = {"masked_lm"} | ({"word_order"} if word_order else set()) | ({OBJECTIVES[objective].label_name} - {""})
     assert losses.keys() == expected
     assert metrics.keys() == {f"{name}_accuracy" for name in expected}
     names = named_variables(model)
@@ -221,7 +222,7 @@ def start_from(folder, objective, **flags):
     options = run_pretraining.Options(
         bert_config_file="", input_file=(), output_dir="", objective=objective, init_checkpoint=str(folder), **flags
     )
-    run_pretraining.initialize(model, CONFIGS["bert"], options, task.objective.pair_labels)
+    run_pretraining.initialize(model, CONFIGS["bert"], options, task.objective.labels)
     return weights_of(model)
 
 

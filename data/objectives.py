@@ -1,0 +1,73 @@
+"""The table of pretraining objectives: a published method is one row, which flags, data, tasks and plans all read.
+
+Only the standard library is imported, so that flags offer the names before NumPy is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A published pretraining method: pairing x form x losses. How much is masked is up to `data.masking.Masking`.
+
+    Attributes:
+        paper: who published it.
+        summary: what is learnt, for `--help`.
+        pairing: key of `data.pairing.PAIRINGS`: how spans of text become the segments of an example.
+        form: key of `data.forms.FORMS`: how segments become the features of a batch.
+        losses: keys of `tasks.losses.LOSSES`, in the order in which they are computed and logged.
+        label_name: name under which the loss of the pair label is logged; empty where examples have no label.
+        labels: classes of the pair label, in the order of their ids.
+        shuffles_words: whether word order belongs to the method, so that words are shuffled unless flags say otherwise.
+    """
+
+    paper: str
+    summary: str
+    pairing: str = "single"
+    form: str = "one_row"
+    losses: tuple[str, ...] = ("masked_lm",)
+    label_name: str = ""
+    labels: tuple[str, ...] = ()
+    shuffles_words: bool = False
+
+
+_STRUCTURE = ("random", "next", "previous", "later", "earlier")
+
+
+def _structbert(num_labels: int, summary: str) -> Objective:
+    return Objective(
+        paper="Wang et al. 2020",
+        summary=summary,
+        pairing=f"structure_{num_labels}",
+        losses=("masked_lm", "pair"),
+        label_name="sentence_structure",
+        labels=_STRUCTURE[:num_labels],
+        shuffles_words=True,
+    )
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "albert": Objective(
+        paper="Lan et al. 2020",
+        summary="masked tokens and sentence order",
+        pairing="sop",
+        losses=("masked_lm", "pair"),
+        label_name="sentence_order",
+        labels=("in order", "swapped"),
+    ),
+    "bert": Objective(
+        paper="Devlin et al. 2019",
+        summary="masked tokens and next sentence",
+        pairing="nsp",
+        losses=("masked_lm", "pair"),
+        label_name="next_sentence",
+        labels=("next", "random"),
+    ),
+    "masked_lm": Objective(paper="Liu et al. 2019 (RoBERTa)", summary="no pairs"),
+    "structbert": _structbert(3, "masked tokens, word order, and random, next or previous sentence"),
+    "structbert_2way": _structbert(2, "random or next sentence"),
+    "structbert_5way": _structbert(5, "also later or earlier sentences"),
+}
