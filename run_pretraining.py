@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
-    import keras
     import numpy as np
 
+    from commands.records import Records
+    from commands.session import Session
     from data.reading import PretrainingDataset
-    from modeling.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,82 +82,55 @@ class Options(TrainingOptions):
 
 def main(options: Options) -> None:
     """Train and evaluate as the flags say."""
-    from commands import session
+    from commands.session import Session
 
     if not (options.do_train or options.do_eval):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
-    processes = session.check_device(options)
-    processes.together(lambda: session.check_files(options, ["bert_config_file"]))
+    session = Session.check(options, ["bert_config_file"])
 
-    from data.reading import PretrainingDataset
+    from commands.records import check_ids, open_records
 
-    training_files, held_out_files = processes.together(lambda: split_held_out(options.input_file))
-    held_out_files = list(options.eval_input_file) or held_out_files
-    if options.do_eval and not held_out_files:
-        raise UsageError(
-            f"--do_eval: none of {', '.join(options.input_file)} is held out; make the records with --eval_fraction, "
-            "or give --eval_input_file"
-        )
-
-    def open_records(files: Sequence[str], batch_size: int, rows: tuple[int, int] = (0, 1)) -> PretrainingDataset:
-        return PretrainingDataset(
-            files,
-            batch_size // rows[1],
-            seed=options.seed,
-            shard=rows,
-            max_seq_length=options.max_seq_length,
-            max_predictions_per_seq=options.max_predictions_per_seq,
-        )
-
-    training = processes.together(lambda: open_records(training_files, options.train_batch_size))
-    held_out = (
-        processes.together(lambda: open_records(held_out_files, options.eval_batch_size)) if options.do_eval else None
-    )
-    check_objective(training, options.objective)
-    shuffled = bool(training.max_word_order_per_seq)
-    if held_out and bool(held_out.max_word_order_per_seq) != shuffled:
-        with_words, without = ("--input_file", "the held-out ones")[:: 1 if shuffled else -1]
-        raise UsageError(f"{with_words} hold shuffled words but {without} do not: make both with one --trigram_rate")
-    if options.pooled_loss and not shuffled:
-        raise UsageError(
-            "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"
-        )
-
-    from commands.startup import start_backend
-
-    start_backend(options)
-    from ground.tables import print_table
-    from modeling import load_config
-    from modeling.accounting import flops_per_example
-    from optimization import create_schedule
-    from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
-    from training.loop import train
-
-    config = load_config(options.bert_config_file)
-    tokenizer = (training.manifest or {}).get(
-        "tokenizer", {"file": options.bert_config_file, "vocab_size": config.vocab_size}
-    )
-    session.check_cuts(config, options.bert_config_file, options)
+    records = session.together(lambda: open_records(options))
+    config = session.start()
+    tokenizer = records.tokenizer_facts(config, options.bert_config_file)
     session.check_fit(
-        config,
-        options.bert_config_file,
         vocab_size=tokenizer["vocab_size"],
         vocabulary=tokenizer["file"],
-        max_seq_length=training.max_seq_length,
+        max_seq_length=records.training.max_seq_length,
     )
-    if training.manifest is None:
-        check_ids(training, config.vocab_size, options.bert_config_file)
+    check_ids(records.training, config.vocab_size, options.bert_config_file)
+
+    from tasks.run_file import PRETRAINING, TokenizerFile
+
+    build(session, options, records)
+    session.describe(
+        PRETRAINING,
+        lambda folder: TokenizerFile(
+            fingerprint=tokenizer["fingerprint"], max_seq_length=records.training.max_seq_length
+        ),
+        objective=options.objective,
+        shuffles_words=records.shuffled,
+    )
+    scores = train(session, options, records) if options.do_train else score(session, options, records)
+    if records.held_out is None:
+        return
+    scores = {"global_step": float(session.engine.step), **scores, **floors(options, records, records.held_out)}
+    session.finish("eval_results", scores, "held-out records")
+
+
+def build(session: Session, options: Options, records: Records) -> None:
+    """Build the task of the objective, its schedule and its engine."""
+    from optimization import create_schedule
+    from tasks.pretraining import PretrainingTask
+
     task = PretrainingTask(
-        config,
+        session.config,
         options.objective,
         masked_lm_weight=options.masked_lm_loss_weight,
         sentence_weight=options.sentence_loss_weight,
-        word_order_weight=options.word_order_loss_weight if shuffled else None,
+        word_order_weight=options.word_order_loss_weight if records.shuffled else None,
         pooled=options.pooled_loss,
-        dtype=session.DTYPES[options.precision],
-        seed=options.seed,
-        remat=options.remat,
-        scan=options.scan_layers,
+        computation=session.computation(),
     )
     schedule = create_schedule(
         options.schedule,
@@ -167,162 +140,80 @@ def main(options: Options) -> None:
         power=options.poly_power,
         start_warmup_step=options.start_warmup_step,
     )
-    engine = session.create_engine(task, options, schedule, batch_size=options.train_batch_size)
-    weights = "new"
-    if options.init_checkpoint and options.do_train:
-        weights = initialize(engine.model, config, options, task.objective.labels)
-    rows = session.rows_of_process(engine)
-    rows_of_batch = training if rows == (0, 1) else open_records(training_files, options.train_batch_size, rows)
-    session.write_run_files(options, config)
-
-    def evaluate() -> dict[str, float]:
-        assert held_out is not None
-        batches = itertools.islice(held_out.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
-        return engine.evaluate(batches)
-
-    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
-    tokens_per_step = options.train_batch_size * training.max_seq_length
-    if options.do_train:
-        outcome = train(
-            engine,
-            rows_of_batch,
-            num_steps=options.num_train_steps,
-            output_dir=options.output_dir,
-            config=session.config_json(config),
-            options=session.options_json(options),
-            summary=session.preamble(
-                config,
-                engine,
-                options,
-                weights=weights,
-                data=f"{training.num_examples:,} examples of {training.max_seq_length} tokens{filling(training)}, "
-                f"{held_out.num_examples if held_out else 0:,} held out",
-                step=f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
-                f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
-            ),
-            save_every_steps=options.save_checkpoints_steps,
-            eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
-            evaluate=evaluate if held_out else None,
-            best_metric="loss" if held_out else None,
-            lower_is_better=True,
-            keep_checkpoint_max=options.keep_checkpoint_max,
-            log_every_steps=options.log_steps,
-            steps_per_call=session.steps_per_call(options),
-            unit="tokens",
-            count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
-            flops_per_unit=flops_per_example(config, training.max_seq_length, scored) / training.max_seq_length,
-            **session.watching(options),
-        )
-        scores = dict(outcome.evaluation)
-    else:
-        # Any model can be scored on masked tokens alone.
-        unused = () if task.objective.labels else ("sentence_pair/.*",)
-        engine.step = session.restore_weights(
-            engine,
-            config,
-            options.output_dir,
-            options.init_checkpoint,
-            allow_unexpected=unused,
-            adjust=lambda tensors: check_head(tensors, options, task.objective.labels),
-        )
-        scores = evaluate()
-    if held_out is None:
-        return
-    scores = {
-        "global_step": float(engine.step),
-        **scores,
-        "unigram_accuracy": unigram_accuracy(
-            itertools.islice(training.evaluation_batches(options.eval_batch_size), options.max_eval_steps),
-            itertools.islice(held_out.evaluation_batches(options.eval_batch_size), options.max_eval_steps),
-        ),
-    }
-    if shuffled:
-        batches = held_out.evaluation_batches(options.eval_batch_size)
-        scores["unchanged_order_accuracy"] = unchanged_share(itertools.islice(batches, options.max_eval_steps))
-    session.write_results(options.output_dir, scores)
-    print_table("held-out records", ["score", "value"], [[name, f"{value:.4f}"] for name, value in scores.items()])
+    session.build(task, schedule, batch_size=options.train_batch_size)
 
 
-def initialize(model: keras.Model, config: Config, options: Options, pair_labels: Sequence[str]) -> str:
-    """Load --init_checkpoint; returns what became of every tensor.
+def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
+    """Train on the records, and return the last scores of those held out, if there are any."""
+    from commands.records import keep_pair_head, open_dataset
+    from modeling.accounting import flops_per_example
+    from tasks.kinds import PRETRAINING_HEADS
 
-    Raises `UsageError` where its sentence-pair head has another number of classes than `pair_labels`.
-    """
-    from commands import session
-
-    def adjust(tensors: dict[str, np.ndarray]) -> None:
-        head = tensors.get("sentence_pair/bias")
-        if options.init_sentence_head and pair_labels and head is not None and len(head) != len(pair_labels):
-            raise UsageError(
-                f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
-                f"--objective={options.objective} has {len(pair_labels)} ({', '.join(pair_labels)}): give an objective "
-                f"of {len(head)} classes, or --init_sentence_head=False for a new head"
-            )
-        if not (options.init_sentence_head and pair_labels):
-            for name in ("sentence_pair/kernel", "sentence_pair/bias"):
-                tensors.pop(name, None)
-
-    return session.initialize(
-        model,
-        config,
-        options.init_checkpoint or "",
-        allow_missing=("masked_lm/.*", "sentence_pair/.*"),
+    session.start_from(
+        options.init_checkpoint,
+        allow_missing=PRETRAINING_HEADS,
         allow_unexpected=("classifier/.*",),
-        adjust=adjust,
+        adjust=lambda tensors: keep_pair_head(tensors, options),
     )
+    training, held_out, rows = records.training, records.held_out, session.rows_of_process()
+    own = training if rows[1] == 1 else open_dataset(options, records.files, options.train_batch_size, rows)
+    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
+    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    outcome = session.train(
+        own,
+        (lambda: evaluate(session, options, held_out)) if held_out else None,
+        {
+            "data": records.facts,
+            "step": f"{options.train_batch_size} examples, {options.train_batch_size * training.max_seq_length:,} "
+            f"tokens; {options.num_train_steps:,} steps are {epochs:.1f} epochs",
+        },
+        num_steps=options.num_train_steps,
+        save_every_steps=options.save_checkpoints_steps,
+        eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
+        best_metric="loss" if held_out else None,
+        lower_is_better=True,
+        unit="tokens",
+        count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
+        flops_per_unit=flops_per_example(session.config, training.max_seq_length, scored) / training.max_seq_length,
+    )
+    return outcome.evaluation
 
 
-def check_head(tensors: Mapping[str, np.ndarray], options: Options, pair_labels: Sequence[str]) -> None:
-    """Raise `UsageError` where weights that are to be scored have no sentence-pair head of these classes."""
-    head = tensors.get("sentence_pair/bias")
-    if pair_labels and (head is None or len(head) != len(pair_labels)):
-        got = "no sentence-pair head" if head is None else f"a sentence-pair head of {len(head)} classes"
-        raise UsageError(
-            f"the weights have {got}, but --objective={options.objective} scores {len(pair_labels)} "
-            f"({', '.join(pair_labels)}): give the --objective that they were trained with and records made for it, "
-            "or train a head with --do_train"
-        )
+def score(session: Session, options: Options, records: Records) -> Mapping[str, float]:
+    """Score the weights of the finished run, or those of --init_checkpoint, on the records held out."""
+    from commands.records import check_pair_head
+    from tasks.kinds import PRETRAINING_HEADS
+
+    assert records.held_out is not None
+    # Any pretrained model can be scored on masked tokens alone.
+    unused = () if OBJECTIVES[options.objective].labels else PRETRAINING_HEADS[1:]
+    session.engine.step = session.restore(
+        options.init_checkpoint,
+        allow_unexpected=unused,
+        adjust=lambda tensors: check_pair_head(tensors, options.objective),
+    )
+    return evaluate(session, options, records.held_out)
 
 
-def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part record files into those to train on and those whose manifest says that their documents are held out."""
-    from data.reading import expand_shards, find_manifests
-
-    paths = expand_shards(patterns)
-    described = find_manifests(paths)
-    held_out = [path for path in paths if path in described and described[path][0]["recipe"]["held_out"]]
-    training = [path for path in paths if path not in held_out]
-    if not training:
-        raise UsageError(f"all of {', '.join(patterns)} is held out: give --input_file the training records too")
-    return [str(path) for path in training], [str(path) for path in held_out]
+def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:
+    """Return the losses and accuracies of the present weights."""
+    return session.engine.evaluate(first_batches(held_out, options))
 
 
-def filling(dataset: PretrainingDataset) -> str:
-    """How full the rows are, and with how many sequences, as far as manifests tell."""
-    sequences = f"{dataset.sequences_per_example:.1f} sequences each, " if dataset.sequences_per_example else ""
-    return f" ({sequences}{dataset.fill:.1%} of positions filled)" if dataset.fill else ""
+def first_batches(dataset: PretrainingDataset, options: Options) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of one evaluation, at most --max_eval_steps."""
+    return itertools.islice(dataset.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
 
 
-def check_objective(dataset: PretrainingDataset, objective: str) -> None:
-    """Raise `UsageError` where the records were made for another objective than is asked for."""
-    made_for = (dataset.manifest or {}).get("objective", objective)
-    if made_for != objective:
-        raise UsageError(
-            f"--objective={objective} but the records were made with --objective={made_for}: "
-            f"give --objective={made_for}, or make others"
-        )
+def floors(options: Options, records: Records, held_out: PretrainingDataset) -> dict[str, float]:
+    """Return the accuracies that a model without any knowledge of the text would have."""
+    from tasks.pretraining import unchanged_share, unigram_accuracy
 
-
-def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) -> None:
-    """Raise `UsageError` where the first batch of records without a manifest has ids beyond the vocabulary."""
-    batch = dataset.batch(0)
-    largest = max(int(batch[name].max()) for name in ("input_ids", "masked_lm_ids"))
-    if largest >= vocab_size:
-        raise UsageError(
-            f"the records hold the id {largest:,} but {config_file} has vocab_size={vocab_size:,}: "
-            "use the config whose vocabulary the records were made with"
-        )
+    training, scored = first_batches(records.training, options), first_batches(held_out, options)
+    found = {"unigram_accuracy": unigram_accuracy(training, scored)}
+    if records.shuffled:
+        found["unchanged_order_accuracy"] = unchanged_share(first_batches(held_out, options))
+    return found
 
 
 if __name__ == "__main__":

@@ -1,339 +1,306 @@
-"""Prepare a training run: what run_pretraining.py and run_classifier.py do alike between their flags and the loop."""
+"""One training run, from its flags to its results: the flow that every training verb follows.
+
+    session = Session.check(options, ["bert_config_file"])   # before anything slow is imported
+    data = session.together(lambda: ...)                      # open the data; a mistake ends all processes
+    config = session.start(vocab_size=..., ...)               # the backend, the model's shape
+    session.build(task, schedule, batch_size=...)             # model, optimizer, engine
+    session.start_from(options.init_checkpoint, ...)          # or: session.restore(...)
+    session.describe(kind=..., ...)                           # config.json, model_config.json, run.json
+    outcome = session.train(dataset, evaluate, ...)
+    session.finish("eval_results", scores, title)
+
+The methods are defined in the order in which a verb calls them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl.app import UsageError
 
+from commands.devices import Devices, found_devices, peak_flops_per_second, steps_per_call
 from commands.flags import write_config
-from commands.options import DeviceOptions, RunOptions, TrainingOptions
-from commands.startup import choose_backend, start_backend, start_jax_processes
+from commands.options import TrainingOptions
 from ground.files import write_atomically
 
 if TYPE_CHECKING:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
+    from commands.devices import AnyEngine
+    from commands.weights import Adjust
     from modeling.config import Config
+    from modeling.model import Computation
     from optimization import Schedule
+    from tasks.run_file import TokenizerFile
     from training.engine import Batch, Dataset, Task
-    from training.jax_engine import JaxEngine
-    from training.processes import Processes
-    from training.tensorflow_engine import TensorFlowEngine
+    from training.loop import Outcome
 
-    AnyEngine = TensorFlowEngine | JaxEngine
-
-DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+Result = TypeVar("Result")
 
 
-def check_files(options: Any, names: Sequence[str]) -> None:
-    """Raise `UsageError` for the first of the named flags whose file is not there."""
-    for name in names:
-        path = getattr(options, name)
-        if path and not Path(path).is_file():
-            raise UsageError(f"--{name}={path}: no such file")
+class Session:
+    """The state of one run.
 
-
-def check_device(options: DeviceOptions) -> Processes:
-    """Choose the backend and bring the processes of the run together; raises `UsageError` for what cannot be."""
-    from training.processes import current
-
-    backend = choose_backend(options)
-    if backend == "jax":
-        start_jax_processes(options)
-    elif options.use_tpu or "TF_CONFIG" in os.environ:
-        start_backend(options)
-        _tensorflow_strategy(options)
-    processes = current()
-    if not processes.writes:
-        # What all would say alike, the first says.
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    return processes
-
-
-def _tensorflow_strategy(options: DeviceOptions) -> tf.distribute.Strategy | None:
-    """Return the one strategy of this process; the first call makes it, before anything is computed."""
-    if not _strategies:
-        import tensorflow as tf
-
-        from training.processes import use
-        from training.strategies import TensorFlowProcesses, choose_strategy
-
-        _strategies.append(
-            choose_strategy(
-                use_tpu=options.use_tpu,
-                tpu_name=options.tpu_name or options.master,
-                tpu_zone=options.tpu_zone,
-                gcp_project=options.gcp_project,
-                num_tpu_cores=options.num_tpu_cores,
-            )
-        )
-        if isinstance(_strategies[0], tf.distribute.MultiWorkerMirroredStrategy):
-            use(TensorFlowProcesses(_strategies[0]))
-    return _strategies[0]
-
-
-_strategies: list[tf.distribute.Strategy | None] = []
-
-
-def check_cuts(config: Config, path: str, options: DeviceOptions) -> None:
-    """Raise `UsageError` where --model_parallel would cut through an attention head."""
-    if config.num_attention_heads % options.model_parallel:
-        raise UsageError(
-            f"--model_parallel={options.model_parallel} does not divide the {config.num_attention_heads} attention "
-            f"heads of {path}: choose a number that does"
-        )
-
-
-def check_fit(config: Config, path: str, *, vocab_size: int, vocabulary: str, max_seq_length: int) -> None:
-    """Raise `UsageError` unless the data fits the model: ids into the vocabulary, lengths into the positions."""
-    if config.vocab_size != vocab_size:
-        raise UsageError(
-            f"{vocabulary} has {vocab_size:,} entries but {path} has vocab_size={config.vocab_size:,}: "
-            "use the vocabulary that belongs to the config"
-        )
-    if max_seq_length > config.max_sequence_length:
-        raise UsageError(
-            f"max_seq_length={max_seq_length} but {path} has positions for {config.max_sequence_length} tokens: "
-            "use shorter examples or a config with a larger max_position_embeddings"
-        )
-
-
-def create_engine(
-    task: Task, options: TrainingOptions, schedule: Schedule, *, batch_size: int, **behaviour: Any
-) -> AnyEngine:
-    """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`.
-
-    Raises `UsageError` for a batch that the devices cannot share.
+    Attributes:
+        options: flags of the verb.
+        devices: where the run computes.
+        config: of the model, once the session is started.
+        engine: once the session is built.
+        weights: what became of every tensor of --init_checkpoint, for the preamble.
     """
-    import keras
 
-    from optimization import create_optimizer
-    from training.loss_scaling import LossScaling
+    config: Config
+    engine: AnyEngine
 
-    optimizer = create_optimizer(
-        options.optimizer,
-        schedule,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm or None,
-        beta_1=options.adam_beta1,
-        beta_2=options.adam_beta2,
-        epsilon=options.adam_epsilon,
-        bias_correction=options.adam_bias_correction or None,
-        **behaviour,
-    )
-    arguments: dict[str, Any] = {
-        "norm_steps": options.norm_steps,
-        "seed": options.seed,
-        "micro_batches": options.gradient_accumulation_steps,
-        "ema_decay": options.ema_decay or None,
-        "steps_per_call": steps_per_call(options),
-        "loss_scaling": LossScaling() if options.precision == "float16" else None,
-    }
-    if keras.config.backend() == "jax":
-        from training.jax_engine import JaxEngine
-        from training.placement import create_placement
+    def __init__(self, options: TrainingOptions, devices: Devices):
+        self.options, self.devices = options, devices
+        self.weights = "new"
 
-        placement = create_placement(model_parallel=options.model_parallel, fsdp=options.fsdp)
-        check_batch(options, batch_size, placement.data_parts)
-        return JaxEngine(task, optimizer, placement=placement, **arguments)
-    from training.tensorflow_engine import TensorFlowEngine
+    @classmethod
+    def check(cls, options: TrainingOptions, files: Sequence[str]) -> Session:
+        """Bring the processes of the run together and look for the files that the named flags give.
 
-    strategy = _tensorflow_strategy(options)
-    check_batch(options, batch_size, strategy.num_replicas_in_sync if strategy else 1)
-    return TensorFlowEngine(task, optimizer, strategy=strategy, **arguments)
+        Raises `UsageError` for what the devices cannot do, and for the first file that is missing.
+        """
+        session = cls(options, Devices(options))
+        session.together(lambda: check_files(options, files))
+        return session
 
+    def with_options(self, options: TrainingOptions) -> Session:
+        """Return a session of other flags on the same devices."""
+        return Session(options, self.devices)
 
-def check_batch(options: TrainingOptions, batch_size: int, devices: int) -> None:
-    """Raise `UsageError` for a batch that the devices cannot share."""
-    micro_batches = options.gradient_accumulation_steps
-    if batch_size % (devices * micro_batches):
-        among = f" on each of {devices} devices" if devices > 1 else ""
-        raise UsageError(
-            f"--train_batch_size={batch_size} cannot be cut into {micro_batches} equal micro-batches{among}: "
-            f"give a multiple of {devices * micro_batches}"
-        )
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files of the run and talks."""
+        return self.devices.processes.writes
 
+    def say(self, *lines: str) -> None:
+        """Print lines; of several processes only the first does."""
+        if self.writes:
+            print(*lines, sep="\n", flush=True)
 
-def initialize(
-    model: keras.Model,
-    config: Config,
-    path: str,
-    *,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
-    prefer_best: bool = False,
-    adjust: Callable[[dict[str, np.ndarray]], None] | None = None,
-) -> str:
-    """Load the weights of any checkpoint into the model; returns what became of every tensor.
+    def together(self, function: Callable[[], Result]) -> Result:
+        """Call `function` in every process; a user's mistake in one ends all, in one line that names the process."""
+        return self.devices.processes.together(function)
 
-    `adjust` may look at the tensors by name, and take some out, before they are loaded.
-    """
-    from conversion.loading import load_into
-    from conversion.readers import read_checkpoint
+    # -- model and engine ----------------------------------------------------------------------------------------------
 
-    checkpoint = read_checkpoint(path, config=config, prefer_best=prefer_best)
-    if adjust:
-        adjust(checkpoint.tensors)
-    report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-    return f"{path} ({checkpoint.source_format}): {report}"
+    def start(self) -> Config:
+        """Start the backend and read --bert_config_file; raises `UsageError` for a shape that cannot be cut as asked."""
+        self.devices.start()
+        from modeling import load_config
 
+        path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
+        self.config = load_config(path)
+        check_cuts(self.config, path, self.options.model_parallel)
+        return self.config
 
-def restore_weights(
-    engine: AnyEngine,
-    config: Config,
-    output_dir: str,
-    init_checkpoint: str | None = None,
-    *,
-    allow_unexpected: Sequence[str] = (),
-    adjust: Callable[[dict[str, np.ndarray]], None] | None = None,
-) -> int:
-    """Load the weights that a finished run works with: the best in `output_dir`, its newest, or `init_checkpoint`.
-
-    `adjust` may look at the tensors before they are loaded. Returns their step, 0 for an `init_checkpoint`.
-
-    Raises:
-        UsageError: there are none, or they do not fit the model.
-    """
-    from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_checkpoint, read_checkpoint
-    from training.processes import current
-
-    best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
-    if best.is_dir():
-        try:
-            source, step, unused = str(best), read_checkpoint(best, groups=()).step, ()
-        except CorruptCheckpointError as error:
-            raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
-    elif found := latest_checkpoint(Path(output_dir), processes=current()):
-        source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
-    if not source:
-        raise UsageError(
-            f"no weights: --output_dir={output_dir} holds no checkpoint; "
-            "train with --do_train, or give --init_checkpoint"
-        )
-    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust)
-    _average_present_weights(engine)
-    return step
-
-
-def _average_present_weights(engine: AnyEngine) -> None:
-    """Let the average of the weights, with which an engine evaluates, be the weights themselves."""
-    state = engine.state()
-    averages = {name: state[f"model/{name.removeprefix('ema/')}"] for name in state if name.startswith("ema/")}
-    if averages:
-        engine.load_state(state | averages)
-
-
-def write_run_files(options: RunOptions, config: Config) -> None:
-    """Leave the resolved flags and the model's shape beside the output.
-
-    Raises `UsageError` where the processes of the run do not share that folder.
-    """
-    from training.processes import current
-
-    folder, processes = Path(options.output_dir), current()
-
-    def write() -> None:
-        if processes.writes:
-            write_config(options, folder / "config.json")
-            write_atomically(folder / "model_config.json", config.to_json())
-
-    def read() -> None:
-        if not (folder / "config.json").exists():
+    def check_fit(self, *, vocab_size: int, vocabulary: str, max_seq_length: int) -> None:
+        """Raise `UsageError` unless the data fits the model: its ids the vocabulary, its lengths the positions."""
+        path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
+        if self.config.vocab_size != vocab_size:
             raise UsageError(
-                f"--output_dir={folder} is not the same folder everywhere: put it on a file system that all hosts share"
+                f"{vocabulary} has {vocab_size:,} entries but {path} has vocab_size={self.config.vocab_size:,}: "
+                "use the vocabulary that belongs to the config"
+            )
+        if max_seq_length > self.config.max_sequence_length:
+            raise UsageError(
+                f"max_seq_length={max_seq_length} but {path} has positions for {self.config.max_sequence_length} "
+                "tokens: use shorter examples or a config with a larger max_position_embeddings"
             )
 
-    processes.together(write)
-    processes.together(read)
+    def computation(self) -> Computation:
+        """Return how the model computes, as the flags say."""
+        from modeling.model import DTYPES, Computation
 
+        options = self.options
+        return Computation(
+            dtype=DTYPES[options.precision], seed=options.seed, remat=options.remat, scan=options.scan_layers
+        )
 
-def preamble(config: Config, engine: AnyEngine, options: TrainingOptions, **facts: str) -> dict[str, str]:
-    """What a run shows first: the model, its size, where and how it computes, and `facts`."""
-    parameters = sum(math.prod(variable.shape) for variable in engine.model.trainable_variables)
-    slots = 2 + bool(options.ema_decay)
-    return {
-        "model": f"{config.family}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
-        f"{parameters:,} parameters",
-        "memory": f"{parameters * 4 * (2 + slots) / 2**20:,.0f} MiB for weights, gradients and optimizer state",
-        "device": f"{_devices_text(options)}, {options.precision}",
-        **facts,
-        "output": options.output_dir,
-    }
+    def build(self, task: Task, schedule: Schedule, *, batch_size: int, **behaviour: Any) -> AnyEngine:
+        """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`.
 
+        Raises `UsageError` for a batch that the devices cannot share.
+        """
+        from optimization import create_optimizer
 
-def _devices_text(options: DeviceOptions) -> str:
-    import keras
+        options = self.options
+        optimizer = create_optimizer(
+            options.optimizer,
+            schedule,
+            weight_decay=options.weight_decay,
+            clip_norm=options.clip_norm or None,
+            beta_1=options.adam_beta1,
+            beta_2=options.adam_beta2,
+            epsilon=options.adam_epsilon,
+            bias_correction=options.adam_bias_correction or None,
+            **behaviour,
+        )
+        self.engine = self.devices.engine(task, optimizer, options, batch_size)
+        return self.engine
 
-    from training.processes import current
+    # -- weights -------------------------------------------------------------------------------------------------------
 
-    kind, count = _devices()
-    processes = current().count
-    cut = [f"weights over {options.model_parallel}"] if options.model_parallel > 1 else []
-    cut += ["FSDP"] if options.fsdp else []
-    hosts = [f"{processes} processes"] if processes > 1 else []
-    facts = ", ".join([f"{os.cpu_count()} cores", *hosts, *cut])
-    return f"{count} x {kind} ({facts}), {keras.config.backend()}"
+    def start_from(
+        self,
+        path: str | None,
+        *,
+        allow_missing: Sequence[str],
+        allow_unexpected: Sequence[str],
+        adjust: Adjust | None = None,
+    ) -> None:
+        """Load --init_checkpoint, if one is given, into the model; the arguments are those of `weights.initialize`.
 
+        `train` overrides these weights if the output folder holds a checkpoint of this run.
+        """
+        from commands.weights import initialize
 
-def steps_per_call(options: TrainingOptions) -> int:
-    """How many steps the engine takes between two looks of the host: one on a CPU, where a look costs nothing."""
-    return 1 if _devices()[0] == "CPU" else min(options.iterations_per_loop, options.log_steps)
+        if path:
+            self.weights = initialize(
+                self.engine.model,
+                self.config,
+                path,
+                allow_missing=allow_missing,
+                allow_unexpected=allow_unexpected,
+                adjust=adjust,
+            )
 
+    def restore(
+        self, init_checkpoint: str | None = None, *, allow_unexpected: Sequence[str] = (), adjust: Adjust | None = None
+    ) -> int:
+        """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step."""
+        from commands.weights import restore
 
-def _devices() -> tuple[str, int]:
-    """What kind of device the backend computes on, and how many there are."""
-    import keras
+        return restore(
+            self.engine,
+            self.config,
+            self.options.output_dir,
+            init_checkpoint,
+            allow_unexpected=allow_unexpected,
+            adjust=adjust,
+        )
 
-    if keras.config.backend() == "jax":
-        import jax
+    # -- what the run leaves -------------------------------------------------------------------------------------------
 
-        devices = jax.devices()
-        return "CPU" if devices[0].platform == "cpu" else devices[0].device_kind, len(devices)
-    import tensorflow as tf
+    def describe(self, kind: str, tokenizer: Callable[[Path], TokenizerFile], **content: Any) -> None:
+        """Write the resolved flags, the model's shape and `run.json`.
 
-    devices = tf.config.list_logical_devices("GPU")
-    if not devices:
-        return "CPU", len(tf.config.list_logical_devices("CPU"))
-    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
-    return details.get("device_name", "GPU"), len(devices)
+        Args:
+            kind: of the run, as `tasks.run_file` has it.
+            tokenizer: saves the tokenizer in a folder and returns its description; called where files are written.
+            content: further fields of `run.json`.
 
+        Raises:
+            UsageError: the processes of the run do not share the output folder.
+        """
+        from tasks.run_file import RunFile
 
-def watching(options: TrainingOptions) -> dict[str, Any]:
-    """Arguments of `train`: what a run watches of itself."""
-    return {
-        "on_spike": options.on_spike,
-        "spike_threshold": options.spike_threshold,
-        "profile_steps": options.profile_range(),
-        "peak_flops_per_second": peak_flops_per_second(*_devices(), options.precision),
-    }
+        folder = Path(self.options.output_dir)
+        computation = dataclasses.asdict(self.computation())
 
+        def write() -> None:
+            if self.writes:
+                write_config(self.options, folder / "config.json")
+                write_atomically(folder / "model_config.json", self.config.to_json())
+                RunFile(
+                    kind=kind, config=self.config, computation=computation, tokenizer=tokenizer(folder), **content
+                ).write(folder)
 
-def peak_flops_per_second(device: str, count: int, precision: str) -> float:
-    """Peak of `count` devices of that name together, as JAX and TensorFlow name them; 0 where it is not known."""
-    from training.planning import CHIPS
+        def read() -> None:
+            if not (folder / "config.json").exists():
+                raise UsageError(
+                    f"--output_dir={folder} is not the same folder everywhere: put it on a file system that all hosts "
+                    "share"
+                )
 
-    # Of names that begin alike the longer comes first.
-    names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-    names |= {"TPU v6e": "v6e", "H200": "h200", "H100": "h100", "A100": "a100", "L40S": "l40s", "L4": "l4"}
-    chip = next((CHIPS[names[name]] for name in names if re.search(rf"\b{name}\b", device)), None)
-    return count * chip.flops(precision) if chip else 0.0
+        self.together(write)
+        self.together(read)
 
+    # -- training ------------------------------------------------------------------------------------------------------
 
-def rows_of_process(engine: AnyEngine) -> tuple[int, int]:
-    """(index, count): of every training batch the engine is to be given the index-th of count equal parts."""
-    placement = getattr(engine, "placement", None)
-    return placement.host_part if placement else (0, 1)
+    def rows_of_process(self) -> tuple[int, int]:
+        """Return (index, count): this process computes the index-th of count equal parts of every training batch."""
+        placement = getattr(self.engine, "placement", None)
+        return placement.host_part if placement else (0, 1)
+
+    def own_rows(self, dataset: Dataset) -> Dataset:
+        """Return the data set with the rows that this process computes."""
+        index, count = self.rows_of_process()
+        return dataset if count == 1 else OwnRows(dataset, index, count)
+
+    def train(
+        self,
+        dataset: Dataset,
+        evaluate: Callable[[], dict[str, float]] | None,
+        facts: Mapping[str, str],
+        **plan: Any,
+    ) -> Outcome:
+        """Train on the rows of this process; continue if the output folder holds a checkpoint.
+
+        Args:
+            dataset: gives this process its rows.
+            evaluate: returns the scores of the present weights.
+            facts: what the run is about, for the preamble.
+            plan: fields of `training.loop.RunPlan` that flags shared by all verbs do not decide.
+        """
+        from modeling.config import Config
+        from training.loop import RunPlan, train
+
+        options = self.options
+        chosen = RunPlan(
+            output_dir=Path(options.output_dir),
+            config=as_json(self.config),
+            complete_config=lambda found: as_json(Config.from_json(found)),
+            options=as_json(options),
+            summary=self._preamble(facts),
+            keep_checkpoint_max=options.keep_checkpoint_max,
+            log_every_steps=options.log_steps,
+            steps_per_call=steps_per_call(options),
+            on_spike=options.on_spike,
+            spike_threshold=options.spike_threshold,
+            profile_steps=options.profile_range(),
+            peak_flops_per_second=peak_flops_per_second(*found_devices(), options.precision),
+            **plan,
+        )
+        return train(self.engine, dataset, chosen, evaluate=evaluate)
+
+    def _preamble(self, facts: Mapping[str, str]) -> dict[str, str]:
+        """Return what a run shows first: the model, its size, where and how it computes, and `facts`."""
+        config, options = self.config, self.options
+        parameters = sum(math.prod(variable.shape) for variable in self.engine.model.trainable_variables)
+        slots = 2 + bool(options.ema_decay)
+        return {
+            "model": f"{config.family}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+            f"{parameters:,} parameters",
+            "memory": f"{parameters * 4 * (2 + slots) / 2**20:,.0f} MiB for weights, gradients and optimizer state",
+            "device": f"{self.devices.text()}, {options.precision}",
+            "weights": self.weights,
+            **facts,
+            "output": options.output_dir,
+        }
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def finish(self, name: str, scores: Mapping[str, float], title: str, **further: float) -> None:
+        """Print the scores as a table and write them, with `further`, as JSON and as `name = value` lines.
+
+        albert_zh's scripts leave such lines.
+        """
+        from ground.tables import print_table
+
+        if not self.writes:
+            return
+        results = {**further, **scores}
+        folder = Path(self.options.output_dir)
+        write_atomically(folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
+        text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
+        write_atomically(folder / f"{name}.txt", text)
+        print_table(title, ["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
 
 
 class OwnRows:
@@ -350,33 +317,23 @@ class OwnRows:
         return {name: np.split(value, self._count)[self._index] for name, value in self._dataset.batch(step).items()}
 
 
-def own_rows(dataset: Dataset, engine: AnyEngine) -> Dataset:
-    """Return the data set with the rows that this process gives to the engine."""
-    index, count = rows_of_process(engine)
-    return dataset if count == 1 else OwnRows(dataset, index, count)
+def check_files(options: Any, names: Sequence[str]) -> None:
+    """Raise `UsageError` for the first of the named flags whose file is missing."""
+    for name in names:
+        path = getattr(options, name)
+        if path and not Path(path).is_file():
+            raise UsageError(f"--{name}={path}: no such file")
 
 
-def write_results(output_dir: str, results: Mapping[str, float], name: str = "eval_results") -> None:
-    """Write scores as JSON and, as albert_zh does, as `name = value` lines."""
-    if writes():
-        folder = Path(output_dir)
-        write_atomically(folder / f"{name}.json", json.dumps(dict(results), indent=2) + "\n")
-        text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
-        write_atomically(folder / f"{name}.txt", text)
+def check_cuts(config: Config, path: str, model_parallel: int) -> None:
+    """Raise `UsageError` where --model_parallel would cut through an attention head."""
+    if config.num_attention_heads % model_parallel:
+        raise UsageError(
+            f"--model_parallel={model_parallel} does not divide the {config.num_attention_heads} attention "
+            f"heads of {path}: choose a number that does"
+        )
 
 
-def writes() -> bool:
-    """Whether this is the process of the run that writes its files."""
-    from training.processes import current
-
-    return current().writes
-
-
-def config_json(config: Config) -> dict[str, Any]:
-    """The model's config as JSON values, for checkpoints."""
-    return json.loads(config.to_json())
-
-
-def options_json(options: Any) -> dict[str, Any]:
-    """The flags as JSON values, for the replay of a failed step."""
-    return json.loads(json.dumps(dataclasses.asdict(options)))
+def as_json(values: Any) -> dict[str, Any]:
+    """Return a dataclass as the values that its JSON holds: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(values)))

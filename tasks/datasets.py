@@ -12,6 +12,7 @@ from pathlib import Path
 from absl.app import UsageError
 
 from ground.words import did_you_mean
+from tasks.kinds import KINDS, find_kind
 
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
@@ -38,9 +39,10 @@ class DatasetRow:
 
     name: str
     columns: tuple[str, ...]
-    labels: tuple[str, ...]
     metric: str
     files: Mapping[str, tuple[str, ...]]
+    kind: str = "classification"
+    labels: tuple[str, ...] = ()
     label_names: Mapping[str, str] = field(default_factory=dict)
     ignored_labels: tuple[str, ...] = ()
 
@@ -61,25 +63,37 @@ def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
         raise UsageError(f"no such file of task rows: {path}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML file of task rows: {error}") from None
-    return {name: _row(name, table, path) for name, table in tables.items()}
+    return {name: parse_row(name, table, path) for name, table in tables.items()}
 
 
-def _row(name: str, table: object, path: Path) -> DatasetRow:
+def parse_row(name: str, table: object, path: Path) -> DatasetRow:
+    """Return the row that `table`, read from `path`, describes; raises `UsageError` for wrong fields."""
     known = {f.name: f for f in dataclasses.fields(DatasetRow) if f.name != "name"}
     if not isinstance(table, dict):
         raise UsageError(f"{path}: {name} is not a table; write [{name}] and its fields below")
     for key in table:
         if key not in known:
             raise UsageError(f"{path}: [{name}] has the unknown field {key!r}{did_you_mean(key, known)}")
-    missing = [key for key in ("columns", "labels", "metric", "files") if key not in table]
+    missing = [key for key in ("columns", "metric", "files") if key not in table]
     if missing:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
     for column in table["columns"]:
         if column not in (*HEADER_NAMES, "-"):
             raise UsageError(f"{path}: [{name}] has the unknown column {column!r}; known: {', '.join(HEADER_NAMES)}, -")
+    if (kind := table.get("kind", "classification")) not in KINDS:
+        raise UsageError(f"{path}: [{name}] is of the unknown kind {kind!r}; known: {', '.join(KINDS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
     lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
-    return DatasetRow(name=name, **{**table, **lists, "files": files})
+    row = DatasetRow(name=name, **{**table, **lists, "files": files})
+    lacking = [field for field in find_kind(kind).needs if not getattr(row, field)]
+    if lacking:
+        raise UsageError(f"{path}: [{name}] lacks {', '.join(lacking)}")
+    if row.metric not in find_kind(kind).metrics:
+        hint = did_you_mean(row.metric, find_kind(kind).metrics)
+        raise UsageError(
+            f"{path}: [{name}] has the unknown metric {row.metric!r}{hint}; known: {', '.join(find_kind(kind).metrics)}"
+        )
+    return row
 
 
 def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:

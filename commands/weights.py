@@ -1,0 +1,101 @@
+"""The weights that a run starts from, or that it is scored with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl.app import UsageError
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from commands.devices import AnyEngine
+    from modeling.config import Config
+
+    Adjust = Callable[[dict[str, np.ndarray]], None]
+
+
+def initialize(
+    model: keras.Model,
+    config: Config,
+    path: str,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    adjust: Adjust | None = None,
+) -> str:
+    """Load the weights of any checkpoint into the model; return what became of every tensor.
+
+    Args:
+        model: built.
+        config: its own.
+        path: a folder of this project, a TensorFlow 1 prefix, a transformers folder.
+        allow_missing: expressions over names of variables that the checkpoint need not have.
+        allow_unexpected: expressions over names of tensors that the model need not have.
+        adjust: looks at the tensors by name, and may remove some, before they are loaded.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it does not fit the model.
+    """
+    from conversion.loading import load_into
+    from conversion.readers import read_checkpoint
+
+    checkpoint = read_checkpoint(path, config=config)
+    if adjust:
+        adjust(checkpoint.tensors)
+    report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    return f"{path} ({checkpoint.source_format}): {report}"
+
+
+def restore(
+    engine: AnyEngine,
+    config: Config,
+    output_dir: str,
+    init_checkpoint: str | None = None,
+    *,
+    allow_unexpected: Sequence[str] = (),
+    adjust: Adjust | None = None,
+) -> int:
+    """Load the weights of a finished run: its best, else its newest, else `init_checkpoint`; return their step.
+
+    Args:
+        engine: receives the weights, also as their average where it keeps one.
+        config: of its model.
+        output_dir: of the run.
+        init_checkpoint: is of step 0.
+        allow_unexpected: expressions over names of tensors that `init_checkpoint` may have besides.
+        adjust: as in `initialize`.
+
+    Raises:
+        UsageError: there are no weights, or they do not fit the model.
+    """
+    from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_checkpoint, read_checkpoint
+    from training.processes import current
+
+    best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
+    if best.is_dir():
+        try:
+            source, step, unused = str(best), read_checkpoint(best, groups=()).step, ()
+        except CorruptCheckpointError as error:
+            raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
+    elif found := latest_checkpoint(Path(output_dir), processes=current()):
+        source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
+    if not source:
+        raise UsageError(
+            f"no weights: --output_dir={output_dir} holds no checkpoint; "
+            "train with --do_train, or give --init_checkpoint"
+        )
+    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust)
+    _average_present_weights(engine)
+    return step
+
+
+def _average_present_weights(engine: AnyEngine) -> None:
+    """Let the average of the weights, with which an engine evaluates, be the weights themselves."""
+    state = engine.state()
+    averages = {name: state[f"model/{name.removeprefix('ema/')}"] for name in state if name.startswith("ema/")}
+    if averages:
+        engine.load_state(state | averages)

@@ -1,0 +1,141 @@
+"""The host half of a task on labelled data: how a kind of task is read, encoded, answered, scored and written.
+
+A kind is a module with the six functions of `Kind`, and one row of KINDS; a row of datasets.toml names its kind.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+    from modeling.config import Config
+    from modeling.model import Computation
+    from tasks.datasets import DatasetRow
+    from tasks.regularization import Regularizer
+
+Scores = dict[str, float]
+Prediction = Mapping[str, np.ndarray]
+"""What the task's `predictions` says of one row of a data set, without the batch axis."""
+Batch = Mapping[str, np.ndarray]
+
+PRETRAINING_HEADS = ("masked_lm/.*", "sentence_pair/.*")
+KINDS: dict[str, str] = {
+    "classification": "tasks.kinds.classification",
+}
+"""kind -> the module that implements it; imported when a row of that kind is used."""
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Flags that every kind hands to the head of its model.
+
+    Attributes:
+        dropout: rate on the input of the head, in training.
+        regularizers: further losses in training.
+    """
+
+    dropout: float = 0.1
+    regularizers: Sequence[Regularizer] = ()
+
+
+class LabelledDataset(Protocol):
+    """Encoded examples in batches; one example may fill several rows (windows, choices)."""
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of one epoch."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        ...
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return the batch of `step`: a pure function of (seed, step)."""
+        ...
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield every row once; the last batch is filled up with rows that weigh nothing."""
+        ...
+
+    def evaluation_order(self) -> np.ndarray:
+        """Return the number of each row in the order of `evaluation_batches`."""
+        ...
+
+
+class Kind(Protocol):
+    """One kind of task.
+
+    Attributes:
+        needs: fields of a row that must not be empty.
+        metrics: names of the scores by which a row may choose its best checkpoint.
+        new_heads: expressions over names of variables that a pretrained checkpoint need not have.
+        unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
+    """
+
+    needs: tuple[str, ...]
+    metrics: tuple[str, ...]
+    new_heads: tuple[str, ...]
+    unused_heads: tuple[str, ...]
+
+    def read(self, row: DatasetRow, path: Path, *, need_labels: bool) -> list[Any]:
+        """Return the examples of a file; raises `UsageError` that names file and line."""
+        ...
+
+    def dataset(
+        self,
+        row: DatasetRow,
+        examples: Sequence[Any],
+        tokenizer: Tokenizer,
+        *,
+        max_seq_length: int,
+        batch_size: int,
+        seed: int,
+    ) -> LabelledDataset:
+        """Return the examples as batches."""
+        ...
+
+    def task(self, row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> Any:
+        """Return the device half, a `training.engine.Task`: model, losses, predictions."""
+        ...
+
+    def answers(self, row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[Any]) -> list[Any]:
+        """Return one answer for each example, from the predictions of its rows, in the order of the data set's rows."""
+        ...
+
+    def scores(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> Scores:
+        """Return the scores of the answers; every example has a label."""
+        ...
+
+    def lines(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> Iterator[str]:
+        """Yield the lines of the predictions file, a header line first."""
+        ...
+
+
+def find_kind(name: str) -> Kind:
+    """Return the kind called `name`, a key of KINDS."""
+    return importlib.import_module(KINDS[name])  # pyright: ignore[reportReturnType]
+
+
+def in_order(dataset: LabelledDataset, batches: Iterator[Prediction]) -> list[Prediction]:
+    """Return the predictions of `evaluation_batches`, one for each row of the data set, in the order of its rows.
+
+    Example: rows 0, 1, 2 were evaluated in the order 2, 0, 1 in batches of two, the second filled up with padding:
+        batches            [p2, p0], [p1, padding]
+        evaluation_order   2, 0, 1
+        returned           p0, p1, p2
+    """
+    found: list[Prediction] = [{}] * dataset.num_examples
+    order = iter(dataset.evaluation_order().tolist())
+    for batch in batches:
+        for number, row in zip(range(len(next(iter(batch.values())))), order, strict=False):
+            found[row] = {name: values[number] for name, values in batch.items()}
+    return found

@@ -1,0 +1,133 @@
+"""`run.json`: what a run folder holds, so that prediction, export, conversion and a student can load it without flags.
+
+    {"version": 1, "kind": "classification", "row": {...}, "tokenizer": {...}, "config": {...}, "computation": {...}}
+
+`kind` is "pretraining" (then `objective` is a row of `data.objectives.OBJECTIVES`) or a key of `tasks.kinds.KINDS`
+(then `row` is the row of datasets.toml as it was when the run began, labels included).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl.app import UsageError
+
+from ground.files import write_atomically
+from modeling.config import Config
+from tasks.datasets import DatasetRow, parse_row
+from tasks.kinds import HeadOptions, find_kind
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+
+NAME = "run.json"
+PRETRAINING = "pretraining"
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile:
+    """The tokenizer of a run.
+
+    Attributes:
+        file: the vocabulary or SentencePiece model, in the run folder; empty where the run has none (pretraining, whose
+            text was tokenised before).
+        fingerprint: SHA-256 of all that decides the tokens.
+        do_lower_case: whether text is lower-cased.
+        max_seq_length: tokens to which input is cut, specials counted.
+    """
+
+    file: str = ""
+    fingerprint: str = ""
+    do_lower_case: bool = True
+    max_seq_length: int = 512
+
+    def load(self, folder: Path) -> Tokenizer:
+        """Return the tokenizer; raises `UsageError` if its file is missing from `folder` or is another one."""
+        from data.tokenizers import load_tokenizer
+
+        path = folder / self.file
+        if not self.file or not path.is_file():
+            raise UsageError(f"{folder} holds no vocabulary: copy the one that the run was made with into it")
+        named = {"vocab_file": path} if path.suffix == ".txt" else {"spm_model_file": path}
+        tokenizer = load_tokenizer(**named, do_lower_case=self.do_lower_case)
+        if tokenizer.fingerprint != self.fingerprint:
+            raise UsageError(
+                f"{path} is not the vocabulary of this run (fingerprint {tokenizer.fingerprint[:8]}, expected "
+                f"{self.fingerprint[:8]}): restore the file that the run wrote"
+            )
+        return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """What a run folder holds; see the head of this file."""
+
+    kind: str
+    config: Config
+    computation: Mapping[str, Any]
+    tokenizer: TokenizerFile
+    objective: str = ""
+    shuffles_words: bool = False
+    row: DatasetRow | None = None
+
+    def task(self) -> Any:
+        """Return the task that was trained, a `training.engine.Task`; needs Keras."""
+        from modeling.model import Computation
+
+        computation = Computation(**self.computation)
+        if self.row is not None:
+            return find_kind(self.kind).task(self.row, self.config, computation, HeadOptions())
+        from tasks.pretraining import PretrainingTask
+
+        return PretrainingTask(
+            self.config, self.objective, word_order_weight=1.0 if self.shuffles_words else None, computation=computation
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`; raises `OSError`."""
+        content = {"version": _VERSION, **dataclasses.asdict(self)}
+        write_atomically(folder / NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFile:
+        """Return what `folder` says of itself; raises `UsageError` if it is no run folder or of a later version."""
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("version")
+            if version != _VERSION:
+                raise UsageError(f"{path} is of version {version}, this installation reads {_VERSION}: update it")
+            row = content.pop("row")
+            if row is not None:
+                row = parse_row(row.pop("name"), row, path)
+            return cls(
+                **content
+                | {
+                    "config": Config.from_json(content["config"]),
+                    "tokenizer": TokenizerFile(**content["tokenizer"]),
+                    "row": row,
+                }
+            )
+        except FileNotFoundError:
+            raise UsageError(f"{folder} is no run folder: it has no {NAME}; give the --output_dir of a run") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} cannot be read ({error}): it is not as a run wrote it") from None
+
+
+def describe_tokenizer(
+    tokenizer: Tokenizer, folder: Path, *, do_lower_case: bool, max_seq_length: int
+) -> TokenizerFile:
+    """Save the tokenizer's file in `folder` and return its description."""
+    (path,) = tokenizer.save(folder)
+    return TokenizerFile(
+        file=path.name,
+        fingerprint=tokenizer.fingerprint,
+        do_lower_case=do_lower_case,
+        max_seq_length=max_seq_length,
+    )

@@ -1,0 +1,77 @@
+"""The labelled examples of a run by split, for any kind of task: read, encoded, answered by an engine, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ground.files import write_atomically
+from tasks.datasets import DatasetRow
+from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, in_order
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+
+
+class Predictor(Protocol):
+    """What is needed of a `training.engine.Engine`."""
+
+    def predict(self, batches: Iterator[Batch]) -> Iterator[Prediction]:
+        """Yield the predictions of every batch."""
+        ...
+
+
+class Splits:
+    """The splits of one row: `train`, `dev`, `test`, as far as they are asked for.
+
+    Attributes:
+        row: of datasets.toml.
+        kind: of the row.
+        examples: of every split, in the order of its file.
+        datasets: of every split, once it is encoded.
+
+    Raises:
+        UsageError: a file is malformed, or an example of train or dev has no label; the message names file and line.
+    """
+
+    def __init__(self, row: DatasetRow, files: Mapping[str, Path]):
+        self.row, self.kind = row, find_kind(row.kind)
+        self.examples: dict[str, Sequence[Any]] = {
+            split: self.kind.read(row, path, need_labels=split != "test") for split, path in files.items()
+        }
+        self.datasets: dict[str, LabelledDataset] = {}
+
+    def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int) -> None:
+        """Tokenise the examples; inputs are cut to `max_seq_length` tokens."""
+        self.datasets = {
+            split: self.kind.dataset(
+                self.row, examples, tokenizer, max_seq_length=max_seq_length, batch_size=batch_size, seed=seed
+            )
+            for split, examples in self.examples.items()
+        }
+
+    @property
+    def sizes(self) -> str:
+        """The number of examples of every split, as text."""
+        sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in self.examples.items())
+        return f"{sizes} examples of {self.row.name}"
+
+    def answers(self, engine: Predictor, split: str, batch_size: int) -> list[Any]:
+        """Return the answer of the engine's present weights to every example of a split."""
+        dataset = self.datasets[split]
+        predictions = in_order(dataset, engine.predict(dataset.evaluation_batches(batch_size)))
+        return self.kind.answers(self.row, predictions, self.examples[split])
+
+    def has_labels(self, split: str) -> bool:
+        """Whether every example of the split has a label."""
+        return all(example.label is not None for example in self.examples[split])
+
+    def scores(self, split: str, answers: Sequence[Any]) -> Scores:
+        """Return the scores of the answers to a split whose examples have labels."""
+        return self.kind.scores(self.row, answers, self.examples[split])
+
+    def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
+        """Write the answers, one line an example; raises `OSError`."""
+        lines = self.kind.lines(self.row, answers, self.examples[split])
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
