@@ -172,6 +172,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
     from optimization import create_schedule
     from tasks.classification import ClassificationTask, encode
     from training.loop import train
+    from training.run import RunPlan
 
     config = load_config(options.bert_config_file)
     vocabulary = options.spm_model_file or options.vocab_file or ""
@@ -240,23 +241,27 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
             f"{num_steps / data['train'].steps_per_epoch:.1f} epochs",
             **facts,
         )
-        train(
-            engine,
-            session.own_rows(data["train"], engine),
+        plan = RunPlan(
             num_steps=num_steps,
-            output_dir=options.output_dir,
+            output_dir=Path(options.output_dir),
             config=session.config_json(config),
+            complete_config=session.complete_config,
             options=session.options_json(options),
             summary=summary,
             save_every_steps=options.save_checkpoints_steps,
             eval_every_steps=options.save_checkpoints_steps,
-            evaluate=lambda: evaluate(engine, row, data["dev"], examples["dev"], options.eval_batch_size),
             best_metric=row.metric,
             early_stopping_evaluations=options.early_stopping_evaluations,
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,
             steps_per_call=session.steps_per_call(options),
             **session.watching(options),
+        )
+        train(
+            engine,
+            session.own_rows(data["train"], engine),
+            plan,
+            evaluate=lambda: evaluate(engine, row, data["dev"], examples["dev"], options.eval_batch_size),
         )
         step = session.restore_weights(engine, config, options.output_dir)
     scores: Scores = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl.app import UsageError
@@ -132,6 +133,7 @@ def main(options: Options) -> None:
     from optimization import create_schedule
     from tasks.pretraining import PretrainingTask, unchanged_share, unigram_accuracy
     from training.loop import train
+    from training.run import RunPlan
 
     config = load_config(options.bert_config_file)
     tokenizer = (training.manifest or {}).get(
@@ -184,12 +186,11 @@ def main(options: Options) -> None:
     scored = training.max_predictions_per_seq + training.max_word_order_per_seq
     tokens_per_step = options.train_batch_size * training.max_seq_length
     if options.do_train:
-        outcome = train(
-            engine,
-            rows_of_batch,
+        plan = RunPlan(
             num_steps=options.num_train_steps,
-            output_dir=options.output_dir,
+            output_dir=Path(options.output_dir),
             config=session.config_json(config),
+            complete_config=session.complete_config,
             options=session.options_json(options),
             summary=session.preamble(
                 config,
@@ -203,7 +204,6 @@ def main(options: Options) -> None:
             ),
             save_every_steps=options.save_checkpoints_steps,
             eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
-            evaluate=evaluate if held_out else None,
             best_metric="loss" if held_out else None,
             lower_is_better=True,
             keep_checkpoint_max=options.keep_checkpoint_max,
@@ -214,6 +214,7 @@ def main(options: Options) -> None:
             flops_per_unit=flops_per_example(config, training.max_seq_length, scored) / training.max_seq_length,
             **session.watching(options),
         )
+        outcome = train(engine, rows_of_batch, plan, evaluate=evaluate if held_out else None)
         scores = dict(outcome.evaluation)
     else:
         # Any model can be scored on masked tokens alone.

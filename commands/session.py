@@ -310,7 +310,7 @@ def _devices() -> tuple[str, int]:
 
 
 def watching(options: TrainingOptions) -> dict[str, Any]:
-    """Arguments of `train`: what a run watches of itself."""
+    """Return the fields of a `RunPlan` that say what a run watches of itself."""
     return {
         "on_spike": options.on_spike,
         "spike_threshold": options.spike_threshold,
@@ -375,6 +375,14 @@ def writes() -> bool:
 def config_json(config: Config) -> dict[str, Any]:
     """The model's config as JSON values, for checkpoints."""
     return json.loads(config.to_json())
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's config of an older checkpoint with the defaults of the fields that it lacks."""
+    from modeling.config import Config
+
+    defaults = {x.name: x.default for x in dataclasses.fields(Config) if x.default is not dataclasses.MISSING}
+    return defaults | dict(config)
 
 
 def options_json(options: Any) -> dict[str, Any]:
