@@ -21,8 +21,9 @@ from absl.app import UsageError
 from ground.files import write_atomically
 from training.checkpoints import Checkpoint, write_checkpoint
 from training.engine import Batch
-from training.hooks import Hook, LoopProgress, Record, Run
+from training.hooks import Hook
 from training.processes import current
+from training.run import LoopProgress, Record, Run
 
 WINDOW_STEPS = 128
 LEAST_STEPS = 32
@@ -101,17 +102,17 @@ def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state
 
     Without the state `replay.json` names the checkpoint from which the steps before it can be taken again.
     """
-    folder = run.output_dir / "replay" / f"step_{step:08d}"
+    folder = run.plan.output_dir / "replay" / f"step_{step:08d}"
     if with_state:
         state = run.engine.state(whole=False)
-        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.config, {}, state), processes=current())
+        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.plan.config, {}, state), processes=current())
     if not current().writes:
         return folder
     facts = {
         "step": step,
         "batch": step + run.progress.batches_passed_over,
         "seed": run.engine.seed,
-        "options": run.options,
+        "options": run.plan.options,
         "result": {name: value if math.isfinite(value) else str(value) for name, value in result.items()},
     }
     if not with_state:

@@ -5,7 +5,6 @@ A hook sees the run after each call of the engine; it changes nothing of the tra
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -18,88 +17,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import keras
 
 from ground.files import write_atomically
-from ground.progress import Progress, format_duration, format_flops, format_value
+from ground.progress import Progress, format_duration, format_value
 from training.checkpoints import checkpoint_folder
-from training.engine import Batch, Engine, is_norm_of_brick
+from training.engine import Batch, is_norm_of_brick
 from training.processes import current
 from training.report import write_report
+from training.run import Record, Run
 
 if TYPE_CHECKING:
     from tensorboard.summary import Writer
-
-Record = dict[str, float]
-
-
-@dataclasses.dataclass
-class LoopProgress:
-    """What the loop remembers from step to step; it travels in the checkpoints."""
-
-    evaluated_step: int = 0
-    evaluation: Record = dataclasses.field(default_factory=dict)
-    best: float | None = None
-    best_step: int = 0
-    evaluations_without_improvement: int = 0
-    seconds: float = 0.0
-    """Time spent in training steps, without evaluations and saving."""
-    recent_losses: list[float] = dataclasses.field(default_factory=list)
-    """Of the steps taken last, oldest first: what a spike is measured by."""
-    loss_limit: float | None = None
-    """Above it a loss is a spike; None while too few losses are known."""
-    batches_passed_over: int = 0
-    """By rollbacks: step s learns from batch s + batches_passed_over."""
-    return_step: int = 0
-    """Of the checkpoint that a rollback goes back to: the newest of those that are written at regular steps."""
-    rollbacks: int = 0
-    """To that checkpoint."""
-
-
-@dataclasses.dataclass
-class Run:
-    """One run, as hooks see it."""
-
-    engine: Engine
-    output_dir: Path
-    num_steps: int
-    unit: str
-    """Plural name of what throughput counts: tokens, examples."""
-    config: Mapping[str, Any]
-    """Configuration of the model."""
-    options: Mapping[str, Any]
-    """Flags of the command."""
-    summary: Mapping[str, str]
-    """Facts for the preamble and the report: model, parameters, devices."""
-    progress: LoopProgress
-    latest: Record = dataclasses.field(default_factory=dict)
-    """Means over the steps since the last record, or the last record right after it."""
-    units_per_second: float = 0.0
-    flops_per_unit: float = 0.0
-    """Model FLOPs of one unit in training: forward and backward, without what is computed again; 0 if not known."""
-    peak_flops_per_second: float = 0.0
-    """Of all devices together, at the precision of the run; 0 if not known."""
-    call_ends: tuple[int, ...] = ()
-    """Steps at which a call of the engine ends; a hook that has to see the run there adds its own in `start`."""
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
-    """Shows a line to the person, above the live one."""
-
-    def speed(self) -> Record:
-        """Return units a second, model FLOPs a second and the share of the devices' peak, as far as they are known."""
-        if not self.units_per_second:
-            return {}
-        speed = {f"{self.unit}_per_second": self.units_per_second}
-        if self.flops_per_unit:
-            speed["flops_per_second"] = self.units_per_second * self.flops_per_unit
-            if self.peak_flops_per_second:
-                speed["flop_utilization"] = speed["flops_per_second"] / self.peak_flops_per_second
-        return speed
-
-    def speed_texts(self) -> dict[str, str]:
-        """Return the same for the eye: {"tokens/s": "12,345", "FLOP/s": "61.2T (31% of peak)"}."""
-        speed = self.speed()
-        texts = {f"{self.unit}/s": format_value(round(self.units_per_second))} if speed else {}
-        if "flops_per_second" in speed:
-            share = f" ({speed['flop_utilization']:.0%} of peak)" if "flop_utilization" in speed else ""
-            texts["FLOP/s"] = format_flops(speed["flops_per_second"]) + share
-        return texts
 
 
 class Hook:
@@ -136,12 +62,12 @@ class Terminal(Hook):
 
     def start(self, run: Run) -> None:
         """Show the facts of the run, then the live line."""
-        width = max(map(len, run.summary), default=0)
-        for name, fact in run.summary.items():
+        width = max(map(len, run.plan.summary), default=0)
+        for name, fact in run.plan.summary.items():
             print(f"{name:<{width}}  {fact}", file=self._stream)
         if run.engine.step:
             print(f"continuing from step {run.engine.step:,}", file=self._stream, flush=True)
-        self._line = Progress(run.num_steps, "steps", "training", done=run.engine.step, stream=self._stream)
+        self._line = Progress(run.plan.num_steps, "steps", "training", done=run.engine.step, stream=self._stream)
         run.say = self._line.print
 
     def steps(self, run: Run, batches: Sequence[Batch], results: Sequence[Record]) -> None:
@@ -167,8 +93,8 @@ class Terminal(Hook):
         from rich.console import Console
         from rich.table import Table
 
-        held_out = run.progress.evaluation
-        table = Table(title=f"{outcome} at step {run.engine.step:,} of {run.num_steps:,}", title_justify="left")
+        held_out, folder = run.progress.evaluation, run.plan.output_dir
+        table = Table(title=f"{outcome} at step {run.engine.step:,} of {run.plan.num_steps:,}", title_justify="left")
         table.add_column("")
         for column in ("training", *(["held out"] if held_out else [])):
             table.add_column(column, justify="right")
@@ -186,9 +112,9 @@ class Terminal(Hook):
             print(f"{run.progress.batches_passed_over:,} batches were passed over in rollbacks", file=self._stream)
         if run.progress.best_step:
             best = format_value(run.progress.best or 0.0)
-            print(f"best      {run.output_dir / 'best'} (step {run.progress.best_step:,}: {best})", file=self._stream)
-        print(f"latest    {checkpoint_folder(run.output_dir, run.engine.step)}", file=self._stream)
-        print(f"report    {run.output_dir / 'report.html'}", file=self._stream, flush=True)
+            print(f"best      {folder / 'best'} (step {run.progress.best_step:,}: {best})", file=self._stream)
+        print(f"latest    {checkpoint_folder(folder, run.engine.step)}", file=self._stream)
+        print(f"report    {folder / 'report.html'}", file=self._stream, flush=True)
 
 
 class MetricsFile(Hook):
@@ -199,7 +125,7 @@ class MetricsFile(Hook):
 
     def start(self, run: Run) -> None:
         """Drop the lines of steps that will be taken again."""
-        self._path = run.output_dir / "metrics.jsonl"
+        self._path = run.plan.output_dir / "metrics.jsonl"
         self.went_back(run)
 
     def went_back(self, run: Run) -> None:
@@ -251,7 +177,7 @@ class TensorBoard(Hook):
             sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
         from tensorboard.summary import Writer
 
-        self._writer = Writer(str(run.output_dir / "tensorboard"))
+        self._writer = Writer(str(run.plan.output_dir / "tensorboard"))
 
     def went_back(self, run: Run) -> None:
         """Go on in a file of its own, as a run that is started again does."""
@@ -307,7 +233,7 @@ class Profiler(Hook):
     def _switch(self, run: Run) -> None:
         inside = self._first <= run.engine.step < self._last
         if inside and not self._running and current().writes:
-            _profiler()[0](str(run.output_dir / "tensorboard"))
+            _profiler()[0](str(run.plan.output_dir / "tensorboard"))
             self._running = True
         elif self._running and not inside:
             self._stop(run)
@@ -315,9 +241,8 @@ class Profiler(Hook):
     def _stop(self, run: Run) -> None:
         _profiler()[1]()
         self._running = False
-        run.say(
-            f"profile of steps {self._first} to {self._last}: tensorboard --logdir={run.output_dir / 'tensorboard'}"
-        )
+        folder = run.plan.output_dir / "tensorboard"
+        run.say(f"profile of steps {self._first} to {self._last}: tensorboard --logdir={folder}")
 
 
 def _profiler() -> tuple[Callable[[str], None], Callable[[], None]]:
@@ -343,9 +268,11 @@ class Report(Hook):
         self._write(run, outcome)
 
     def _write(self, run: Run, outcome: str) -> None:
-        facts = dict(run.summary)
+        facts = dict(run.plan.summary)
         facts["training time"] = format_duration(run.progress.seconds)
         if run.progress.best_step:
             facts["best"] = f"step {run.progress.best_step:,}: {format_value(run.progress.best or 0.0)}"
-        title = f"{run.output_dir.resolve().name}: {outcome} at step {run.engine.step:,} of {run.num_steps:,}"
-        write_report(run.output_dir / "report.html", title, facts, read_metrics(run.output_dir / "metrics.jsonl"))
+        title = f"{run.plan.output_dir.resolve().name}: {outcome} at step {run.engine.step:,} of {run.plan.num_steps:,}"
+        write_report(
+            run.plan.output_dir / "report.html", title, facts, read_metrics(run.plan.output_dir / "metrics.jsonl")
+        )

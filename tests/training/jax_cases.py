@@ -237,6 +237,7 @@ def loop(output_dir: str, signal_step: str, process: str = "0") -> Outcome:
     import jax
 
     from training.loop import train
+    from training.run import RunPlan
 
     last = int(process) == jax.process_count() - 1
     cuts = {"model_parallel": 2, "fsdp": True} if len(jax.devices()) > 1 else {}
@@ -246,18 +247,16 @@ def loop(output_dir: str, signal_step: str, process: str = "0") -> Outcome:
     def evaluate() -> dict[str, float]:
         return engine.evaluate([TokenBatches().batch(100)])
 
-    train(
-        engine,
-        dataset,
-        output_dir=output_dir,
+    plan = RunPlan(
+        output_dir=Path(output_dir),
         config={},
-        evaluate=evaluate,
         best_metric="loss",
         num_steps=12,
         save_every_steps=6,
         log_every_steps=2,
         eval_every_steps=4,
     )
+    train(engine, dataset, plan, evaluate=evaluate)
     return engine.state()
 
 

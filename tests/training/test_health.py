@@ -19,7 +19,8 @@ from optimization import Constant, create_optimizer
 from training.checkpoints import list_checkpoints, read_checkpoint
 from training.engine import brick_of
 from training.health import LEAST_STEPS, MAX_ROLLBACKS, WINDOW_STEPS, DivergedError, limit_of, observe
-from training.hooks import Hook, LoopProgress, read_metrics
+from training.hooks import Hook, read_metrics
+from training.run import LoopProgress
 from training.tensorflow_engine import TensorFlowEngine
 
 losses = st.lists(st.floats(0.0625, 100, width=32), min_size=LEAST_STEPS, max_size=WINDOW_STEPS)

@@ -12,6 +12,7 @@ from toy_task import ToyDataset, ToyTask  # noqa: E402
 
 from optimization import PolynomialDecay, create_optimizer  # noqa: E402
 from training.loop import Outcome, train  # noqa: E402
+from training.run import RunPlan  # noqa: E402
 from training.tensorflow_engine import TensorFlowEngine  # noqa: E402
 
 
@@ -34,10 +35,13 @@ def toy_engine(seed: int = 5, **arguments) -> TensorFlowEngine:
     return TensorFlowEngine(ToyTask(dropout=0.3), optimizer, **settings)
 
 
-def toy_run(output_dir, dataset=None, *, engine=None, **arguments) -> tuple[TensorFlowEngine, Outcome]:
+def toy_run(
+    output_dir, dataset=None, *, engine=None, evaluate=None, hooks=None, **plan
+) -> tuple[TensorFlowEngine, Outcome]:
     engine = engine or toy_engine()
-    settings = {"num_steps": 24, "save_every_steps": 6, "log_every_steps": 4, "config": {"width": 6}} | arguments
-    return engine, train(engine, dataset or ToyDataset(), output_dir=output_dir, **settings)
+    settings = {"num_steps": 24, "save_every_steps": 6, "log_every_steps": 4, "config": {"width": 6}} | plan
+    run_plan = RunPlan(output_dir=Path(output_dir), **settings)
+    return engine, train(engine, dataset or ToyDataset(), run_plan, evaluate=evaluate, hooks=hooks)
 
 
 if __name__ == "__main__":
