@@ -105,13 +105,13 @@ Planner = Callable[[Options], Plan]
 
 def main(options: Options) -> int:
     """Plan as the flags say; returns 1 if the run does not fit."""
-    from commands import session
+    from commands.session import check_files
     from modeling.config import load_config
     from training import planning
 
     if (options.topology is None) == (options.device is None):
         raise UsageError("give one of --topology (a TPU slice, as v4:4x4x8) and --device (as h200, or cpu)")
-    session.check_files(options, ["bert_config_file"])
+    check_files(options, ["bert_config_file"])
     if options.topology is not None and options.precision == "float16":
         raise UsageError("a TPU has no use for float16; give --precision=bfloat16")
     if options.topology is not None:
@@ -318,7 +318,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     import jax
     import numpy as np
 
-    from commands.session import DTYPES
+    from modeling.model import DTYPES
     from modeling import declared, load_config
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask

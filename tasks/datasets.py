@@ -77,22 +77,18 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     missing = [key for key in ("columns", "metric", "files") if key not in table]
     if missing:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
-    for column in table["columns"]:
-        if column not in (*HEADER_NAMES, "-"):
-            raise UsageError(f"{path}: [{name}] has the unknown column {column!r}; known: {', '.join(HEADER_NAMES)}, -")
-    if (kind := table.get("kind", "classification")) not in KINDS:
-        raise UsageError(f"{path}: [{name}] is of the unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if (name_of_kind := table.get("kind", "classification")) not in KINDS:
+        raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
     lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
     row = DatasetRow(name=name, **{**table, **lists, "files": files})
-    lacking = [field for field in find_kind(kind).needs if not getattr(row, field)]
-    if lacking:
+    kind = find_kind(name_of_kind)
+    if lacking := [field for field in kind.needs if not getattr(row, field)]:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(lacking)}")
-    if row.metric not in find_kind(kind).metrics:
-        hint = did_you_mean(row.metric, find_kind(kind).metrics)
-        raise UsageError(
-            f"{path}: [{name}] has the unknown metric {row.metric!r}{hint}; known: {', '.join(find_kind(kind).metrics)}"
-        )
+    for what, words, allowed in (("column", row.columns, (*kind.columns, "-")), ("metric", [row.metric], kind.metrics)):
+        for word in words:
+            if word not in allowed:
+                raise UsageError(f"{path}: [{name}] has the unknown {what} {word!r}; known: {', '.join(allowed)}")
     return row
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import run_classifier
+from commands import techniques
 from data.labelled import ClassificationDataset, EncodedExamples
 from modeling import Config
 from optimization import Constant, TaskDrivenChild, create_optimizer
@@ -99,15 +100,15 @@ def data() -> ClassificationDataset:
 
 
 @functools.cache
-def run(*techniques: str, dropout: float = 0.1) -> Run:
-    flags = {name: value for technique in techniques for name, value in TECHNIQUES[technique].items()}
+def run(*chosen: str, dropout: float = 0.1) -> Run:
+    flags = {name: value for technique in chosen for name, value in TECHNIQUES[technique].items()}
     options = run_classifier.Options(task_name="", data_dir="", bert_config_file="", output_dir="", seed=3, **flags)
-    run_classifier.check_techniques(options)
+    techniques.check_techniques(options)
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     task = ClassificationTask(
-        config, 2, classifier_dropout=dropout, seed=3, regularizers=run_classifier.regularizers(options)
+        config, 2, classifier_dropout=dropout, seed=3, regularizers=techniques.regularizers(options)
     )
-    behaviour, child = run_classifier.optimizer_behaviour(options, config, NUM_STEPS)
+    behaviour, child = techniques.optimizer_behaviour(options, config, NUM_STEPS)
     engine = engine_class()(
         task,
         create_optimizer("adamw", Constant(0.01), weight_decay=0.0, **behaviour),
@@ -116,7 +117,7 @@ def run(*techniques: str, dropout: float = 0.1) -> Run:
         ema_decay=options.ema_decay or None,
     )
     if isinstance(child, TaskDrivenChild):
-        run_classifier.choose_child(options, task, engine.model, child, data())
+        techniques.choose_child(options, config, task, engine.model, child, data())
 
     def weights() -> dict[str, np.ndarray]:
         state = engine.state().items()

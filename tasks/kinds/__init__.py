@@ -76,12 +76,14 @@ class Kind(Protocol):
 
     Attributes:
         needs: fields of a row that must not be empty.
+        columns: names that the columns of a row may have, besides "-" for one that is not read.
         metrics: names of the scores by which a row may choose its best checkpoint.
         new_heads: expressions over names of variables that a pretrained checkpoint need not have.
         unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
     """
 
     needs: tuple[str, ...]
+    columns: tuple[str, ...]
     metrics: tuple[str, ...]
     new_heads: tuple[str, ...]
     unused_heads: tuple[str, ...]

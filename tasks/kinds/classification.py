@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.labelled import ClassificationDataset, encode_examples
-from tasks.datasets import DatasetRow, Example, read_examples
+from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.classification import ClassificationTask
 
 needs = ("labels",)
+columns = tuple(HEADER_NAMES)
 metrics = CLASSIFICATION_METRICS
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS

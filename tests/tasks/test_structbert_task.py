@@ -10,9 +10,12 @@ from absl.app import UsageError
 import create_pretraining_data
 import run_pretraining
 from conversion.writers import write_ours
+from commands.records import keep_pair_head
+from commands.weights import initialize
 from data.objectives import OBJECTIVES
 from modeling import Config
 from modeling.variables import named_variables
+from tasks.kinds import PRETRAINING_HEADS
 from tasks.pretraining import PretrainingTask, unchanged_share
 
 SMALL = {
@@ -222,7 +225,13 @@ def start_from(folder, objective, **flags):
     options = run_pretraining.Options(
         bert_config_file="", input_file=(), output_dir="", objective=objective, init_checkpoint=str(folder), **flags
     )
-    run_pretraining.initialize(model, CONFIGS["bert"], options, task.objective.labels)
+    initialize(
+        model,
+        CONFIGS["bert"],
+        str(folder),
+        allow_missing=PRETRAINING_HEADS,
+        adjust=lambda tensors: keep_pair_head(tensors, options),
+    )
     return weights_of(model)
 
 

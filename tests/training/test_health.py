@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy_run import SignallingDataset, toy_run
 from toy_task import ToyDataset, ToyTask
 
-from commands import session
+from commands import devices
 from commands.options import HealthOptions
 from ground.progress import format_flops
 from optimization import Constant, create_optimizer
@@ -276,7 +276,7 @@ def test_speed_is_told_as_far_as_it_is_known(tmp_path, capsys):
     ],
 )
 def test_peak_of_devices_by_the_names_that_they_give_themselves(device, tera):
-    assert session.peak_flops_per_second(device, 4, "bfloat16") == 4e12 * tera
+    assert devices.peak_flops_per_second(device, 4, "bfloat16") == 4e12 * tera
 
 
 def test_flops_have_three_digits_and_a_prefix():
