@@ -85,6 +85,13 @@ class ClassificationTask:
             scan=self.scan,
         )
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy",)
+
+    def companions(self) -> Mapping[str, keras.Model]:
+        return {}
+
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict.fromkeys(self.loss_weights, ops.sum(example_weights(batch)))
 

@@ -79,6 +79,13 @@ class PretrainingTask:
             scan=self.scan,
         )
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(f"{name}_accuracy" for name in self.loss_weights)
+
+    def companions(self) -> Mapping[str, keras.Model]:
+        return {}
+
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predicted tokens and examples that count; rows of padding, whose `input_mask` is zeros, count nothing."""
         weights = {name: ops.sum(weights_BP) for name, weights_BP in self._token_weights(batch).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import keras
@@ -17,7 +17,8 @@ Terms = dict[str, tuple[Tensor, Tensor]]
 Batch = Mapping[str, np.ndarray]
 """Features; the leading axis of each is examples."""
 Slots = dict[str, dict[str, Tensor]]
-
+LayoutRules = Sequence[tuple[str, tuple[str | None, ...]]]
+"""(expression over variable names, axes of the mesh by which the leading axes are cut); the first match counts."""
 
 TRAINING_STREAM = 1
 EVALUATION_STREAM = 2
@@ -31,8 +32,21 @@ class Task(Protocol):
         """Weight of every loss term by its name."""
         ...
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics; `terms` may leave out some of the losses and metrics, for batches without them."""
+        ...
+
     def build_model(self) -> keras.Model:
         """Return a new, built model."""
+        ...
+
+    def companions(self) -> Mapping[str, keras.Model]:
+        """Return further new, built models that `terms` and `predictions` call: a teacher, a frozen copy.
+
+        An engine calls this once, after `build_model`, and places their weights like fixed ones. It never trains,
+        averages or saves them.
+        """
         ...
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,6 +62,48 @@ class Task(Protocol):
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what is wanted of each example; leading axis: examples."""
         ...
+
+
+class Stack(Protocol):
+    """Blocks of a model that are run one after the other, so that one block at a time needs its weights whole."""
+
+    remat: bool
+    """Recompute activations in the backward pass."""
+    scan: bool
+    """Compile one block and loop it over the weights of all."""
+    gather: Callable[[keras.Variable, Tensor], Tensor] | None
+    """Set by an engine that keeps weights in parts: (variable, part) -> the whole weight. The stack calls it for every
+    block inside of the recomputation or the loop."""
+
+    @property
+    def own_weights(self) -> Sequence[keras.Variable]:
+        """Weights that one block alone uses."""
+        ...
+
+
+class Model(Protocol):
+    """The attributes by which a `keras.Model` tells an engine how to distribute it."""
+
+    @property
+    def layout_rules(self) -> LayoutRules:
+        """Axes of the mesh over which each variable is cut; the first expression that fits a name decides."""
+        ...
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of blocks, which may gather their own weights."""
+        ...
+
+
+def layout_rules_of(model: keras.Model) -> LayoutRules | None:
+    """Return the `layout_rules` of a `Model`; None for a model without any, which cannot be cut."""
+    return getattr(model, "layout_rules", None)
+
+
+def stacks_of(model: keras.Model) -> tuple[Stack, ...]:
+    """Return the `stacks` of a `Model`; none for a model without any, whose weights are all gathered at once."""
+    blocks = getattr(model, "blocks", None)
+    return getattr(model, "stacks", () if blocks is None else (blocks,))
 
 
 class Optimizer(Protocol):
@@ -135,44 +191,58 @@ def is_norm_of_brick(name: str) -> bool:
 
 
 class StepResults:
-    """What a step tells as one vector, one transfer to the host: `scalars`, norms, then sum and weight of every term.
+    """The numbers of a step as one float32 vector, so that one transfer brings them to the host.
+
+    The vector is `scalars`, norms by brick, then sum and weight of every term that the task declares. A program that is
+    traced for other features gives a vector of the same names: absent norms are NaN, absent terms have weight 0.
 
     Args:
-        further_scalars: names of what an engine tells besides `SCALARS`.
-        norm_steps: every so many steps there are norms of gradient and update by brick; 0 never computes them.
+        task: declares the names of the terms.
+        trained_names: variables that are trained; their bricks have norms.
+        further_scalars: names of numbers that an engine adds to `SCALARS`.
+        norm_steps: steps between norms of gradient and update by brick; 0 never computes them.
     """
 
     SCALARS = ("loss", "learning_rate", "gradient_norm", "skipped")
 
-    def __init__(self, further_scalars: Sequence[str] = (), *, norm_steps: int = 0):
+    def __init__(
+        self, task: Task, trained_names: Iterable[str], further_scalars: Sequence[str] = (), *, norm_steps: int = 0
+    ):
         self.scalars = (*self.SCALARS, *further_scalars)
-        self.norm_names: list[str] = []
-        self.loss_names: list[str] = []
-        self.metric_names: list[str] = []
+        self.loss_names, self.metric_names = tuple(task.loss_weights), tuple(task.metrics)
+        bricks = sorted({brick_of(name) for name in trained_names}) if norm_steps else ()
+        self.norm_names = [f"{kind}/{brick}" for kind in ("gradient_norm", "update_norm") for brick in bricks]
         self._norm_steps = norm_steps
 
     def packed(self, losses: Terms, metrics: Terms) -> Tensor:
-        """Return the terms as one float32 vector and remember their names; called while a step is traced."""
-        self.loss_names, self.metric_names = list(losses), list(metrics)
-        values = [value for pair in [*losses.values(), *metrics.values()] for value in pair]
-        return ops.stack([ops.cast(value, "float32") for value in values])
+        """Return sum and weight of every declared term, float32 [2 * terms]; called while a step is traced.
 
-    def name_norms(self, names: Iterable[str]) -> None:
-        """Settle the names of the norms from those of the variables that have gradients."""
-        if self._norm_steps:
-            bricks = sorted({brick_of(name) for name in names})
-            self.norm_names = [f"{kind}/{brick}" for kind in ("gradient_norm", "update_norm") for brick in bricks]
+        Raises `ValueError` for a term that the task does not declare.
+        """
+        pairs = []
+        for where, names, terms in (
+            ("loss_weights", self.loss_names, losses),
+            ("metrics", self.metric_names, metrics),
+        ):
+            for name in terms:
+                if name not in names:
+                    raise ValueError(f"the task returned the term {name!r}; its {where} declare {', '.join(names)}")
+            pairs += [terms.get(name, (0.0, 0.0)) for name in names]
+        return ops.stack([ops.cast(value, "float32") for pair in pairs for value in pair])
 
     def norms(
         self, gradients: Mapping[str, Tensor], old: Mapping[str, Tensor], new: Mapping[str, Tensor], step: Tensor
     ) -> list[Tensor]:
-        """Return a float32 vector, NaN in steps that are not due, or none at all; called while a step is traced.
+        """Return [float32 norms], NaN in steps that are not due, or []; called while a step is traced.
 
-        `gradients` are summed over replicas and not clipped, `old` and `new` the variables; `step` counts from 0.
+        Args:
+            gradients: by name, summed over replicas and not clipped.
+            old: variables before the update.
+            new: variables after it.
+            step: counts from 0.
         """
         if not self._norm_steps:
             return []
-        self.name_norms(gradients)
 
         def computed() -> Tensor:
             squares: dict[str, list[Tensor]] = {name: [] for name in self.norm_names}
@@ -180,14 +250,15 @@ class StepResults:
                 update = ops.cast(new[name], "float32") - ops.cast(old[name], "float32")
                 for kind, value in (("gradient_norm", gradient), ("update_norm", update)):
                     squares[f"{kind}/{brick_of(name)}"].append(ops.sum(ops.square(ops.cast(value, "float32"))))
-            return ops.stack([ops.sqrt(sum(parts)) for parts in squares.values()])
+            missing = ops.convert_to_tensor(np.nan, "float32")
+            return ops.stack([ops.sqrt(sum(parts)) if parts else missing for parts in squares.values()])
 
         due = ops.equal((step + 1) % self._norm_steps, 0)
         return [ops.cond(due, computed, lambda: ops.full((len(self.norm_names),), np.nan, "float32"))]
 
     @property
     def size(self) -> int:
-        """Numbers in the vector of a training step; known once its terms were traced and its norms named."""
+        """Length of the vector of a training step."""
         return len(self.scalars) + len(self.norm_names) + 2 * (len(self.loss_names) + len(self.metric_names))
 
     def means(self, sums: np.ndarray) -> dict[str, float]:

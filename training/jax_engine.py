@@ -58,12 +58,14 @@ class JaxEngine:
         self.placement = placement or create_placement(jax.devices()[:1])
         with _in_host_memory():
             self.model = task.build_model()
+            companions = task.companions()
         self._task = task
         self._compiled = JaxStep(
             task,
             optimizer,
             self.model,
             self.placement,
+            companions=companions,
             seed=seed,
             micro_batches=micro_batches,
             ema_decay=ema_decay,
@@ -154,17 +156,20 @@ class JaxEngine:
 
     def _fixed(self) -> Arrays:
         trained = set(self._compiled.trained_names)
-        return {name: value for name, value in self._weights().items() if name not in trained}
+        return {name: value for name, value in self._all_weights().items() if name not in trained}
 
     def _weights(self) -> Arrays:
         return {name: variable.value for name, variable in self._variables.items()}
 
+    def _all_weights(self) -> Arrays:
+        return {name: variable.value for name, variable in self._compiled.all_variables.items()}
+
     def _evaluated_values(self) -> Arrays:
         self._place_weights()
-        return self._weights() | self._ema if self.step else self._weights()
+        return self._all_weights() | self._ema if self.step else self._all_weights()
 
     def _place_weights(self) -> None:
-        for name, variable in self._variables.items():
+        for name, variable in self._compiled.all_variables.items():
             sharding = self._compiled.shardings[name]
             if variable.value.sharding != sharding:
                 variable.assign(_placed(np.asarray(variable.value), sharding))

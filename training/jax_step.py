@@ -28,6 +28,8 @@ from training.engine import (
     StepResults,
     Task,
     Tensor,
+    layout_rules_of,
+    stacks_of,
 )
 from training.loss_scaling import LossScaling
 from training.placement import DATA, Placement
@@ -46,7 +48,8 @@ class JaxStep:
         task: what to train.
         optimizer: gradients -> updates.
         model: the task's; its variables need no values here.
-        placement: where everything stands.
+        placement: the devices, and the cuts of weights and batches over them.
+        companions: the task's; their weights are fixed arguments of every program.
         seed: of all randomness in training.
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights; None keeps none.
@@ -56,12 +59,15 @@ class JaxStep:
 
     Attributes:
         train: (state, fixed, batches, first step, count, loss limit) -> (state, results [steps_per_call, ...]),
-            compiled when first called. `fixed` are the weights that are not trained, by name; batches are
+            compiled when first called. `fixed` are the weights that are not trained, by name, the companions' among
+            them; batches are
             [steps_per_call, micro_batches, examples, ...] each; the state is donated; results are those that
             `StepResults` names.
-        evaluate: (weights by name, batch) -> sums, as `StepResults` names them.
-        predict: (weights by name, batch) -> the task's predictions.
-        shardings: how each variable stands between steps.
+        evaluate: (values of `all_variables`, batch) -> sums, as `StepResults` names them.
+        predict: (values of `all_variables`, batch) -> the task's predictions.
+        variables: the model's, by name.
+        all_variables: `variables` and those of companions, as `companion:COMPANION/NAME`.
+        shardings: the cuts between steps of each of `all_variables`.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class JaxStep:
         model: keras.Model,
         placement: Placement,
         *,
+        companions: Mapping[str, keras.Model] | None = None,
         seed: int,
         micro_batches: int = 1,
         ema_decay: float | None = None,
@@ -81,15 +88,28 @@ class JaxStep:
         self.model, self.placement, self.seed = model, placement, seed
         self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
         self.loss_scaling = loss_scaling
-        self.results = StepResults(["loss_scale"] if loss_scaling else [], norm_steps=norm_steps)
         self.variables = named_variables(model)
         self._task, self._optimizer, self._ema_decay = task, optimizer, ema_decay
-        shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
-        self._computed = placement.computed(shapes, getattr(model, "layout_rules", None))
-        self.shardings = {name: placement.stored(shape, self._computed[name]) for name, shape in shapes.items()}
+        self._models = {"": model} | {f"companion:{name}/": x for name, x in (companions or {}).items()}
+        self.all_variables: dict[str, keras.Variable] = {}
+        self._computed: dict[str, NamedSharding] = {}
+        self._compute_dtypes: dict[str, str] = {}
+        for prefix, each in self._models.items():
+            variables = named_variables(each)
+            shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+            computed = placement.computed(shapes, layout_rules_of(each))
+            self.all_variables |= {prefix + name: variable for name, variable in variables.items()}
+            self._computed |= {prefix + name: sharding for name, sharding in computed.items()}
+            self._compute_dtypes |= dict.fromkeys((prefix + name for name in variables), each.compute_dtype)
+        self.shardings = {
+            name: placement.stored(tuple(variable.shape), self._computed[name])
+            for name, variable in self.all_variables.items()
+        }
         self._late = self._gather_late() if placement.fsdp else frozenset()
         self.trainable_names = [name for name, variable in self.variables.items() if variable.trainable]
         self.trained_names = optimizer.trainable(self.trainable_names)
+        further = ["loss_scale"] if loss_scaling else []
+        self.results = StepResults(task, self.trained_names, further, norm_steps=norm_steps)
         self._connected: dict[tuple[str, ...], list[str]] = {}
         state, everywhere = jax.tree.map(lambda x: x.sharding, self.shapes()[0]), placement.sharding()
         self.train = jax.jit(self._steps, donate_argnums=0, out_shardings=(state, everywhere))
@@ -105,7 +125,7 @@ class JaxStep:
         """Return the state and the fixed weights as `jax.ShapeDtypeStruct`s that say where each part stands."""
         weights = {
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=self.shardings[name])
-            for name, variable in self.variables.items()
+            for name, variable in self.all_variables.items()
         }
         slots = jax.eval_shape(self._optimizer.init, {name: weights[name] for name in self.trainable_names})
         placed = {
@@ -164,7 +184,6 @@ class JaxStep:
         """
         first = {name: stack[0] for name, stack in batches.items()}
         connected = self._connected_names(state["trained"], fixed, {name: x[0] for name, x in first.items()})
-        self.results.name_norms(connected)
         vectors = jnp.zeros((self.steps_per_call, self.results.size), "float32")
 
         def body(index: Tensor, carried: tuple[State, Tensor]) -> tuple[State, Tensor]:
@@ -198,8 +217,8 @@ class JaxStep:
                 return value * scaling["scale"] if scaling else value, (value, sums)
 
             if self.placement.fsdp and not self._recomputes:
-                # Weights are gathered again in the backward pass: what is kept between is what no one else has. Where
-                # blocks are recomputed they gather their own, and this would keep what they mean to forget.
+                # Save activations but not the gathered weights; re-gather them in the backward pass. Not with --remat:
+                # those blocks gather for themselves, and this policy would keep their inner activations.
                 policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
                 loss = jax.checkpoint(loss, policy=policy)
             (_, (value, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(old)
@@ -238,12 +257,10 @@ class JaxStep:
         return {name: value if name in self._late else self._whole(name, value) for name, value in values.items()}
 
     def _gather_late(self) -> frozenset[str]:
-        """Have blocks that are recomputed or looped over gather their own weights; returns the names of these."""
-        blocks = getattr(self.model, "blocks", None)
-        if blocks is None or not (blocks.remat or blocks.scan):
-            return frozenset()
-        names = {id(variable): name for name, variable in self.variables.items()}
-        late = frozenset(names[id(variable)] for variable in blocks.own_weights)
+        """Let stacks of blocks that are recomputed or looped over gather their own weights; return their names."""
+        names = {id(variable): name for name, variable in self.all_variables.items()}
+        stacks = [stack for model in self._models.values() for stack in stacks_of(model) if stack.remat or stack.scan]
+        late = frozenset(names[id(variable)] for stack in stacks for variable in stack.own_weights)
 
         def gather(variable: keras.Variable, value: Tensor) -> Tensor:
             name = names[id(variable)]
@@ -261,18 +278,20 @@ class JaxStep:
             )
             return whole(value)
 
-        blocks.gather = gather
+        for stack in stacks:
+            stack.gather = gather
         return late
 
     @property
     def _recomputes(self) -> bool:
-        return bool(self._late) and self.model.blocks.remat
+        late = any(name in self._late for name in self.variables)
+        return late and any(stack.remat for stack in stacks_of(self.model))
 
     def _whole(self, name: str, value: Tensor) -> Tensor:
         if self.shardings[name] == self._computed[name]:
             return value
         # In the type that is computed with: less to send, and no second copy to keep. Every matrix is cast anyway.
-        value = lax.convert_element_type(value, self.model.compute_dtype)
+        value = lax.convert_element_type(value, self._compute_dtypes[name])
         return checkpoint_name(lax.with_sharding_constraint(value, self._computed[name]), _GATHERED)
 
     def _scattered(self, gradients: Arrays) -> Arrays:
@@ -284,16 +303,17 @@ class JaxStep:
         self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, normalizers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         losses, metrics = self._terms(values, batch, key, training=True)
+        sums = self.results.packed(losses, metrics)
         weights = self._task.loss_weights
         parts = [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if weights[name]]
-        return functools.reduce(jnp.add, parts), self.results.packed(losses, metrics)
+        return functools.reduce(jnp.add, parts), sums
 
     def _terms(self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, *, training: bool) -> Any:
         with self._with_values(values):
             return self._task.terms(self.model, batch, seed=key, training=training)
 
     def _with_values(self, values: Arrays) -> keras.StatelessScope:
-        return keras.StatelessScope(state_mapping=[(self.variables[name], value) for name, value in values.items()])
+        return keras.StatelessScope(state_mapping=[(self.all_variables[name], value) for name, value in values.items()])
 
     def _connected_names(self, trained: Arrays, fixed: Arrays, batch: Mapping[str, Tensor]) -> list[str]:
         """Return the trained variables that the loss depends on: JAX calls the gradient of the others zero, not none.

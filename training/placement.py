@@ -18,7 +18,8 @@ from absl.app import UsageError
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-LayoutRules = Sequence[tuple[str, tuple[str | None, ...]]]
+from training.engine import LayoutRules
+
 DATA, MODEL = "data", "model"
 
 

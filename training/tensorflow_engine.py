@@ -70,13 +70,16 @@ class TensorFlowEngine:
         with contextlib.nullcontext() if strategy is None else strategy.scope():
             self._create_variables(with_average=ema_decay is not None)
         self._held: dict[str, Tensor] = {}
-        self._results = StepResults(["loss_scale"] if loss_scaling else [], norm_steps=norm_steps)
+        further = ["loss_scale"] if loss_scaling else []
+        self._results = StepResults(task, self._trained, further, norm_steps=norm_steps)
         self._train_step = tf.function(self._step if steps_per_call == 1 else self._steps, autograph=False)
         self._evaluate_step = tf.function(self._evaluation, autograph=False)
         self._predict_step = tf.function(self._prediction, autograph=False)
 
     def _create_variables(self, *, with_average: bool) -> None:
         self.model = self._task.build_model()
+        # The task calls them; the scope around this gives every replica a copy of their weights.
+        self._task.companions()
         weights = named_variables(self.model)
         self._variables = {name: variable.value for name, variable in weights.items()}
         trainable = {name: self._variables[name] for name, variable in weights.items() if variable.trainable}
@@ -242,6 +245,7 @@ class TensorFlowEngine:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(list(self._trained.values()))
                 losses, metrics = self._task.terms(self.model, part, seed=key, training=True)
+                sums = self._results.packed(losses, metrics)
                 weights = self._task.loss_weights
                 loss = tf.add_n(
                     [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if weights[name]]
@@ -253,7 +257,7 @@ class TensorFlowEngine:
                 tf.zeros_like(self._trained[name]) if gradient is None else tf.convert_to_tensor(gradient)
                 for name, gradient in gradients.items()
             ]
-            return dense, loss, self._results.packed(losses, metrics)
+            return dense, loss, sums
 
         summed, loss, sums = _over_micro_batches(micro_step, batch, self._micro_batches)
         *summed, loss, sums = self._summed([*summed, loss, sums])

@@ -17,8 +17,9 @@ if __name__ == "__main__":
 
 import keras
 import numpy as np
-from toy_task import ToyDataset, ToyTask
+from toy_task import DistilledTask, MixtureTask, ToyDataset, ToyTask
 
+from ground.tensors import ops
 from modeling import Config
 from optimization import OPTIMIZERS, PolynomialDecay, create_optimizer
 from tasks.pretraining import PretrainingTask
@@ -137,6 +138,35 @@ def resumed() -> Outcome:
     return {f"{run}/{key}": x for run, state in states.items() for key, x in state.items()}
 
 
+def mixture() -> Outcome:
+    """Batches of two objectives in one run: programs of other features return other terms."""
+    engine = make_engine(MixtureTask(), "lamb", norm_steps=1, micro_batches=2)
+    batches = mixed_batches(0, 5)
+    results = engine.train(batches)
+    # A program that was traced before, after the other one was.
+    results += engine.train(batches[:1])
+    results += [engine.evaluate(batches), engine.evaluate(batches[:1])]
+    return outcome(engine, results)
+
+
+def mixed_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
+    """Every other batch has no labels."""
+    batches = toy_batches(first, last)
+    return [{"ids": batch["ids"]} if number % 2 else batch for number, batch in enumerate(batches)]
+
+
+def distilled(strategy: Any = None) -> Outcome:
+    """A teacher beside the model, whose weights are set anew between steps."""
+    task = DistilledTask()
+    engine = make_engine(task, "lamb", ema_decay=0.8, **({"strategy": strategy} if strategy else {}))
+    results = engine.train(toy_batches(0, 2))
+    task.teacher.score.kernel.assign(ops.zeros((6, 5)))
+    results += engine.train(toy_batches(2, 4))
+    results.append(engine.evaluate(toy_batches(50, 51)))
+    (predicted,) = engine.predict(toy_batches(52, 53))
+    return outcome(engine, results) | {f"predicted/{name}": x for name, x in predicted.items()}
+
+
 def toy_engine(dropout: float = 0.0, **arguments: Any) -> Engine:
     return make_engine(ToyTask(dropout), "lamb", ema_decay=0.8, **arguments)
 
@@ -148,6 +178,7 @@ def toy_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
 def toy_cases(state: Outcome) -> Outcome:
     """All cases of the toy task."""
     cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
+    cases |= {"mixture": mixture(), "distilled": distilled()}
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 

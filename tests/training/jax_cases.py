@@ -64,8 +64,15 @@ class PerceptronTask:
 
     loss_weights = {"token": 1.0}  # noqa: RUF012
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ()
+
     def build_model(self) -> keras.Model:
         return Perceptron()
+
+    def companions(self) -> dict[str, keras.Model]:
+        return {}
 
     def normalizers(self, batch: Any) -> Any:
         return {"token": ops.sum(batch["weights"])}
@@ -76,6 +83,19 @@ class PerceptronTask:
 
     def predictions(self, model: Any, batch: Any) -> Any:
         return {"scores": model(batch["ids"])}
+
+
+class TaughtTask(PerceptronTask):
+    """Learns from the scores of a teacher alone."""
+
+    def companions(self) -> dict[str, keras.Model]:
+        self.teacher = Perceptron()
+        self.teacher.up.assign(self.teacher.up * 2.0)
+        return {"teacher": self.teacher}
+
+    def terms(self, model: Any, batch: Any, *, seed: Any, training: bool) -> Any:
+        distance_BL = ops.mean(ops.square(model(batch["ids"]) - self.teacher(batch["ids"])), -1)
+        return {"token": (ops.sum(distance_BL * batch["weights"]), ops.sum(batch["weights"]))}, {}
 
 
 class TokenBatches:
@@ -127,6 +147,20 @@ def every_optimizer() -> Outcome:
                 (predicted,) = engine.predict([TokenBatches().batch(52)])
             end = outcome(engine, results) | predicted
             found |= {f"{name}|{mesh}|{key}": value for key, value in end.items()}
+    return found
+
+
+def taught() -> Outcome:
+    """A teacher on every mesh, and how one of its weights is cut there."""
+    found = {}
+    for mesh, cuts in MESHES.items():
+        task = TaughtTask()
+        engine = make_engine(task, "lamb", **cuts)
+        results = engine.train([TokenBatches().batch(step) for step in range(3)])
+        results.append(engine.evaluate([TokenBatches().batch(50)]))
+        shape = np.array(task.teacher.up.value.addressable_shards[0].data.shape)
+        end = outcome(engine, results) | {"shard": shape}
+        found |= {f"{mesh}|{key}": value for key, value in end.items()}
     return found
 
 

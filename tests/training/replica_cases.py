@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import tensorflow as tf
-from engine_cases import Outcome, make_engine, outcome, pretraining_batches, pretraining_task
+from engine_cases import Outcome, distilled, make_engine, outcome, pretraining_batches, pretraining_task
 from toy_run import SignallingDataset, toy_run
 from toy_task import ToyDataset, ToyTask, ops
 
@@ -41,6 +41,10 @@ RATE = 0.3
 
 class WatchedTask(ToyTask):
     """Tells which masks were drawn; a row whose `factors` is 0 has a finite loss without a finite gradient."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__(dropout)
+        self.metrics = ("label_accuracy", "mask_code")
 
     def terms(self, model, batch, *, seed, training):
         losses, metrics = super().terms(model, batch, seed=seed, training=training)
@@ -125,6 +129,11 @@ def evaluation(strategy: Strategy) -> Outcome:
 def pretraining(strategy: Strategy) -> Outcome:
     engine = make_engine(pretraining_task(), "lamb_paper", strategy=strategy)
     return outcome(engine, engine.train(pretraining_batches(0, 3)))
+
+
+def companion(strategy: Strategy) -> Outcome:
+    """A teacher, of which every replica has a copy."""
+    return distilled(strategy)
 
 
 def poisoned(strategy: Strategy) -> Outcome:

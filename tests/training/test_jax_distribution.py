@@ -36,6 +36,17 @@ def test_every_optimizer_on_every_mesh_equals_one_device(tmp_path):
             assert_close(part(found, f"{name}|{mesh}|"), one)
 
 
+def test_a_teacher_on_every_mesh_equals_one_device_and_is_cut_like_fixed_weights(tmp_path):
+    found = run_apart(tmp_path / "found.npz", "taught")
+    one = part(found, "one|")
+    assert one["step/2/loss"] < one["step/0/loss"]
+    assert not [name for name in one if "teacher" in name or "companion" in name]
+    shards = {"one": [8, 32], "data 8": [8, 32], "data 2, model 4": [8, 8], "fsdp 4, model 2": [2, 16]}
+    for mesh, shape in shards.items():
+        assert_close(part(found, f"{mesh}|"), one, ("shard",))
+        assert found[f"{mesh}|shard"].tolist() == shape
+
+
 def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(tmp_path):
     found = run_apart(tmp_path / "found.npz", "pretraining")
     # Softmax does not see the bias of the keys: its gradient is nothing but rounding, which Adam then scales up.

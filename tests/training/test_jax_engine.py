@@ -51,3 +51,12 @@ def test_resumed_with_dropout_equals_uninterrupted_bit_for_bit(toy_on_jax):
     assert whole.keys() == again.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], again[name], err_msg=name)
+
+
+def test_a_mixture_of_objectives_equals_tensorflow(toy_on_jax):
+    assert_close(part(toy_on_jax, "mixture/"), engine_cases.mixture(), 1e-6)
+
+
+def test_a_teacher_is_an_argument_of_the_program_and_equals_tensorflow(toy_on_jax):
+    # The teacher's weights are set anew after the programs were compiled: a constant would keep the former ones.
+    assert_close(part(toy_on_jax, "distilled/"), engine_cases.distilled(), 1e-6)

@@ -5,7 +5,7 @@ from replica_cases import all_of, ending, finish, free_addresses, start
 from optimization import OPTIMIZERS
 
 pytestmark = pytest.mark.slow
-SHARED = "every_optimizer,micro_batches,evaluation"
+SHARED = "every_optimizer,micro_batches,evaluation,companion"
 ALONE = "poisoned,unscaled,masks,resumed"
 
 
@@ -65,6 +65,10 @@ def test_replicas_equal_one_device(single, several, name, replicas):
 
 def test_replicas_equal_one_device_on_a_model(single, several):
     assert_close(part(several[2], "pretraining/"), part(single, "pretraining/"))
+
+
+def test_a_teacher_on_replicas_equals_one_device(single, several):
+    assert_close(part(several[2], "companion/"), part(single, "companion/"))
 
 
 def test_micro_batches_on_replicas_equal_the_whole_batch(single, several):

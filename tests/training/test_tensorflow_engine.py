@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from absl.app import UsageError
-from engine_cases import CONFIG, make_engine, pretraining_batches
-from toy_task import ToyDataset, ToyTask
+from engine_cases import CONFIG, distilled, make_engine, mixed_batches, pretraining_batches, toy_engine
+from toy_task import DistilledTask, MixtureTask, ToyDataset, ToyTask
 
 from ground.keys import derive_key
 from modeling import Config
@@ -50,6 +50,50 @@ def test_micro_batches_equal_the_whole_batch(name, micro_batches):
     assert_states_close(whole.state(), cut.state(), 1e-6)
     for before, after in zip(one, two, strict=True):
         assert before == pytest.approx(after, abs=1e-5)
+
+
+def test_a_mixture_of_objectives_reports_each_step_by_its_own_terms():
+    trained = make_engine(MixtureTask(), norm_steps=1)
+    batches = mixed_batches(0, 4)
+    always = {"loss", "learning_rate", "gradient_norm", "skipped"}
+    of_objective = [
+        {"camlm_loss", "camlm_accuracy", *(f"{kind}_norm/{x}" for kind in ("gradient", "update") for x in bricks)}
+        if name == "camlm"
+        else {"btmlm_loss", "btmlm_mean", *(f"{kind}_norm/{x}" for kind in ("gradient", "update") for x in bricks)}
+        for name, bricks in (("camlm", ("embed", "score")), ("btmlm", ("embed", "unused")))
+    ]
+    for number, step in enumerate([*trained.train(batches), *trained.train(batches[:1])]):
+        assert step.keys() == always | of_objective[number % 2]
+        weighted = step["camlm_loss"] if number % 2 == 0 else 0.5 * step["btmlm_loss"]
+        assert step["loss"] == pytest.approx(weighted, rel=1e-6)
+    both, one = trained.evaluate(batches), trained.evaluate(batches[1:2])
+    assert list(both) == ["loss", "camlm_loss", "btmlm_loss", "camlm_accuracy", "btmlm_mean"]
+    assert list(one) == ["loss", "btmlm_loss", "btmlm_mean"]
+    assert both["loss"] == pytest.approx(both["camlm_loss"] + 0.5 * both["btmlm_loss"])
+
+
+@pytest.mark.parametrize(
+    ("undeclared", "message"),
+    [("metrics", "the term 'camlm_accuracy'; its metrics declare "), ("loss_weights", "the term 'camlm'; its loss_w")],
+)
+def test_a_term_that_the_task_does_not_declare_is_an_error(undeclared, message):
+    task = MixtureTask()
+    setattr(task, undeclared, {"metrics": ("btmlm_mean",), "loss_weights": {"btmlm": 1.0}}[undeclared])
+    with pytest.raises(ValueError, match=message):
+        make_engine(task).train(mixed_batches(0, 1))
+
+
+def test_a_teacher_teaches_and_is_neither_trained_nor_saved():
+    task = DistilledTask()
+    trained = make_engine(task, "lamb", ema_decay=0.8)
+    assert trained.state().keys() == toy_engine().state().keys()
+    before = [np.array(weight) for weight in task.teacher.get_weights()]
+    history = trained.train(batches(0, 60))
+    assert history[-1]["teacher_loss"] < 0.5 * history[0]["teacher_loss"]
+    for old, new in zip(before, task.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    # Set anew, the teacher counts as it is now: it is no constant of the program.
+    assert distilled()["predicted/teacher"].std() < 1e-6 < np.std(task.teacher(batches(52, 53)[0]["ids"]))
 
 
 def test_repeated_ids_are_squared_after_summing():

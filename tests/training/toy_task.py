@@ -37,9 +37,13 @@ class ToyTask:
     def __init__(self, dropout: float = 0.0, seed: int = 0):
         self.dropout, self.seed = dropout, seed
         self.loss_weights = {"label": 1.0, "size": 0.5}
+        self.metrics: tuple[str, ...] = ("label_accuracy",)
 
     def build_model(self):
         return ToyModel(self.seed)
+
+    def companions(self):
+        return {}
 
     def normalizers(self, batch):
         return {"label": ops.sum(batch["weights"]), "size": ops.cast(ops.shape(batch["ids"])[0], "float32")}
@@ -61,6 +65,54 @@ class ToyTask:
 
     def predictions(self, model, batch):
         return {"label": ops.argmax(model(batch["ids"]), -1)}
+
+
+class MixtureTask(ToyTask):
+    """Two objectives: batches with labels train `score` as camlm, those without train `unused` as btmlm."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss_weights = {"camlm": 1.0, "btmlm": 0.5}
+        self.metrics = ("camlm_accuracy", "btmlm_mean")
+
+    def normalizers(self, batch):
+        if "labels" in batch:
+            return {"camlm": super().normalizers(batch)["label"]}
+        return {"btmlm": ops.cast(ops.shape(batch["ids"])[0], "float32")}
+
+    def terms(self, model, batch, *, seed, training):
+        if "labels" in batch:
+            losses, metrics = super().terms(model, batch, seed=seed, training=training)
+            return {"camlm": losses["label"]}, {"camlm_accuracy": metrics["label_accuracy"]}
+        x_B2 = ops.mean(model.unused(model.embed(batch["ids"])), 1)
+        count = ops.cast(ops.shape(x_B2)[0], "float32")
+        mean = ops.sum(ops.mean(x_B2, 1)), count
+        return {"btmlm": (ops.sum(ops.mean(ops.square(x_B2), 1)), count)}, {"btmlm_mean": mean}
+
+
+class DistilledTask(ToyTask):
+    """Learns the scores of a teacher too."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss_weights["teacher"] = 2.0
+        self.teacher: Any = None
+
+    def companions(self):
+        self.teacher = ToyModel(seed=9)
+        return {"teacher": self.teacher}
+
+    def normalizers(self, batch):
+        return super().normalizers(batch) | {"teacher": ops.cast(ops.shape(batch["ids"])[0], "float32")}
+
+    def terms(self, model, batch, *, seed, training):
+        losses, metrics = super().terms(model, batch, seed=seed, training=training)
+        distance_B = ops.mean(ops.square(model(batch["ids"]) - self.teacher(batch["ids"])), (1, 2))
+        losses["teacher"] = ops.sum(distance_B), ops.cast(ops.shape(distance_B)[0], "float32")
+        return losses, metrics
+
+    def predictions(self, model, batch):
+        return super().predictions(model, batch) | {"teacher": self.teacher(batch["ids"])}
 
 
 class ToyDataset:
