@@ -318,8 +318,8 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     import jax
     import numpy as np
 
-    from modeling.model import DTYPES
     from modeling import declared, load_config
+    from modeling.computation import DTYPES
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
     from training.jax_step import JaxStep

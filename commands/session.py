@@ -31,8 +31,8 @@ from ground.files import write_atomically
 if TYPE_CHECKING:
     from commands.devices import AnyEngine
     from commands.weights import Adjust
+    from modeling.computation import Computation
     from modeling.config import Config
-    from modeling.model import Computation
     from optimization import Schedule
     from tasks.run_file import TokenizerFile
     from training.engine import Batch, Dataset, Task
@@ -90,7 +90,7 @@ class Session:
     # -- model and engine ----------------------------------------------------------------------------------------------
 
     def start(self) -> Config:
-        """Start the backend and read --bert_config_file; raises `UsageError` for a shape that cannot be cut as asked."""
+        """Start the backend and return --bert_config_file; raises `UsageError` where it cannot be read or cut as asked."""
         self.devices.start()
         from modeling import load_config
 
@@ -115,7 +115,7 @@ class Session:
 
     def computation(self) -> Computation:
         """Return how the model computes, as the flags say."""
-        from modeling.model import DTYPES, Computation
+        from modeling.computation import DTYPES, Computation
 
         options = self.options
         return Computation(
@@ -249,7 +249,8 @@ class Session:
             plan: fields of `training.loop.RunPlan` that flags shared by all verbs do not decide.
         """
         from modeling.config import Config
-        from training.loop import RunPlan, train
+        from training.loop import train
+        from training.run import RunPlan
 
         options = self.options
         chosen = RunPlan(

@@ -1,7 +1,7 @@
 """A run folder opened without flags: its task, its tokenizer and a model that has its best weights.
 
-    run = open_run("my_lcqmc_model")
-    logits = run.model(features)["logits"]
+run = open_run("my_lcqmc_model")
+logits = run.model(features)["logits"]
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class RunFile:
 
     def task(self) -> Any:
         """Return the task that was trained, a `training.engine.Task`; needs Keras."""
-        from modeling.model import Computation
+        from modeling.computation import Computation
 
         computation = Computation(**self.computation)
         if self.row is not None:

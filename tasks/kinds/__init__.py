@@ -15,8 +15,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
+    from modeling.computation import Computation
     from modeling.config import Config
-    from modeling.model import Computation
     from tasks.datasets import DatasetRow
     from tasks.regularization import Regularizer
 

@@ -14,8 +14,8 @@ from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
+    from modeling.computation import Computation
     from modeling.config import Config
-    from modeling.model import Computation
     from tasks.classification import ClassificationTask
 
 needs = ("labels",)

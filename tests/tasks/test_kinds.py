@@ -1,4 +1,4 @@
-"""A second kind of task is a module and a row of KINDS: a toy one passes through run_classifier.py from file to lines."""
+"""A kind of task is a module and a row of KINDS: a toy kind passes through run_classifier.py from file to lines."""
 
 from __future__ import annotations
 
@@ -50,10 +50,15 @@ def toy_choice() -> types.ModuleType:
         return found
 
     def dataset(row, examples, tokenizer, *, max_seq_length, batch_size, seed):
-        rows = [(each.question, choice, int(n == each.label)) for each in examples for n, choice in enumerate(each.choices)]
+        rows = [
+            (each.question, choice, int(n == each.label)) for each in examples for n, choice in enumerate(each.choices)
+        ]
         questions, choices, labels = map(list, zip(*rows, strict=True))
         return ClassificationDataset(
-            encode_examples(questions, choices, labels, tokenizer, max_seq_length), batch_size, max_seq_length, seed=seed
+            encode_examples(questions, choices, labels, tokenizer, max_seq_length),
+            batch_size,
+            max_seq_length,
+            seed=seed,
         )
 
     def task(row, config, computation, head):
@@ -70,7 +75,11 @@ def toy_choice() -> types.ModuleType:
         return found
 
     def scores(row, answers, examples):
-        return {"right": float(np.mean([answer == example.label for answer, example in zip(answers, examples, strict=True)]))}
+        return {
+            "right": float(
+                np.mean([answer == example.label for answer, example in zip(answers, examples, strict=True)])
+            )
+        }
 
     def lines(row, answers, examples):
         yield "question\tanswer"
@@ -93,7 +102,13 @@ def test_a_kind_of_several_rows_an_example_needs_no_other_file(tmp_path: Path, m
     (tmp_path / "rows.toml").write_text(ROW)
     (tmp_path / "config.json").write_text(CONFIG.to_json())
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    examples = [("a b", "c|d e|f g h", 1), ("b", "a|c", 0), ("c d e", "f|g|h|i", 3), ("a", "j j|i", 0), ("h", "a|b c", 1)]
+    examples = [
+        ("a b", "c|d e|f g h", 1),
+        ("b", "a|c", 0),
+        ("c d e", "f|g|h|i", 3),
+        ("a", "j j|i", 0),
+        ("h", "a|b c", 1),
+    ]
     for split in ("train", "dev"):
         (tmp_path / f"{split}.txt").write_text("".join(f"{q}\t{c}\t{a}\n" for q, c, a in examples))
     flags = {

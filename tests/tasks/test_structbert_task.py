@@ -9,9 +9,9 @@ from absl.app import UsageError
 
 import create_pretraining_data
 import run_pretraining
-from conversion.writers import write_ours
 from commands.records import keep_pair_head
 from commands.weights import initialize
+from conversion.writers import write_ours
 from data.objectives import OBJECTIVES
 from modeling import Config
 from modeling.variables import named_variables
