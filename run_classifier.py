@@ -198,10 +198,7 @@ def fine_tune(options: Options, row: DatasetRow, files: Mapping[str, Path]) -> S
         config,
         len(row.labels),
         classifier_dropout=options.classifier_dropout,
-        dtype=session.DTYPES[options.precision],
-        seed=options.seed,
-        remat=options.remat,
-        scan=options.scan_layers,
+        computation=session.computation(options),
         regularizers=regularizers(options),
     )
     schedule = create_schedule(

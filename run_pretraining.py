@@ -156,10 +156,7 @@ def main(options: Options) -> None:
         sentence_weight=options.sentence_loss_weight,
         word_order_weight=options.word_order_loss_weight if shuffled else None,
         pooled=options.pooled_loss,
-        dtype=session.DTYPES[options.precision],
-        seed=options.seed,
-        remat=options.remat,
-        scan=options.scan_layers,
+        computation=session.computation(options),
     )
     schedule = create_schedule(
         options.schedule,

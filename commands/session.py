@@ -18,6 +18,7 @@ from commands.flags import write_config
 from commands.options import DeviceOptions, RunOptions, TrainingOptions
 from commands.startup import choose_backend, start_backend, start_jax_processes
 from ground.files import write_atomically
+from modeling.computation import DTYPES, Computation
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
     AnyEngine = TensorFlowEngine | JaxEngine
 
-DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+def computation(options: TrainingOptions) -> Computation:
+    """Return how the flags have the model computed."""
+    return Computation(DTYPES[options.precision], options.seed, options.remat, options.scan_layers)
 
 
 def check_files(options: Any, names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from absl.app import UsageError
 
 from data.labelled import EncodedExamples, encode_examples
 from ground.tensors import Tensor, ops
-from modeling import ClassifierModel
+from modeling import ClassifierModel, Computation
 from modeling.fusion import fusing
 from modeling.losses import cross_entropy
 from modeling.randomness import fold_in, seeded
@@ -41,10 +41,7 @@ class ClassificationTask:
         config: the model's.
         num_labels: C.
         classifier_dropout: on the pooled output while training (0.1 in BERT's and ALBERT's scripts).
-        dtype: Keras dtype policy of the model.
-        seed: of the initial weights.
-        remat: recompute activations in the backward pass instead of keeping them.
-        scan: compile one block of the model and loop it over all.
+        computation: how the model is computed.
         regularizers: further losses while training; one of weight 0 is left out, in evaluation all are.
 
     Raises:
@@ -57,10 +54,7 @@ class ClassificationTask:
         num_labels: int,
         *,
         classifier_dropout: float = 0.1,
-        dtype: str = "float32",
-        seed: int = 0,
-        remat: bool = False,
-        scan: bool = False,
+        computation: Computation = Computation(),  # noqa: B008
         regularizers: Sequence[Regularizer] = (),
     ):
         self.regularizers = tuple(each for each in regularizers if each.weight)
@@ -71,19 +65,11 @@ class ClassificationTask:
                     f"set --{each.name}_weight=0 or use a task with two labels or more"
                 )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
-        self.dtype, self.seed, self.remat, self.scan = dtype, seed, remat, scan
+        self.computation = computation
         self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
     def build_model(self) -> keras.Model:
-        return ClassifierModel(
-            self.config,
-            num_labels=self.num_labels,
-            dropout=self.classifier_dropout,
-            dtype=self.dtype,
-            seed=self.seed,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict.fromkeys(self.loss_weights, ops.sum(example_weights(batch)))
