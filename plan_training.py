@@ -318,8 +318,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     import jax
     import numpy as np
 
-    from modeling import declared, load_config
-    from modeling.computation import DTYPES
+    from modeling import DTYPES, Computation, declared, load_config
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
     from training.jax_step import JaxStep
@@ -329,9 +328,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
         load_config(options.bert_config_file),
         options.objective,
         word_order_weight=1.0 if options.max_word_order_per_seq else None,
-        dtype=DTYPES[options.precision],
-        remat=options.remat,
-        scan=options.scan_layers,
+        computation=Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers),
     )
     step = JaxStep(
         task,

@@ -80,14 +80,14 @@ def measure(case: Case) -> dict[str, float]:
     """Train a few steps; return the measured and the predicted peak and their difference."""
     import numpy as np
 
-    from modeling import load_config
+    from modeling import DTYPES, Computation, load_config
     from modeling.accounting import Layout, step_memory
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
 
     config = load_config(ROOT / f"albert_config/{case.config}.json")
-    dtype = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[case.precision]
-    task = PretrainingTask(config, dtype=dtype, scan=case.scan, remat=case.remat)
+    computation = Computation(DTYPES[case.precision], remat=case.remat, scan=case.scan)
+    task = PretrainingTask(config, computation=computation)
     if case.backend == "jax":
         from training.jax_engine import JaxEngine as ChosenEngine
     else:

@@ -350,12 +350,13 @@ def cycle(batches: Sequence[Mapping[str, Any]], steps: int) -> list[Mapping[str,
 
 def our_step(options: Options, config: Config, batches: list[dict[str, np.ndarray]]) -> Made:
     """Ours, on the engine of this process."""
+    from modeling import DTYPES, Computation
     from modeling.accounting import parameter_count
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
 
-    dtype = "mixed_bfloat16" if options.precision[0] == "bfloat16" else "float32"
-    task = PretrainingTask(config, "albert" if config.family == "albert" else "bert", dtype=dtype, remat=options.remat)
+    computation = Computation(DTYPES[options.precision[0]], remat=options.remat)
+    task = PretrainingTask(config, "albert" if config.family == "albert" else "bert", computation=computation)
     optimizer = create_optimizer(
         "adamw", Constant(LEARNING_RATE), weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, bias_correction=True
     )

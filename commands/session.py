@@ -90,7 +90,7 @@ class Session:
     # -- model and engine ----------------------------------------------------------------------------------------------
 
     def start(self) -> Config:
-        """Start the backend and return --bert_config_file; raises `UsageError` where it cannot be read or cut as asked."""
+        """Start the backend and return --bert_config_file; raises `UsageError` if it cannot be read or cut."""
         self.devices.start()
         from modeling import load_config
 
@@ -248,7 +248,6 @@ class Session:
             facts: what the run is about, for the preamble.
             plan: fields of `training.loop.RunPlan` that flags shared by all verbs do not decide.
         """
-        from modeling.config import Config
         from training.loop import train
         from training.run import RunPlan
 
@@ -256,7 +255,7 @@ class Session:
         chosen = RunPlan(
             output_dir=Path(options.output_dir),
             config=as_json(self.config),
-            complete_config=lambda found: as_json(Config.from_json(found)),
+            complete_config=complete_config,
             options=as_json(options),
             summary=self._preamble(facts),
             keep_checkpoint_max=options.keep_checkpoint_max,
@@ -338,3 +337,10 @@ def check_cuts(config: Config, path: str, model_parallel: int) -> None:
 def as_json(values: Any) -> dict[str, Any]:
     """Return a dataclass as the values that its JSON holds: tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(values)))
+
+
+def complete_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of an older checkpoint with the defaults of the fields that it lacks."""
+    from modeling.config import Config
+
+    return as_json(Config.from_json(values))

@@ -3,50 +3,18 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from modeling.config import Config, load_config
+from modeling.computation import DTYPES as DTYPES
+from modeling.computation import Computation as Computation
+from modeling.config import Config as Config
+from modeling.config import load_config as load_config
 
 if TYPE_CHECKING:
-    from modeling.body import Backbone
-    from modeling.decoder import Decoder
-    from modeling.heads import ClassifierModel, PretrainingModel
-    from modeling.losses import cross_entropy
-    from modeling.randomness import fold_in, seeded
-    from modeling.variables import Initialization, count_parameters, declared, named_variables, variable_shapes
-
-__all__ = [
-    "Backbone",
-    "ClassifierModel",
-    "Config",
-    "Decoder",
-    "Initialization",
-    "PretrainingModel",
-    "count_parameters",
-    "cross_entropy",
-    "declared",
-    "fold_in",
-    "load_config",
-    "named_variables",
-    "seeded",
-    "variable_shapes",
-]
-
-_MODULES = {
-    "Backbone": "body",
-    "ClassifierModel": "heads",
-    "Decoder": "decoder",
-    "Initialization": "variables",
-    "PretrainingModel": "heads",
-    "count_parameters": "variables",
-    "cross_entropy": "losses",
-    "declared": "variables",
-    "fold_in": "randomness",
-    "named_variables": "variables",
-    "seeded": "randomness",
-    "variable_shapes": "variables",
-}
+    from modeling.public import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'modeling' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"modeling.{_MODULES[name]}"), name)
+    # The verbs read a Config before they start a backend: Keras must not be imported by then.
+    try:
+        return getattr(importlib.import_module("modeling.public"), name)
+    except AttributeError:
+        raise AttributeError(f"module 'modeling' has no attribute {name!r}") from None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import keras
 from absl.app import UsageError
 
-from data.labelled import EncodedExamples, encode_examples
 from ground.tensors import Tensor, ops
-from modeling import ClassifierModel
+from modeling import ClassifierModel, Computation
 from modeling.fusion import fusing
 from modeling.losses import cross_entropy
 from modeling.randomness import fold_in, seeded
@@ -18,20 +17,7 @@ from tasks.pretraining import Terms, accuracy_term, example_weights
 from tasks.regularization import Passes, Regularizer
 
 if TYPE_CHECKING:
-    from data.tokenizers import Tokenizer
     from modeling.config import Config
-    from tasks.datasets import DatasetRow, Example
-
-
-def encode(row: DatasetRow, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int) -> EncodedExamples:
-    """Tokenises the examples of a row; a label becomes its index in the row, -1 where there is none."""
-    return encode_examples(
-        [example.text_a for example in examples],
-        [example.text_b or "" for example in examples] if row.is_pair else None,
-        [row.labels.index(example.label) if example.label is not None else -1 for example in examples],
-        tokenizer,
-        max_seq_length,
-    )
 
 
 class ClassificationTask:
@@ -41,10 +27,7 @@ class ClassificationTask:
         config: the model's.
         num_labels: C.
         classifier_dropout: on the pooled output while training (0.1 in BERT's and ALBERT's scripts).
-        dtype: Keras dtype policy of the model.
-        seed: of the initial weights.
-        remat: recompute activations in the backward pass instead of keeping them.
-        scan: compile one block of the model and loop it over all.
+        computation: how the model is computed.
         regularizers: further losses while training; one of weight 0 is left out, in evaluation all are.
 
     Raises:
@@ -57,10 +40,7 @@ class ClassificationTask:
         num_labels: int,
         *,
         classifier_dropout: float = 0.1,
-        dtype: str = "float32",
-        seed: int = 0,
-        remat: bool = False,
-        scan: bool = False,
+        computation: Computation = Computation(),  # noqa: B008
         regularizers: Sequence[Regularizer] = (),
     ):
         self.regularizers = tuple(each for each in regularizers if each.weight)
@@ -71,19 +51,11 @@ class ClassificationTask:
                     f"set --{each.name}_weight=0 or use a task with two labels or more"
                 )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
-        self.dtype, self.seed, self.remat, self.scan = dtype, seed, remat, scan
+        self.computation = computation
         self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
     def build_model(self) -> keras.Model:
-        return ClassifierModel(
-            self.config,
-            num_labels=self.num_labels,
-            dropout=self.classifier_dropout,
-            dtype=self.dtype,
-            seed=self.seed,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.objectives import OBJECTIVES
 from ground.tensors import Tensor, ops
-from modeling import PretrainingModel
+from modeling import Computation, PretrainingModel
 from modeling.fusion import fused, fusing
 from modeling.losses import cross_entropy, negative_log_likelihood
 from modeling.randomness import seeded
@@ -40,10 +40,7 @@ class PretrainingTask:
         word_order_weight: weight of the loss of shuffled words; None: the batches hold none.
         pooled: masked and shuffled tokens share one mean, so that each token weighs the same (AliceMind's sampler);
             otherwise each loss is a mean of its own (the paper).
-        dtype: Keras dtype policy of the model, "float32" or "mixed_bfloat16".
-        seed: of the initial weights.
-        remat: recompute activations in the backward pass instead of keeping them.
-        scan: compile one block of the model and loop it over all.
+        computation: how the model is computed.
     """
 
     def __init__(
@@ -55,13 +52,10 @@ class PretrainingTask:
         sentence_weight: float = 1.0,
         word_order_weight: float | None = None,
         pooled: bool = False,
-        dtype: str = "float32",
-        seed: int = 0,
-        remat: bool = False,
-        scan: bool = False,
+        computation: Computation = Computation(),  # noqa: B008
     ):
         self.config, self.objective = config, OBJECTIVES[objective]
-        self.dtype, self.seed, self.remat, self.scan = dtype, seed, remat, scan
+        self.computation = computation
         self.has_word_order, self.pooled = word_order_weight is not None, pooled
         self.loss_weights = {"masked_lm": masked_lm_weight}
         if word_order_weight is not None:
@@ -70,14 +64,7 @@ class PretrainingTask:
             self.loss_weights[self.objective.label_name] = sentence_weight
 
     def build_model(self) -> keras.Model:
-        return PretrainingModel(
-            self.config,
-            num_pair_labels=len(self.objective.labels),
-            dtype=self.dtype,
-            seed=self.seed,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        return PretrainingModel(self.config, len(self.objective.labels), self.computation)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -112,7 +99,7 @@ class PretrainingTask:
 
     def _outputs(self, model: keras.Model, batch: Mapping[str, Tensor], *, training: bool) -> dict[str, Tensor]:
         """The model's outputs, `masked_lm_logits` those of all predicted positions, one loss behind the other."""
-        return model({**batch, "masked_lm_positions": self._together(batch, "positions")}, training=training)
+        return model({**batch, "scored_positions": self._together(batch, "positions")}, training=training)
 
     def _together(self, batch: Mapping[str, Tensor], what: str) -> Tensor:
         parts = [batch[f"{name}_{what}"] for name in self._token_losses]

@@ -10,7 +10,7 @@ from absl.app import UsageError
 
 import run_classifier
 from commands.flags import parse
-from modeling import Config
+from modeling import Computation, Config
 
 WORDS = "abcdefghij"
 CONFIG = Config(
@@ -91,7 +91,7 @@ def test_everything_composes_and_a_run_that_goes_on_is_the_run_that_was_not_stop
     records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert any({"classification_loss", "r_drop_loss", "adversarial_loss"} <= set(record) for record in records)
 
-    model = ClassifierModel(load_config(options.bert_config_file), 2, seed=options.seed)
+    model = ClassifierModel(load_config(options.bert_config_file), 2, computation=Computation(seed=options.seed))
     initial = {name: variable.value.numpy() for name, variable in named_variables(model).items()}
     moved = {name: final[f"model/{name}"] != initial[name] for name in initial}
     for name, changed in moved.items():
@@ -112,7 +112,7 @@ def test_task_driven_child_by_every_example(arguments, tmp_path):
     from modeling import ClassifierModel, named_variables
 
     options = run(arguments, "--child_tuning=D", "--child_tuning_fraction=0.25")
-    model = ClassifierModel(CONFIG, 2, seed=options.seed)
+    model = ClassifierModel(CONFIG, 2, computation=Computation(seed=options.seed))
     initial = {name: variable.value.numpy() for name, variable in named_variables(model).items()}
     moved = {name: weights(tmp_path / "out")[1][f"model/{name}"] != initial[name] for name in initial}
     blocks = np.concatenate([changed.ravel() for name, changed in moved.items() if "/encoder/" in name])

@@ -22,7 +22,7 @@ import pytest
 import run_classifier
 from commands import techniques
 from data.labelled import ClassificationDataset, EncodedExamples
-from modeling import Config
+from modeling import Computation, Config
 from optimization import Constant, TaskDrivenChild, create_optimizer
 from tasks.classification import ClassificationTask
 from tasks.layer_rates import learning_rate_multipliers
@@ -106,7 +106,11 @@ def run(*chosen: str, dropout: float = 0.1) -> Run:
     techniques.check_techniques(options)
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     task = ClassificationTask(
-        config, 2, classifier_dropout=dropout, seed=3, regularizers=techniques.regularizers(options)
+        config,
+        2,
+        classifier_dropout=dropout,
+        computation=Computation(seed=3),
+        regularizers=techniques.regularizers(options),
     )
     behaviour, child = techniques.optimizer_behaviour(options, config, NUM_STEPS)
     engine = engine_class()(

@@ -14,6 +14,8 @@ from modeling_cases import CONFIGS, features, without_dropout
 
 from modeling import (
     ClassifierModel,
+    Computation,
+    LanguageModel,
     PretrainingModel,
     count_parameters,
     load_config,
@@ -33,8 +35,8 @@ def randomize(model: keras.Model, seed: int = 5) -> None:
         variable.assign(np.asarray(variable) + 0.1 * generator.standard_normal(variable.shape))
 
 
-def model_of(name: str, **arguments) -> PretrainingModel:
-    model = PretrainingModel(CONFIGS[name], **arguments)
+def model_of(name: str, **arguments) -> LanguageModel:
+    model = PretrainingModel(CONFIGS[name], computation=Computation(**arguments))
     randomize(model)
     return model
 
@@ -280,7 +282,7 @@ def test_too_long_a_sequence_is_refused():
         model_of("bert")(features(length=13))
 
 
-def gradients(model: PretrainingModel, batch: dict) -> tuple[float, dict[str, np.ndarray]]:
+def gradients(model: LanguageModel, batch: dict) -> tuple[float, dict[str, np.ndarray]]:
     @tf.function
     def step():
         with tf.GradientTape() as tape, seeded(tf.constant(KEY)):
@@ -347,7 +349,7 @@ def test_initial_values_depend_on_seed_and_name_alone():
         np.testing.assert_array_equal(variable, deeper[name], err_msg=name)
     kernels = [np.asarray(v) for n, v in deeper.items() if n.endswith(("/query/kernel", "/key/kernel"))]
     assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 4
-    other = named_variables(PretrainingModel(CONFIGS["bert"], seed=1))
+    other = named_variables(PretrainingModel(CONFIGS["bert"], computation=Computation(seed=1)))
     assert np.abs(np.asarray(other["backbone/pooler/kernel"]) - np.asarray(bert["backbone/pooler/kernel"])).max() > 0.1
 
 
@@ -368,7 +370,7 @@ def test_initial_values_are_berts():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_saved_and_loaded_by_name_is_the_same_model(name: str):
-    model, other = model_of(name), PretrainingModel(CONFIGS[name], seed=3)
+    model, other = model_of(name), PretrainingModel(CONFIGS[name], computation=Computation(seed=3))
     state = {key: np.asarray(variable) for key, variable in named_variables(model).items()}
     for key, variable in named_variables(other).items():
         variable.assign(state[key])
@@ -378,7 +380,7 @@ def test_saved_and_loaded_by_name_is_the_same_model(name: str):
 
 @pytest.mark.parametrize("name", ["bert", "albert", "albert_zh_preln", "google_fast"])
 def test_bfloat16_is_close_and_keeps_float32_where_it_counts(name: str):
-    exact, rounded = model_of(name), PretrainingModel(CONFIGS[name], dtype="mixed_bfloat16")
+    exact, rounded = model_of(name), PretrainingModel(CONFIGS[name], computation=Computation("mixed_bfloat16"))
     randomize(rounded)
     outputs = rounded(features())
     assert {variable.dtype for variable in named_variables(rounded).values()} == {"float32"}
@@ -407,7 +409,7 @@ JAX_TRAINING = """
 import jax, keras
 import numpy as np
 from modeling_cases import CONFIGS, features
-from modeling import ClassifierModel, PretrainingModel, seeded
+from modeling import ClassifierModel, Computation, PretrainingModel, seeded
 
 def loss(weights, model):
     with seeded(np.array([7, 11], np.uint32)):
@@ -418,7 +420,7 @@ def loss(weights, model):
 for dtype, tolerance in (("float32", 1e-5), ("mixed_bfloat16", 2e-2)):
     gradients = []
     for choice in ({}, {"remat": True}, {"scan": True}, {"scan": True, "remat": True}):
-        model = PretrainingModel(CONFIGS["albert_zh_share_attention"], dtype=dtype, **choice)
+        model = PretrainingModel(CONFIGS["albert_zh_share_attention"], computation=Computation(dtype, **choice))
         weights = [variable.value for variable in model.trainable_variables]
         gradients.append(jax.jit(jax.grad(lambda w: loss(w, model)))(weights))
         for kept, other in zip(gradients[0], gradients[-1]):

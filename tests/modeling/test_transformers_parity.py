@@ -10,7 +10,7 @@ import torch
 import transformers
 from modeling_cases import CONFIGS, features
 
-from modeling import Config, PretrainingModel, named_variables
+from modeling import Config, LanguageModel, PretrainingModel, named_variables
 
 
 def reference(config: Config) -> torch.nn.Module:
@@ -94,7 +94,7 @@ def their_name(name: str, config: Config) -> str:
     return f"{layer}.{names[brick].get(part, default)}.{kind}"
 
 
-def ours(config: Config, model: torch.nn.Module) -> PretrainingModel:
+def ours(config: Config, model: torch.nn.Module) -> LanguageModel:
     state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     result = PretrainingModel(config)
     for name, variable in named_variables(result).items():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ground.tensors import ops
-from modeling import Config
+from modeling import Computation, Config
 from modeling.randomness import fold_in
 from tasks.classification import ClassificationTask
 from tasks.regularization import Adversarial, Passes, RDrop, symmetric_divergence
@@ -44,7 +44,9 @@ def batch(examples=6, seed=0):
 
 
 def task(*regularizers, config=CALM, dropout=0.0, num_labels=3):
-    return ClassificationTask(config, num_labels, classifier_dropout=dropout, regularizers=regularizers, seed=1)
+    return ClassificationTask(
+        config, num_labels, classifier_dropout=dropout, regularizers=regularizers, computation=Computation(seed=1)
+    )
 
 
 def losses(task, training=True, key=KEY):

@@ -13,7 +13,7 @@ from commands.records import keep_pair_head
 from commands.weights import initialize
 from conversion.writers import write_ours
 from data.objectives import OBJECTIVES
-from modeling import Config
+from modeling import Computation, Config
 from modeling.variables import named_variables
 from tasks.kinds import PRETRAINING_HEADS
 from tasks.pretraining import PretrainingTask, unchanged_share
@@ -213,14 +213,14 @@ def weights_of(model):
 
 @pytest.fixture(scope="module")
 def three_way(tmp_path_factory):
-    weights = weights_of(PretrainingTask(CONFIGS["bert"], "structbert", seed=1).build_model())
+    weights = weights_of(PretrainingTask(CONFIGS["bert"], "structbert", computation=Computation(seed=1)).build_model())
     folder = tmp_path_factory.mktemp("three_way") / "best"
     write_ours(folder, CONFIGS["bert"], weights)
     return folder, weights
 
 
 def start_from(folder, objective, **flags):
-    task = PretrainingTask(CONFIGS["bert"], objective, seed=2)
+    task = PretrainingTask(CONFIGS["bert"], objective, computation=Computation(seed=2))
     model = task.build_model()
     options = run_pretraining.Options(
         bert_config_file="", input_file=(), output_dir="", objective=objective, init_checkpoint=str(folder), **flags

@@ -21,7 +21,7 @@ import tensorflow as tf
 from engine_cases import CONFIG, make_engine, pretraining_batches, pretraining_task
 from toy_task import ToyDataset, ToyTask
 
-from modeling import Config
+from modeling import Computation, Config
 from tasks.classification import ClassificationTask
 from tasks.pretraining import PretrainingTask
 from training.tensorflow_engine import TensorFlowEngine
@@ -116,7 +116,9 @@ def compiled() -> dict[str, str]:
     """The program of a whole train step of each model, and of several steps, for XLA, which takes no host operation."""
     tasks = {
         "albert": pretraining_task(dropout=0.1),
-        "structbert": PretrainingTask(Config(family="bert", **CONFIG), "structbert", word_order_weight=1.0, remat=True),
+        "structbert": PretrainingTask(
+            Config(family="bert", **CONFIG), "structbert", word_order_weight=1.0, computation=Computation(remat=True)
+        ),
         "classifier": ClassificationTask(Config(family="albert", sharing="all", embedding_size=4, **CONFIG), 3),
     }
     programs = {}

@@ -191,13 +191,15 @@ def blocks() -> Outcome:
     """Layers that share nothing: plain on one device, recomputed and looped over where weights are cut."""
     from engine_cases import CONFIG, pretraining_batches
 
-    from modeling import Config
+    from modeling import Computation, Config
     from tasks.pretraining import PretrainingTask
 
     config = Config(family="bert", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **CONFIG)
     found = {}
     for mesh, remat, scan in (("one", False, False), ("fsdp 4, model 2", True, False), ("fsdp 4, model 2", True, True)):
-        engine = make_engine(PretrainingTask(config, remat=remat, scan=scan), "lamb", **MESHES[mesh])
+        engine = make_engine(
+            PretrainingTask(config, computation=Computation(remat=remat, scan=scan)), "lamb", **MESHES[mesh]
+        )
         results = engine.train(pretraining_batches(0, 3, 16))
         results.append(engine.evaluate(pretraining_batches(5, 6, 16)))
         found |= {f"{mesh} {remat} {scan}|{key}": x for key, x in outcome(engine, results).items()}

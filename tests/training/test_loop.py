@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import toy_run as toy_run_module
 from absl.app import UsageError
-from engine_cases import CONFIG
 from toy_run import SignallingDataset, toy_engine, toy_run
 from toy_task import ToyDataset
 
-from commands import session
-from modeling import Config
 from training.checkpoints import list_checkpoints, read_checkpoint
 from training.health import DivergedError
 from training.hooks import Hook, read_metrics
@@ -220,15 +217,6 @@ def test_a_run_goes_on_from_a_checkpoint_whose_config_lacks_a_new_field(tmp_path
     engine, _ = toy_run(tmp_path, config={"width": 6, "depth": 0}, complete_config=complete, hooks=[])
     assert_same_bits(engine.state(), uninterrupted)
     assert read_checkpoint(list_checkpoints(tmp_path)[-1]).config == {"width": 6, "depth": 0}
-
-
-def test_a_config_field_that_is_new_fills_its_default_into_older_configs():
-    config = Config(family="bert", **CONFIG)
-    full = session.config_json(config)
-    assert session.complete_config(full) == full
-    older = {name: value for name, value in full.items() if name != "vocab_padding_multiple"}
-    assert older != full
-    assert session.complete_config(older) == full
 
 
 def test_what_a_run_leaves(tmp_path, capsys):

@@ -1,0 +1,116 @@
+"""The one model: a body and the heads on it; `PretrainingModel` and `ClassifierModel` are two choices of heads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+
+from ground.tensors import Tensor
+from modeling.body import Backbone, Body
+from modeling.computation import Computation
+from modeling.config import Config
+from modeling.encoder import Encoder
+from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead
+from modeling.layouts import LayoutRules, transformer_rules
+from modeling.randomness import seeded_by_default
+from modeling.variables import Initialization
+
+HeadOfModel = Callable[[Config, Initialization, Computation, Body], Head]
+"""Constructor of a head: a class of `modeling.heads`, its own arguments filled in by `functools.partial`."""
+
+
+class LanguageModel(keras.Model):
+    """A body and heads; built by its constructor, called on a dict of features.
+
+    Args:
+        config: graph and shapes.
+        heads: constructors of the heads, in the order in which they are computed.
+        computation: precision, initial values, rematerialisation and scan.
+        name: of the Keras model; no part of the variables' names.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        heads: Sequence[HeadOfModel],
+        computation: Computation = Computation(),  # noqa: B008
+        *,
+        name: str = "language_model",
+    ) -> None:
+        super().__init__(dtype=computation.dtype, name=name)
+        self.config = config
+        initialization = Initialization(config.initializer_range, computation.seed)
+        self.backbone: Body = Backbone(config, initialization, computation)
+        self.heads = tuple(head(config, initialization, computation, self.backbone) for head in heads)
+        # Keras tracks layers, not heads. The order is that of the variables, by which gradients are summed.
+        self.head_layers = [layer for head in self.heads for layer in head.layers]
+        self.seed_generator = keras.random.SeedGenerator(computation.seed)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create every variable; done by the constructor."""
+        for layer in (self.backbone, *self.head_layers):
+            layer.build(None)
+
+    @property
+    def layout_rules(self) -> LayoutRules:
+        """How the variables may be cut over devices."""
+        return transformer_rules(self.config)
+
+    @property
+    def stacks(self) -> tuple[Encoder, ...]:
+        """The stacks of blocks, whose weights an engine may gather block by block."""
+        return self.backbone.stacks
+
+    @property
+    def blocks(self) -> Encoder:
+        """The first of `stacks`."""
+        return self.stacks[0]
+
+    def call(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]:
+        """Compute the body and every head.
+
+        Args:
+            features: `input_ids` [B, L], and what else body and heads read.
+            training: apply dropout, keyed by the surrounding `seeded` scope or, outside of any, by the model itself.
+            **further: arguments of the body, as `word_noise_BLE`.
+
+        Returns:
+            The outputs of all heads and of the body, by name.
+        """
+        with seeded_by_default(self.seed_generator, training):
+            outputs = self.backbone(features, training=training, **further)
+            found: dict[str, Any] = {}
+            for head in self.heads:
+                found |= head(outputs, features, self.backbone, training)
+        return {**found, **outputs}
+
+
+def PretrainingModel(  # noqa: N802
+    config: Config,
+    num_pair_labels: int = 2,
+    computation: Computation = Computation(),  # noqa: B008
+    *,
+    name: str = "pretraining_model",
+) -> LanguageModel:
+    """Return a model with a masked-LM head and, unless `num_pair_labels` is 0, a sentence-pair head.
+
+    It scores `masked_lm_logits` float32 [B, P, V] at `masked_lm_positions` [B, P] (by default at every position) and
+    `sentence_pair_logits` float32 [B, C].
+    """
+    pair = [partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else []
+    return LanguageModel(config, [MaskedLMHead, *pair], computation, name=name)
+
+
+def ClassifierModel(  # noqa: N802
+    config: Config,
+    num_labels: int,
+    dropout: float = 0.1,
+    computation: Computation = Computation(),  # noqa: B008
+    *,
+    name: str = "classifier_model",
+) -> LanguageModel:
+    """Return a model with a linear classifier, `logits` float32 [B, C], on the pooled vector under `dropout`."""
+    head = partial(ClassifierHead, num_labels=num_labels, dropout=dropout)
+    return LanguageModel(config, [head], computation, name=name)
