@@ -122,6 +122,7 @@ def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mappin
 
     num_steps = training_steps(options, splits.datasets.get("train"))
     task, child = build(session, options, splits, num_steps)
+    step = load_weights(session, options, splits)
     session.describe(
         row.kind,
         lambda folder: describe_tokenizer(
@@ -129,10 +130,9 @@ def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mappin
         ),
         row=row,
     )
+    answers: Mapping[str, list] = {}
     if options.do_train:
         step, answers = train(session, options, splits, task, child, num_steps)
-    else:
-        step, answers = session.restore(options.init_checkpoint, allow_unexpected=splits.kind.unused_heads), {}
     return predict(session, options, splits, step, answers)
 
 
@@ -155,6 +155,15 @@ def build(session: Session, options: Options, splits: Splits, num_steps: int) ->
     return task, child
 
 
+def load_weights(session: Session, options: Options, splits: Splits) -> int:
+    """Load the weights to train from, or those of the finished run to score; return their step."""
+    kind = splits.kind
+    if not options.do_train:
+        return session.restore(options.init_checkpoint, allow_unexpected=kind.unused_heads)
+    session.start_from(options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads)
+    return 0
+
+
 def train(
     session: Session, options: Options, splits: Splits, task: Any, child: TaskDrivenChild | None, num_steps: int
 ) -> tuple[int, dict[str, list]]:
@@ -162,9 +171,6 @@ def train(
     from commands.techniques import choose_child
 
     training, engine, answers = splits.datasets["train"], session.engine, {}
-    session.start_from(
-        options.init_checkpoint, allow_missing=splits.kind.new_heads, allow_unexpected=splits.kind.unused_heads
-    )
     facts = {
         "data": splits.sizes,
         "step": f"{options.train_batch_size} examples; {num_steps:,} steps are "

@@ -103,6 +103,7 @@ def main(options: Options) -> None:
     from tasks.run_file import PRETRAINING, TokenizerFile
 
     build(session, options, records)
+    load_weights(session, options)
     session.describe(
         PRETRAINING,
         lambda folder: TokenizerFile(
@@ -111,9 +112,10 @@ def main(options: Options) -> None:
         objective=options.objective,
         shuffles_words=records.shuffled,
     )
-    scores = train(session, options, records) if options.do_train else score(session, options, records)
+    scores = train(session, options, records) if options.do_train else {}
     if records.held_out is None:
         return
+    scores = scores or evaluate(session, options, records.held_out)
     scores = {"global_step": float(session.engine.step), **scores, **floors(options, records, records.held_out)}
     session.finish("eval_results", scores, "held-out records")
 
@@ -143,18 +145,33 @@ def build(session: Session, options: Options, records: Records) -> None:
     session.build(task, schedule, batch_size=options.train_batch_size)
 
 
-def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
-    """Train on the records, and return the last scores of those held out, if there are any."""
-    from commands.records import keep_pair_head, open_dataset
-    from modeling.accounting import flops_per_example
+def load_weights(session: Session, options: Options) -> None:
+    """Load the weights to train from, or those of the finished run to score."""
+    from commands.records import check_pair_head, keep_pair_head
     from tasks.kinds import PRETRAINING_HEADS
 
-    session.start_from(
+    if options.do_train:
+        session.start_from(
+            options.init_checkpoint,
+            allow_missing=PRETRAINING_HEADS,
+            allow_unexpected=("classifier/.*",),
+            adjust=lambda tensors: keep_pair_head(tensors, options),
+        )
+        return
+    # Any pretrained model can be scored on masked tokens alone.
+    unused = () if OBJECTIVES[options.objective].labels else PRETRAINING_HEADS[1:]
+    session.engine.step = session.restore(
         options.init_checkpoint,
-        allow_missing=PRETRAINING_HEADS,
-        allow_unexpected=("classifier/.*",),
-        adjust=lambda tensors: keep_pair_head(tensors, options),
+        allow_unexpected=unused,
+        adjust=lambda tensors: check_pair_head(tensors, options.objective),
     )
+
+
+def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
+    """Train on the records, and return the last scores of those held out, if there are any."""
+    from commands.records import open_dataset
+    from modeling.accounting import flops_per_example
+
     training, held_out, rows = records.training, records.held_out, session.rows_of_process()
     own = training if rows[1] == 1 else open_dataset(options, records.files, options.train_batch_size, rows)
     scored = training.max_predictions_per_seq + training.max_word_order_per_seq
@@ -177,22 +194,6 @@ def train(session: Session, options: Options, records: Records) -> Mapping[str, 
         flops_per_unit=flops_per_example(session.config, training.max_seq_length, scored) / training.max_seq_length,
     )
     return outcome.evaluation
-
-
-def score(session: Session, options: Options, records: Records) -> Mapping[str, float]:
-    """Score the weights of the finished run, or those of --init_checkpoint, on the records held out."""
-    from commands.records import check_pair_head
-    from tasks.kinds import PRETRAINING_HEADS
-
-    assert records.held_out is not None
-    # Any pretrained model can be scored on masked tokens alone.
-    unused = () if OBJECTIVES[options.objective].labels else PRETRAINING_HEADS[1:]
-    session.engine.step = session.restore(
-        options.init_checkpoint,
-        allow_unexpected=unused,
-        adjust=lambda tensors: check_pair_head(tensors, options.objective),
-    )
-    return evaluate(session, options, records.held_out)
 
 
 def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:

@@ -99,6 +99,7 @@ def test_a_pretraining_run_opens_as_its_objective(classifier: Path, tmp_path: Pa
         do_train=True,
         train_batch_size=4,
         num_train_steps=2,
+        num_warmup_steps=1,
     )
     run = open_run(tmp_path / "out")
     assert run.content.objective == "structbert"
