@@ -72,16 +72,16 @@ def restore(
     Raises:
         UsageError: there are no weights, or they do not fit the model.
     """
-    from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_checkpoint, read_checkpoint
+    from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_state, read_state
     from training.processes import current
 
     best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
     if best.is_dir():
         try:
-            source, step, unused = str(best), read_checkpoint(best, groups=()).step, ()
+            source, step, unused = str(best), read_state(best, groups=()).step, ()
         except CorruptCheckpointError as error:
             raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
-    elif found := latest_checkpoint(Path(output_dir), processes=current()):
+    elif found := latest_state(Path(output_dir), processes=current()):
         source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
     if not source:
         raise UsageError(

@@ -184,13 +184,13 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
 def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     """A folder as `training/checkpoints.py` writes it; raises `UsageError` where it is not what was written."""
     try:
-        found = checkpoints.read_checkpoint(folder, groups=("model",))
+        found = checkpoints.read_state(folder, groups=("model",))
     except checkpoints.CorruptCheckpointError as error:
         raise UsageError(f"{error}; take another step") from None
     values = found.config
-    if not found.state:
+    if not found.tensors:
         raise UsageError(f"{folder} holds no {_OUR_TENSORS} that its {_OUR_STATE} names; take another step")
-    tensors = {name.removeprefix("model/"): value for name, value in found.state.items()}
+    tensors = {name.removeprefix("model/"): value for name, value in found.tensors.items()}
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:

@@ -111,7 +111,7 @@ def live(flags: list[str], whereabouts: Whereabouts, log: Path) -> int:
 
         engine.train = train
         engine.evaluate = within(whereabouts, "evaluating", engine.evaluate)
-        training.loop.write_checkpoint = within(whereabouts, "saving", training.loop.write_checkpoint)
+        training.loop.write_state = within(whereabouts, "saving", training.loop.write_state)
         run(run_pretraining.main, run_pretraining.Options, flags)
     except SystemExit as stop:
         code = int(stop.code or 0)
@@ -231,14 +231,14 @@ def call(verb: str, flags: list[str]) -> None:
 
 def left_by(output: Path) -> dict[str, Any]:
     """Return what a finished run left: tensors as bytes, losses by step, scores."""
-    from training.checkpoints import checkpoint_folder, read_checkpoint
+    from training.checkpoints import checkpoint_folder, read_state
     from training.hooks import read_metrics
 
     left: dict[str, Any] = {}
     for name, folder in (("last", checkpoint_folder(output, STEPS)), ("best", output / "best")):
-        checkpoint = read_checkpoint(folder)
+        checkpoint = read_state(folder)
         left[f"{name} step"] = checkpoint.step
-        left |= {f"{name} {key}": value.tobytes() for key, value in checkpoint.state.items()}
+        left |= {f"{name} {key}": value.tobytes() for key, value in checkpoint.tensors.items()}
     timed = {"time", "tokens_per_second", "flops_per_second", "flop_utilization"}
     for record in read_metrics(output / "metrics.jsonl"):
         left[f"{record['phase']} {record['step']}"] = {key: x for key, x in record.items() if key not in timed}

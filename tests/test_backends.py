@@ -15,7 +15,7 @@ from jax_verbs import call_on_jax
 from test_verbs import ROOT, VOCABULARY, call
 
 from modeling import load_config
-from training.checkpoints import checkpoint_folder, read_checkpoint
+from training.checkpoints import checkpoint_folder, read_state
 from training.hooks import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -140,7 +140,7 @@ def interrupted(run: Path, copy: Path, step: int) -> None:
 
 
 def state_of(run: Path, step: int) -> dict[str, np.ndarray]:
-    return dict(read_checkpoint(checkpoint_folder(run, step)).state)
+    return dict(read_state(checkpoint_folder(run, step)).tensors)
 
 
 def assert_close(one: Path, two: Path, step: int) -> None:

@@ -58,11 +58,11 @@ def run(arguments, *more):
 
 
 def weights(folder):
-    from training.checkpoints import latest_checkpoint
+    from training.checkpoints import latest_state
 
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = latest_state(folder)
     assert checkpoint is not None
-    return checkpoint.step, {name: value for name, value in checkpoint.state.items() if name.startswith("model/")}
+    return checkpoint.step, {name: value for name, value in checkpoint.tensors.items() if name.startswith("model/")}
 
 
 EVERYTHING = (

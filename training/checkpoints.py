@@ -38,15 +38,15 @@ _PART_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint in memory; `state` is named as `Engine.state` names it."""
+class RunState:
+    """Everything that a checkpoint folder holds, in memory."""
 
     step: int
     seed: int
     config: Mapping[str, Any]
     progress: Mapping[str, Any]
-    state: Mapping[str, Any]
-    """Arrays; on the way to disk `Pieces` too, and on the way back `StoredTensor`, if that was asked for."""
+    tensors: Mapping[str, Any]
+    """By the names of `Engine.state`: arrays, also `Pieces` in `write_state` and `StoredTensor` from `read_state`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,8 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def write_checkpoint(
-    folder: Path, checkpoint: Checkpoint, *, part_bytes: int = _PART_BYTES, processes: Processes | None = None
+def write_state(
+    folder: Path, saved: RunState, *, part_bytes: int = _PART_BYTES, processes: Processes | None = None
 ) -> None:
     """Write `folder`, replacing what stands there only when all is on disk; raises `OSError` that names the folder.
 
@@ -134,8 +134,8 @@ def write_checkpoint(
             temporary.mkdir()
 
     def fill() -> None:
-        files = _write_whole(temporary, checkpoint.state, part_bytes) if processes.writes else {}
-        files |= _write_pieces(temporary, checkpoint.state, processes)
+        files = _write_whole(temporary, saved.tensors, part_bytes) if processes.writes else {}
+        files |= _write_cut(temporary, saved.tensors, processes)
         if processes.count > 1:
             (temporary / _listing(processes.index)).write_text(json.dumps(files), encoding="utf-8")
         else:
@@ -146,7 +146,7 @@ def write_checkpoint(
             for path in [temporary / _listing(index) for index in range(processes.count) if processes.count > 1]:
                 written.update(json.loads(path.read_text(encoding="utf-8")))
                 path.unlink()
-            _write_facts(temporary, checkpoint, written)
+            _write_facts(temporary, saved, written)
 
     def replace() -> None:
         if processes.writes:
@@ -186,7 +186,7 @@ def _write_whole(folder: Path, state: Mapping[str, Any], part_bytes: int) -> dic
     return files
 
 
-def _write_pieces(folder: Path, state: Mapping[str, Any], processes: Processes) -> dict[str, dict[str, Any]]:
+def _write_cut(folder: Path, state: Mapping[str, Any], processes: Processes) -> dict[str, dict[str, Any]]:
     """Write what this process holds of tensors that are cut over several; returns the facts of the files by name."""
     files = {}
     for group in _GROUPS:
@@ -206,13 +206,13 @@ def _write_pieces(folder: Path, state: Mapping[str, Any], processes: Processes) 
     return files
 
 
-def _write_facts(folder: Path, checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
+def _write_facts(folder: Path, saved: RunState, files: Mapping[str, Any]) -> None:
     facts = {
         "format": _FORMAT,
-        "step": checkpoint.step,
-        "seed": checkpoint.seed,
-        "config": checkpoint.config,
-        "progress": checkpoint.progress,
+        "step": saved.step,
+        "seed": saved.seed,
+        "config": saved.config,
+        "progress": saved.progress,
         "files": files,
     }
     path = folder / "state.json"
@@ -251,13 +251,13 @@ def _write_tensors(
     return {"sha256": _digest(path), "bytes": path.stat().st_size}
 
 
-def read_checkpoint(
+def read_state(
     folder: Path, *, groups: Collection[str] = _GROUPS, stored: bool = False, share: tuple[int, int] = (0, 1)
-) -> Checkpoint:
+) -> RunState:
     """Read and verify a folder; raises `CorruptCheckpointError` unless it is byte for byte what was written.
 
     Args:
-        folder: as `write_checkpoint` made it.
+        folder: as `write_state` made it.
         groups: of the state, those to read.
         stored: leave the tensors where they are: the state holds `StoredTensor`.
         share: (index, count): of the files that every count-th is verified here, the others elsewhere.
@@ -287,16 +287,16 @@ def read_checkpoint(
                 tensor.add(tuple(place["starts"]), path, key)
         if not stored:
             state = {name: np.asarray(value) for name, value in state.items()}
-        return Checkpoint(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
+        return RunState(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{error.filename} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CorruptCheckpointError(f"{folder} cannot be read ({error})") from None
 
 
-def latest_checkpoint(
+def latest_state(
     output_dir: Path, *, up_to_step: int | None = None, processes: Processes | None = None
-) -> Checkpoint | None:
+) -> RunState | None:
     """Read the newest checkpoint (up to a step) that verifies, saying which were passed over; None if there are none.
 
     All `processes` call it together and get the same one, each having verified a share of it; of several processes
@@ -312,7 +312,7 @@ def latest_checkpoint(
     for folder in reversed(folders):
         found, damage = None, ""
         try:
-            found = read_checkpoint(folder, stored=processes.count > 1, share=(processes.index, processes.count))
+            found = read_state(folder, stored=processes.count > 1, share=(processes.index, processes.count))
         except CorruptCheckpointError as error:
             damage = str(error)
         damages = [text for text in processes.texts(damage) if text]
@@ -343,15 +343,13 @@ def rotate(output_dir: Path, keep: int, *, spared_step: int | None = None) -> No
         shutil.rmtree(doomed)
 
 
-def best_of(checkpoint: Checkpoint) -> Checkpoint:
+def best_of(saved: RunState) -> RunState:
     """Return what `OUTPUT/best` keeps: the weights that were evaluated (the averaged ones, if any), no optimizer."""
-    weights = {name: value for name, value in checkpoint.state.items() if name.startswith("model/")}
+    weights = {name: value for name, value in saved.tensors.items() if name.startswith("model/")}
     averaged = {
-        f"model/{name.removeprefix('ema/')}": value
-        for name, value in checkpoint.state.items()
-        if name.startswith("ema/")
+        f"model/{name.removeprefix('ema/')}": value for name, value in saved.tensors.items() if name.startswith("ema/")
     }
-    return dataclasses.replace(checkpoint, state=weights | averaged)
+    return dataclasses.replace(saved, tensors=weights | averaged)
 
 
 def _finish_interrupted_writes(output_dir: Path) -> None:

@@ -1,11 +1,4 @@
-"""Guards of a run: steps that are not finite, losses that leap, and what is kept of both for a replay.
-
-A loss is a spike where it lies above median + threshold * spread of the losses of the last 128 steps; the spread is
-1.4826 times the median absolute deviation (the standard deviation, for a normal distribution), at least 1 % of the
-median. Medians rather than mean and deviation, because one spike must not hide the next. The limit is renewed every 16
-steps, so that it is a function of the step and not of how many steps a call takes; with the losses that it comes from
-it is part of a checkpoint, so that a run that was interrupted decides alike.
-"""
+"""The guard against steps that are skipped one after the other, and the replay of a step that failed."""
 
 from __future__ import annotations
 
@@ -19,40 +12,15 @@ import numpy as np
 from absl.app import UsageError
 
 from ground.files import write_atomically
-from training.checkpoints import Checkpoint, write_checkpoint
+from training.checkpoints import RunState, write_state
 from training.engine import Batch
 from training.hooks import Hook
 from training.processes import current
-from training.run import LoopProgress, Record, Run
-
-WINDOW_STEPS = 128
-LEAST_STEPS = 32
-RENEWED_EVERY_STEPS = 16
-MAX_ROLLBACKS = 3
-"""To one checkpoint; each passes over more batches than the one before."""
+from training.run import Record, Run
 
 
 class DivergedError(UsageError):
     """The loss stayed non-finite, or leapt again and again."""
-
-
-def limit_of(losses: Sequence[float], threshold: float) -> float | None:
-    """Return the loss, exact in float32, above which the next is a spike; None for less than `LEAST_STEPS` losses."""
-    if len(losses) < LEAST_STEPS:
-        return None
-    median = float(np.median(losses))
-    deviation = 1.4826 * float(np.median(np.abs(np.asarray(losses) - median)))
-    return float(np.float32(median + threshold * max(deviation, 0.01 * abs(median))))
-
-
-def observe(progress: LoopProgress, step: int, result: Record, threshold: float) -> float | None:
-    """Return the limit that the loss of `step` is above, if it is a spike; remembers it unless the step was skipped."""
-    limit, loss = progress.loss_limit, result["loss"]
-    if not result["skipped"]:
-        progress.recent_losses = [*progress.recent_losses, result["loss"]][-WINDOW_STEPS:]
-    if (step + 1) % RENEWED_EVERY_STEPS == 0:
-        progress.loss_limit = limit_of(progress.recent_losses, threshold)
-    return limit if limit is not None and limit < loss < math.inf else None
 
 
 class SkipGuard(Hook):
@@ -105,7 +73,7 @@ def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state
     folder = run.plan.output_dir / "replay" / f"step_{step:08d}"
     if with_state:
         state = run.engine.state(whole=False)
-        write_checkpoint(folder, Checkpoint(step, run.engine.seed, run.plan.config, {}, state), processes=current())
+        write_state(folder, RunState(step, run.engine.seed, run.plan.config, {}, state), processes=current())
     if not current().writes:
         return folder
     facts = {

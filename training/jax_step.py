@@ -224,7 +224,7 @@ class JaxStep:
             (_, (value, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(old)
             return self._scattered(gradients), value, sums
 
-        gradients, loss, sums = _over_micro_batches(micro_step, parts, self.micro_batches)
+        gradients, loss, sums = _over_stacked_parts(micro_step, parts, self.micro_batches)
         if scaling:
             gradients = {name: gradient / scaling["scale"] for name, gradient in gradients.items()}
         old_slots = {slot: {name: values[name] for name in connected} for slot, values in slots.items()}
@@ -348,7 +348,7 @@ class JaxStep:
             return self._task.predictions(self.model, batch)
 
 
-def _over_micro_batches(micro_step: Any, parts: Mapping[str, Tensor], count: int) -> Any:
+def _over_stacked_parts(micro_step: Any, parts: Mapping[str, Tensor], count: int) -> Any:
     """Return the sums of what `micro_step` returns over the parts, which are stacked on the leading axis."""
     if count == 1:
         return micro_step(jnp.int32(0), {name: x[0] for name, x in parts.items()})

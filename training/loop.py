@@ -1,4 +1,4 @@
-"""The one training loop: any engine, any task; evaluates, saves, resumes exactly, stops when asked to.
+"""The one training loop: any engine, any task; evaluates, saves, resumes exactly, stops on a signal.
 
 A run that was interrupted at any moment and is started again ends with the same weights, bit for bit: the batch and all
 randomness are functions of the step, and everything else that a step changes is in the checkpoint.
@@ -6,16 +6,11 @@ randomness are functions of the step, and everything else that a step changes is
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +18,22 @@ from absl.app import UsageError
 
 from ground.words import nearest
 from training.checkpoints import (
-    Checkpoint,
+    RunState,
     best_of,
     checkpoint_folder,
-    latest_checkpoint,
+    latest_state,
     list_checkpoints,
     rotate,
-    write_checkpoint,
+    write_state,
 )
 from training.engine import Batch, Dataset, Engine
-from training.health import MAX_ROLLBACKS, RENEWED_EVERY_STEPS, DivergedError, SkipGuard, observe, save_replay
+from training.health import SkipGuard
 from training.hooks import Hook, MetricsFile, Profiler, Report, TensorBoard, Terminal
+from training.prefetching import Prefetcher
 from training.processes import Processes, current
 from training.run import LoopProgress, Record, Run, RunPlan
+from training.signals import Signals, StoppedError
+from training.spikes import RENEWED_EVERY_STEPS, decide, engine_limit, roll_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,105 +79,84 @@ def train(
         SystemExit: SIGTERM (143) or Ctrl-C (130) arrived, in any process. The run ends after the current step, or at
             once during an evaluation, and saves.
     """
-    processes = current()
-    run = Run(engine, plan)
     if plan.early_stopping_evaluations and (evaluate is None or plan.best_metric is None):
         raise UsageError("early stopping needs an evaluation and the metric that decides")
+    processes, run, outcome = current(), Run(engine, plan), "failed"
     if not processes.writes:
         run.say = lambda line: None
     saved_step = _resume(run, processes)
-    if checkpoint_folder(plan.output_dir, run.progress.return_step) not in list_checkpoints(plan.output_dir):
-        run.progress.return_step = engine.step
-    chosen_hooks = [*(default_hooks() if hooks is None else hooks)]
-    if plan.profile_steps:
-        chosen_hooks.append(Profiler(*plan.profile_steps))
-    loop = _Loop(run, processes, [hook for hook in chosen_hooks if processes.writes or hook.in_every_process])
-
-    def due(every_steps: int) -> bool:
-        return bool(every_steps) and engine.step > 0 and engine.step % every_steps == 0
-
-    def stopped_early() -> bool:
-        return 0 < plan.early_stopping_evaluations <= run.progress.evaluations_without_improvement
-
-    outcome = "failed"
-    with _Signals() as signals, _Prefetcher(dataset, plan.prefetch_batches) as prefetched:
+    with Signals() as signals, Prefetcher(dataset, plan.prefetch_batches) as prefetcher:
+        loop = _Loop(run, processes, signals, prefetcher, evaluate, _hooks(plan, hooks, processes), saved_step)
         for hook in loop.hooks:
             hook.start(run)
         try:
             if plan.on_spike == "rollback" and saved_step is None:
                 loop.save()
-                saved_step = engine.step
             while True:
-                last = engine.step >= plan.num_steps or stopped_early()
-                if evaluate and run.progress.evaluated_step < engine.step and (last or due(plan.eval_every_steps)):
-                    # Processes that evaluate together have to finish together.
-                    at_once = signals.raised() if processes.count == 1 else contextlib.nullcontext()
-                    with contextlib.suppress(_StoppedError), at_once:
-                        loop.evaluated(evaluate())
-                        saved_step = None
-                        last = last or stopped_early()
+                if loop.evaluation_is_due:
+                    loop.evaluate()
+                # All processes have to agree: one that stopped alone would leave the others waiting for it.
                 asked_to_stop = processes.largest(signals.received)
-                if saved_step != engine.step and (last or due(plan.save_every_steps) or asked_to_stop):
-                    if due(plan.save_every_steps):
-                        run.progress.return_step, run.progress.rollbacks = engine.step, 0
+                if loop.checkpoint_is_due or (asked_to_stop and not loop.is_saved):
                     loop.save()
-                    saved_step = engine.step
-                if asked_to_stop or last:
-                    outcome = "interrupted" if asked_to_stop else "stopped early" if stopped_early() else "finished"
+                if asked_to_stop or loop.is_last:
                     break
-                # A limit holds for all steps of a call.
-                renewed = RENEWED_EVERY_STEPS if plan.on_spike == "skip" else 0
-                periods = (plan.save_every_steps, plan.eval_every_steps, plan.log_every_steps, renewed)
-                ends = [step for step in run.call_ends if step > engine.step]
-                end = min(plan.num_steps, *ends, *(_next_multiple(engine.step, every) for every in periods if every))
-                if not loop.take(prefetched, min(plan.steps_per_call, end - engine.step)):
-                    saved_step = engine.step
+                loop.take(loop.steps_of_call())
+            outcome = "interrupted" if asked_to_stop else "stopped early" if loop.stops_early else "finished"
         finally:
             for hook in loop.hooks:
                 hook.end(run, outcome)
     if outcome == "interrupted":
-        name = signal.Signals(asked_to_stop).name
-        folder = checkpoint_folder(plan.output_dir, engine.step)
+        name, folder = signal.Signals(asked_to_stop).name, checkpoint_folder(plan.output_dir, engine.step)
         run.say(f"{name}: saved {folder}; the same command continues from there")
         raise SystemExit(128 + asked_to_stop)
     progress = run.progress
     return Outcome(engine.step, outcome == "stopped early", progress.evaluation, progress.best, progress.best_step)
 
 
-def _next_multiple(step: int, of: int) -> int:
-    return (step // of + 1) * of
+def _hooks(plan: RunPlan, hooks: Sequence[Hook] | None, processes: Processes) -> list[Hook]:
+    chosen = [*(default_hooks() if hooks is None else hooks)]
+    if plan.profile_steps:
+        chosen.append(Profiler(*plan.profile_steps))
+    return [hook for hook in chosen if processes.writes or hook.in_every_process]
 
 
 def _resume(run: Run, processes: Processes) -> int | None:
     """Load the newest checkpoint, if any, and return its step."""
-    plan = run.plan
-    found = latest_checkpoint(plan.output_dir, processes=processes)
-    if found is None:
-        return None
-    where = checkpoint_folder(plan.output_dir, found.step)
-    if found.seed != run.engine.seed:
-        raise UsageError(
-            f"{where} was trained with seed {found.seed}, this run has {run.engine.seed}: "
-            "use the same seed, or another output folder"
-        )
-    config = plan.complete_config(found.config)
-    for key in [*plan.config, *config]:
-        if plan.config.get(key) != config.get(key):
+    plan, engine = run.plan, run.engine
+    found = latest_state(plan.output_dir, processes=processes)
+    if found is not None:
+        where = checkpoint_folder(plan.output_dir, found.step)
+        if found.seed != engine.seed:
             raise UsageError(
-                f"{where} is of another model: {key} is {config.get(key)!r}, this run has {plan.config.get(key)!r}; "
-                "use the same configuration, or another output folder"
+                f"{where} was trained with seed {found.seed}, this run has {engine.seed}: "
+                "use the same seed, or another output folder"
             )
-    run.engine.load_state(found.state)
-    run.engine.step = found.step
-    run.progress = LoopProgress(**found.progress)
-    return found.step
+        config = plan.complete_config(found.config)
+        for key in [*plan.config, *config]:
+            if plan.config.get(key) != config.get(key):
+                raise UsageError(
+                    f"{where} is of another model: {key} is {config.get(key)!r}, this run has "
+                    f"{plan.config.get(key)!r}; use the same configuration, or another output folder"
+                )
+        engine.load_state(found.tensors)
+        engine.step = found.step
+        run.progress = LoopProgress(**found.progress)
+    if checkpoint_folder(plan.output_dir, run.progress.return_step) not in list_checkpoints(plan.output_dir):
+        run.progress.return_step = engine.step
+    return found and found.step
 
 
 @dataclasses.dataclass
 class _Loop:
     run: Run
     processes: Processes
+    signals: Signals
+    prefetcher: Prefetcher
+    evaluation: Callable[[], dict[str, float]] | None
     hooks: list[Hook]
+    saved_step: int | None
+    """Step of the checkpoint that holds the current state; `save`, `evaluate` and `_go_back` set it."""
 
     def __post_init__(self):
         self._window: list[Record] = []
@@ -188,35 +165,64 @@ class _Loop:
         self._sizes_seen: set[Any] = set()
         self._in_spike = False
 
-    def take(self, prefetched: _Prefetcher, count: int) -> bool:
-        """Take `count` steps and tell the hooks; False if the run went back to a checkpoint instead."""
-        run, plan, started, first = self.run, self.run.plan, time.monotonic(), self.run.engine.step
-        passed_over = run.progress.batches_passed_over
-        batches = prefetched.take(first + passed_over, count, plan.num_steps + passed_over)
+    @property
+    def stops_early(self) -> bool:
+        """Whether so many evaluations in a row brought nothing better that the run ends."""
+        return 0 < self.run.plan.early_stopping_evaluations <= self.run.progress.evaluations_without_improvement
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step follows."""
+        return self.run.engine.step >= self.run.plan.num_steps or self.stops_early
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the current state is in a checkpoint."""
+        return self.saved_step == self.run.engine.step
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether to evaluate the current weights."""
+        is_new = self.run.progress.evaluated_step < self.run.engine.step
+        return self.evaluation is not None and is_new and (self.is_last or self._is_due(self.run.plan.eval_every_steps))
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether to save the current state."""
+        return not self.is_saved and (self.is_last or self._is_due(self.run.plan.save_every_steps))
+
+    def _is_due(self, every_steps: int) -> bool:
+        step = self.run.engine.step
+        return bool(every_steps) and step > 0 and step % every_steps == 0
+
+    def steps_of_call(self) -> int:
+        """Return the steps until something is due, at most `plan.steps_per_call`."""
+        step, plan = self.run.engine.step, self.run.plan
+        # The engine has one limit for all steps of a call.
+        renewed = RENEWED_EVERY_STEPS if plan.on_spike == "skip" else 0
+        periods = (plan.save_every_steps, plan.eval_every_steps, plan.log_every_steps, renewed)
+        ends = [end for end in self.run.call_ends if end > step]
+        end = min(plan.num_steps, *ends, *((step // every + 1) * every for every in periods if every))
+        return min(plan.steps_per_call, end - step)
+
+    def take(self, count: int) -> None:
+        """Take `count` steps and tell the hooks, or go back to a checkpoint if one of the losses is a spike."""
+        run, plan, first = self.run, self.run.plan, self.run.engine.step
+        started = time.monotonic()
+        shift = run.progress.batches_passed_over
+        batches = self.prefetcher.take(first + shift, count, plan.num_steps + shift)
         if plan.on_spike == "skip":
-            limit = run.progress.loss_limit
-            run.engine.loss_limit = math.inf if limit is None else limit
+            run.engine.loss_limit = engine_limit(run.progress, plan)
         results = run.engine.train(batches)
-        seconds = time.monotonic() - started
-        run.progress.seconds += seconds
-        # The first call with a shape compiles; throughput is about the others.
-        shapes = {tuple((name, value.shape) for name, value in batch.items()) for batch in batches}
-        if shapes <= self._sizes_seen:
-            self._timed_seconds += seconds
-            self._timed_units += sum(map(plan.count_units, batches))
-        self._sizes_seen |= shapes
-        run.units_per_second = self._timed_units / self._timed_seconds if self._timed_seconds else 0.0
-        for number, result in enumerate(results if plan.on_spike != "ignore" else ()):
-            step = first + number
-            exceeded = observe(run.progress, step, result, plan.spike_threshold)
-            spike = f"step {step:,}: loss {result['loss']:.4g} is a spike, above {exceeded or 0:.4g}"
-            if exceeded is not None and plan.on_spike == "rollback":
-                self._roll_back(spike, step, batches[number], result)
-                prefetched.restart()
-                return False
-            if exceeded is not None and plan.on_spike == "warn" and not self._in_spike:
-                run.say(spike)
-            self._in_spike = exceeded is not None
+        self._measure(batches, time.monotonic() - started)
+        for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
+            decision = decide(run.progress, step, result, plan)
+            if decision.action == "back":
+                self._go_back(decision.spike, step, batch, result)
+                return
+            if plan.on_spike == "warn" and decision.spike and not self._in_spike:
+                run.say(decision.spike)
+            self._in_spike = bool(decision.spike)
         self._window += results
         run.latest = _means(self._window)
         record = run.latest | {"skipped": sum(result["skipped"] for result in self._window)}
@@ -225,50 +231,42 @@ class _Loop:
         if run.engine.step % plan.log_every_steps == 0 or run.engine.step >= plan.num_steps:
             for hook in self.hooks:
                 hook.recorded(run, record)
-            self._window, self._timed_units, self._timed_seconds = [], 0, 0.0
-        return True
+            self._begin_window()
 
-    def _roll_back(self, spike: str, step: int, batch: Batch, result: Record) -> None:
-        """Go back to the checkpoint; what comes after it is learnt from batches that were not seen yet.
+    def _measure(self, batches: Sequence[Batch], seconds: float) -> None:
+        """Add a call to the throughput, unless it was the first with a shape, which compiles."""
+        run = self.run
+        run.progress.seconds += seconds
+        shapes = {tuple((name, value.shape) for name, value in batch.items()) for batch in batches}
+        if shapes <= self._sizes_seen:
+            self._timed_seconds += seconds
+            self._timed_units += sum(map(run.plan.count_units, batches))
+        self._sizes_seen |= shapes
+        run.units_per_second = self._timed_units / self._timed_seconds if self._timed_seconds else 0.0
 
-        What was evaluated stays on record: `best/` holds it.
-        """
-        run, progress = self.run, self.run.progress
-        replay = save_replay(run, step, batch, result, with_state=False)
-        if progress.rollbacks == MAX_ROLLBACKS:
-            raise DivergedError(
-                f"{spike}, after {MAX_ROLLBACKS} rollbacks to step {progress.return_step:,}: lower the learning rate, "
-                "raise --spike_threshold, or remove the newest checkpoints to go on from an earlier one; "
-                f"the batch is in {replay}"
-            )
-        found = latest_checkpoint(run.plan.output_dir, up_to_step=progress.return_step, processes=self.processes)
-        if found is None:
-            raise DivergedError(f"{spike}, and the checkpoint of step {progress.return_step:,} to go back to is gone")
-        run.engine.load_state(found.state)
-        run.engine.step = found.step
-        count = step + 1 - found.step
-        run.progress = dataclasses.replace(
-            LoopProgress(**found.progress),
-            evaluated_step=min(progress.evaluated_step, found.step),
-            evaluation=progress.evaluation,
-            best=progress.best,
-            best_step=progress.best_step,
-            evaluations_without_improvement=progress.evaluations_without_improvement,
-            seconds=progress.seconds,
-            batches_passed_over=progress.batches_passed_over + count,
-            return_step=found.step,
-            rollbacks=progress.rollbacks + 1,
-        )
+    def _begin_window(self) -> None:
         self._window, self._timed_units, self._timed_seconds = [], 0, 0.0
-        run.say(
-            f"{spike}; back to step {found.step:,}, its {count:,} batches are passed over "
-            f"(rollback {run.progress.rollbacks} of {MAX_ROLLBACKS}; {replay})"
-        )
-        for hook in self.hooks:
-            hook.went_back(run)
 
-    def evaluated(self, metrics: dict[str, float]) -> None:
-        """Remember the evaluation, keep the weights if they are the best, and tell the hooks."""
+    def _go_back(self, spike: str, step: int, batch: Batch, result: Record) -> None:
+        roll_back(self.run, self.processes, spike, step, batch, result)
+        self.saved_step = self.run.engine.step
+        self.prefetcher.restart()
+        self._begin_window()
+        for hook in self.hooks:
+            hook.went_back(self.run)
+
+    def evaluate(self) -> None:
+        """Evaluate, record the metrics, keep the weights if they are the best, and tell the hooks.
+
+        A signal ends an evaluation at once; the next start repeats it. Several processes finish it together.
+        """
+        assert self.evaluation is not None
+        at_once = self.signals.raised() if self.processes.count == 1 else contextlib.nullcontext()
+        with contextlib.suppress(StoppedError), at_once:
+            self._evaluated(self.evaluation())
+            self.saved_step = None
+
+    def _evaluated(self, metrics: dict[str, float]) -> None:
         run, plan, progress = self.run, self.run.plan, self.run.progress
         is_best = False
         if plan.best_metric:
@@ -281,7 +279,7 @@ class _Loop:
             better = progress.best is None or (value < progress.best if plan.lower_is_better else value > progress.best)
             is_best = better and not np.isnan(value)
             if is_best:
-                write_checkpoint(plan.output_dir / "best", best_of(self._checkpoint()), processes=self.processes)
+                write_state(plan.output_dir / "best", best_of(self._state()), processes=self.processes)
                 progress.best, progress.best_step, progress.evaluations_without_improvement = value, run.engine.step, 0
             else:
                 progress.evaluations_without_improvement += 1
@@ -291,17 +289,18 @@ class _Loop:
 
     def save(self) -> None:
         """Write the checkpoint of this step and remove those that are too many."""
-        plan = self.run.plan
-        folder = checkpoint_folder(plan.output_dir, self.run.engine.step)
-        write_checkpoint(folder, self._checkpoint(), processes=self.processes)
-        spared = self.run.progress.return_step if plan.on_spike == "rollback" else None
+        run, plan = self.run, self.run.plan
+        if self._is_due(plan.save_every_steps):
+            run.progress.return_step, run.progress.rollbacks = run.engine.step, 0
+        write_state(checkpoint_folder(plan.output_dir, run.engine.step), self._state(), processes=self.processes)
         if self.processes.writes:
+            spared = run.progress.return_step if plan.on_spike == "rollback" else None
             rotate(plan.output_dir, plan.keep_checkpoint_max, spared_step=spared)
+        self.saved_step = run.engine.step
 
-    def _checkpoint(self) -> Checkpoint:
-        engine = self.run.engine
-        progress = dataclasses.asdict(self.run.progress)
-        return Checkpoint(engine.step, engine.seed, self.run.plan.config, progress, engine.state(whole=False))
+    def _state(self) -> RunState:
+        engine, progress = self.run.engine, dataclasses.asdict(self.run.progress)
+        return RunState(engine.step, engine.seed, self.run.plan.config, progress, engine.state(whole=False))
 
 
 def _means(results: Sequence[Record]) -> Record:
@@ -310,73 +309,3 @@ def _means(results: Sequence[Record]) -> Record:
     names = dict.fromkeys(name for result in taken for name in result if name != "skipped")
     means = {name: float(np.mean([result[name] for result in taken if name in result])) for name in names}
     return means | ({"learning_rate": taken[-1]["learning_rate"]} if taken else {})
-
-
-class _StoppedError(BaseException):
-    """A signal arrived where waiting is pointless."""
-
-
-class _Signals:
-    """Remembers SIGTERM and Ctrl-C; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.received = 0
-        self._raises = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def raised(self) -> Iterator[None]:
-        """Inside, a signal raises `_StoppedError` at once."""
-        self._raises = True
-        try:
-            if self.received:
-                raise _StoppedError
-            yield
-        finally:
-            self._raises = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        if self._raises:
-            raise _StoppedError
-
-
-class _Prefetcher:
-    """Makes the batches of the next steps in a thread of its own."""
-
-    def __init__(self, dataset: Dataset, ahead: int):
-        self._dataset, self._ahead = dataset, ahead
-        self._executor = ThreadPoolExecutor(1, "batches")
-        self._pending: collections.deque[Future[Batch]] = collections.deque()
-        self._next_step = 0
-
-    def __enter__(self) -> _Prefetcher:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def restart(self) -> None:
-        """Forget what was made ahead."""
-        while self._pending:
-            self._pending.pop().cancel()
-
-    def take(self, step: int, count: int, end: int) -> list[Batch]:
-        """Return the batches of `count` steps from `step` on and start those that follow, up to step `end`."""
-        if not self._pending:
-            self._next_step = step
-        while self._next_step < min(step + count + self._ahead, end):
-            self._pending.append(self._executor.submit(self._dataset.batch, self._next_step))
-            self._next_step += 1
-        return [self._pending.popleft().result() for _ in range(count)]

@@ -273,7 +273,7 @@ def test_parts_of_a_large_model_of_ours_are_read_as_one(tmp_path: Path):
     tensors = random_tensors("bert")
     state = {f"model/{name}": value for name, value in tensors.items()} | {"optimizer/m/x": np.ones(1, "float32")}
     config = json.loads(CONFIGS["bert"].to_json())
-    checkpoints.write_checkpoint(tmp_path / "out", checkpoints.Checkpoint(3, 1, config, {}, state), part_bytes=2000)
+    checkpoints.write_state(tmp_path / "out", checkpoints.RunState(3, 1, config, {}, state), part_bytes=2000)
     parts = sorted((tmp_path / "out").glob("model-*"))
     assert len(parts) > 2
     _assert_same(read_checkpoint(tmp_path / "out").tensors, tensors)

@@ -212,12 +212,12 @@ def test_output_that_is_a_file_is_refused(tmp_path: Path):
 
 
 def test_training_reads_what_is_written_for_it(tmp_path: Path):
-    from training.checkpoints import read_checkpoint as read_for_training
+    from training.checkpoints import read_state
 
     tensors = random_tensors("google")
     write_ours(tmp_path / "out", CONFIGS["google"], tensors)
-    checkpoint = read_for_training(tmp_path / "out")
-    _assert_same({name.removeprefix("model/"): value for name, value in checkpoint.state.items()}, tensors)
+    checkpoint = read_state(tmp_path / "out")
+    _assert_same({name.removeprefix("model/"): value for name, value in checkpoint.tensors.items()}, tensors)
     assert Config(**checkpoint.config) == CONFIGS["google"]
 
 

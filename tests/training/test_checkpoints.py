@@ -17,16 +17,16 @@ from safetensors.numpy import load_file
 
 from training import checkpoints
 from training.checkpoints import (
-    Checkpoint,
     CorruptCheckpointError,
     Pieces,
+    RunState,
     best_of,
     checkpoint_folder,
-    latest_checkpoint,
+    latest_state,
     list_checkpoints,
-    read_checkpoint,
+    read_state,
     rotate,
-    write_checkpoint,
+    write_state,
 )
 from training.processes import Processes
 
@@ -39,20 +39,20 @@ STATE = {
 
 
 def checkpoint(step=7, state=STATE):
-    return Checkpoint(step, 2**40, {"hidden_size": 8, "name": "小"}, {"best": 0.5}, state)
+    return RunState(step, 2**40, {"hidden_size": 8, "name": "小"}, {"best": 0.5}, state)
 
 
 def written(tmp_path, *steps):
     for step in steps:
-        write_checkpoint(checkpoint_folder(tmp_path, step), checkpoint(step))
+        write_state(checkpoint_folder(tmp_path, step), checkpoint(step))
     return list_checkpoints(tmp_path)
 
 
 def assert_equal(one, two):
     assert (one.step, one.seed, one.config, one.progress) == (two.step, two.seed, two.config, two.progress)
-    assert one.state.keys() == two.state.keys()
-    for name in one.state:
-        np.testing.assert_array_equal(np.asarray(one.state[name]), two.state[name], strict=True)
+    assert one.tensors.keys() == two.tensors.keys()
+    for name in one.tensors:
+        np.testing.assert_array_equal(np.asarray(one.tensors[name]), two.tensors[name], strict=True)
 
 
 def test_round_trip_and_layout(tmp_path):
@@ -61,9 +61,9 @@ def test_round_trip_and_layout(tmp_path):
     names = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
-    assert_equal(read_checkpoint(folder), checkpoint())
-    write_checkpoint(folder, checkpoint(7, {"model/b": np.ones(1)}))
-    assert list(read_checkpoint(folder).state) == ["model/b"]
+    assert_equal(read_state(folder), checkpoint())
+    write_state(folder, checkpoint(7, {"model/b": np.ones(1)}))
+    assert list(read_state(folder).tensors) == ["model/b"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -76,7 +76,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
         bad[position] ^= 1
         path.write_bytes(bad)
         with pytest.raises(CorruptCheckpointError):
-            read_checkpoint(folder)
+            read_state(folder)
 
 
 @pytest.mark.parametrize("part_bytes", [1, 24, 30, 48, 10**6])
@@ -84,9 +84,9 @@ def test_large_groups_come_in_parts_of_whole_tensors(tmp_path, part_bytes):
     state = {
         f"model/{name}": np.full(size, size, "float32") for name, size in zip("abcdef", (1, 6, 5, 9, 0, 2), strict=True)
     }
-    whole = Checkpoint(7, 1, {}, {}, state)
-    write_checkpoint(tmp_path / "step", whole, part_bytes=part_bytes)
-    assert_equal(read_checkpoint(tmp_path / "step"), whole)
+    whole = RunState(7, 1, {}, {}, state)
+    write_state(tmp_path / "step", whole, part_bytes=part_bytes)
+    assert_equal(read_state(tmp_path / "step"), whole)
     parts = sorted((tmp_path / "step").glob("model*"))
     held = [load_file(part) for part in parts]
     names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
@@ -104,7 +104,7 @@ def test_large_groups_come_in_parts_of_whole_tensors(tmp_path, part_bytes):
             if damaged is not None:
                 part.write_bytes(damaged)
             with pytest.raises(CorruptCheckpointError, match=part.name):
-                read_checkpoint(tmp_path / "step")
+                read_state(tmp_path / "step")
             part.write_bytes(kept)
 
 
@@ -123,23 +123,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(tmp_path, capsys
         (newest / "state.json").write_text('{"step": 2')
     else:
         (newest / "state.json").unlink()
-    found = latest_checkpoint(tmp_path)
+    found = latest_state(tmp_path)
     assert found is not None
     assert found.step == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the checkpoint step_00000002 is damaged, the one before it is taken instead: ")
-    found = latest_checkpoint(tmp_path, up_to_step=1)
+    found = latest_state(tmp_path, up_to_step=1)
     assert found is not None
     assert found.step == 1
-    assert latest_checkpoint(tmp_path, up_to_step=0) is None
+    assert latest_state(tmp_path, up_to_step=0) is None
 
 
 def test_none_and_none_readable(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_state(tmp_path) is None
     for folder in written(tmp_path, 1, 2):
         (folder / "state.json").unlink()
     with pytest.raises(UsageError, match=r"none of the 2 checkpoints in .*checkpoints can be read: remove that folder"):
-        latest_checkpoint(tmp_path)
+        latest_state(tmp_path)
 
 
 def test_what_a_crash_leaves_is_cleared_or_brought_back(tmp_path):
@@ -150,7 +150,7 @@ def test_what_a_crash_leaves_is_cleared_or_brought_back(tmp_path):
     shutil.copytree(checkpoints / "step_00000003", checkpoints / ".step_00000003.new")
     (checkpoints / "step_00000003").rename(checkpoints / ".step_00000003.old")
     (checkpoints / "step_00000001").rename(checkpoints / ".step_00000001.old")
-    found = latest_checkpoint(tmp_path)
+    found = latest_state(tmp_path)
     assert found is not None
     assert found.step == 3
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000002", "step_00000003"]
@@ -162,17 +162,17 @@ def test_what_a_crash_leaves_is_cleared_or_brought_back(tmp_path):
 def test_rotation_keeps_the_newest(tmp_path, keep, left):
     written(tmp_path, 5, 10, 20, 100)
     rotate(tmp_path, keep)
-    assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == left
+    assert [read_state(folder).step for folder in list_checkpoints(tmp_path)] == left
 
 
 def test_rotation_spares_the_checkpoint_that_a_rollback_needs(tmp_path):
     written(tmp_path, 5, 10, 20, 100)
     rotate(tmp_path, 1, spared_step=10)
-    assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == [10, 100]
+    assert [read_state(folder).step for folder in list_checkpoints(tmp_path)] == [10, 100]
 
 
 def test_best_keeps_the_evaluated_weights_only():
-    kept = best_of(checkpoint()).state
+    kept = best_of(checkpoint()).tensors
     assert set(kept) == {"model/a/kernel", "model/步/bias"}
     np.testing.assert_array_equal(kept["model/a/kernel"], STATE["ema/a/kernel"])
 
@@ -184,12 +184,12 @@ def test_a_failed_write_leaves_the_former_checkpoint_and_names_the_folder(tmp_pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, former[1]))
     try:
         with pytest.raises(OSError, match=r"step_00000007") as error:
-            write_checkpoint(folder, checkpoint(7, large))
+            write_state(folder, checkpoint(7, large))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
         signal.signal(signal.SIGXFSZ, handler)
     assert error.value.errno in (errno.EIO, errno.EFBIG)
-    assert_equal(read_checkpoint(folder), checkpoint())
+    assert_equal(read_state(folder), checkpoint())
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -249,17 +249,15 @@ def test_what_processes_hold_of_tensors_comes_back_whole_or_in_any_cut(tmp_path_
     folder = checkpoint_folder(tmp_path_factory.mktemp("cut"), 7)
     draw = np.random.default_rng(0)
     arrays = {f"model/x{i}": np.asarray(draw.normal(size=shape), "float32") for i, shape in enumerate(shapes)}
-    in_threads(
-        count, lambda me: write_checkpoint(folder, checkpoint(7, cut_state(me.index, count, arrays)), processes=me)
-    )
+    in_threads(count, lambda me: write_state(folder, checkpoint(7, cut_state(me.index, count, arrays)), processes=me))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert_equal(read_checkpoint(folder), checkpoint(7, arrays))
-    found = in_threads(count, lambda me: latest_checkpoint(folder.parent.parent, processes=me))
+    assert_equal(read_state(folder), checkpoint(7, arrays))
+    found = in_threads(count, lambda me: latest_state(folder.parent.parent, processes=me))
     for each in found:
         assert_equal(each, checkpoint(7, arrays))
         for name, array in arrays.items():
             index = tuple(slice(None) if n < 2 else slice(n // 4, n - 1) for n in array.shape)
-            np.testing.assert_array_equal(each.state[name][index], array[index])
+            np.testing.assert_array_equal(each.tensors[name][index], array[index])
 
 
 def test_damage_to_a_piece_and_a_process_that_cannot_write_are_known_to_all(tmp_path, capsys, monkeypatch):
@@ -268,7 +266,7 @@ def test_damage_to_a_piece_and_a_process_that_cannot_write_are_known_to_all(tmp_
     def write(step):
         return in_threads(
             2,
-            lambda me: write_checkpoint(
+            lambda me: write_state(
                 checkpoint_folder(tmp_path, step), checkpoint(step, cut_state(me.index, 2, arrays)), processes=me
             ),
         )
@@ -280,7 +278,7 @@ def test_damage_to_a_piece_and_a_process_that_cannot_write_are_known_to_all(tmp_
         path = checkpoint_folder(tmp_path, 2) / f"model-process-0000{index}-of-00002.safetensors"
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        found = in_threads(2, lambda me: latest_checkpoint(tmp_path, processes=me))
+        found = in_threads(2, lambda me: latest_state(tmp_path, processes=me))
         assert [each.step for each in found] == [1, 1]
         assert capsys.readouterr().err.count("is damaged, the one before it is taken instead") == 1
         path.write_bytes(content)
@@ -311,7 +309,7 @@ def test_an_interruption_between_the_renames_keeps_the_former_checkpoint(tmp_pat
 
     monkeypatch.setattr(type(folder), "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(folder, checkpoint(7, {"model/b": np.ones(1)}))
+        write_state(folder, checkpoint(7, {"model/b": np.ones(1)}))
     monkeypatch.undo()
     assert not folder.exists()
-    assert_equal(latest_checkpoint(tmp_path), checkpoint())
+    assert_equal(latest_state(tmp_path), checkpoint())

@@ -16,11 +16,12 @@ from commands import devices
 from commands.options import HealthOptions
 from ground.progress import format_flops
 from optimization import Constant, create_optimizer
-from training.checkpoints import list_checkpoints, read_checkpoint
+from training.checkpoints import list_checkpoints, read_state
 from training.engine import brick_of
-from training.health import LEAST_STEPS, MAX_ROLLBACKS, WINDOW_STEPS, DivergedError, limit_of, observe
+from training.health import DivergedError
 from training.hooks import Hook, read_metrics
 from training.run import LoopProgress
+from training.spikes import LEAST_STEPS, MAX_ROLLBACKS, WINDOW_STEPS, limit_of, observe
 from training.tensorflow_engine import TensorFlowEngine
 
 losses = st.lists(st.floats(0.0625, 100, width=32), min_size=LEAST_STEPS, max_size=WINDOW_STEPS)
@@ -112,7 +113,7 @@ def test_skipping_leaves_out_exactly_the_bad_batches_however_the_run_is_cut(tmp_
     stopping = SignallingDataset(signal.SIGTERM, 49, mislabelled=BAD)
     with pytest.raises(SystemExit):
         run(tmp_path / "cut", stopping, on_spike="skip", prefetch_batches=0)
-    assert read_checkpoint(list_checkpoints(tmp_path / "cut")[-1]).step == 50
+    assert read_state(list_checkpoints(tmp_path / "cut")[-1]).step == 50
     assert_same_bits(run(tmp_path / "cut", dataset, on_spike="skip"), whole)
     assert "step 50 was skipped: loss" in capsys.readouterr().err
 
@@ -125,7 +126,7 @@ def test_skipping_without_end_stops_with_a_replay(tmp_path):
         f"5 steps in a row were spikes (steps 50 to 54); batch, seed, flags and weights are in {folder}; "
         "lower the learning rate or lengthen the warmup, or raise --spike_threshold"
     )
-    assert read_checkpoint(folder).step == 50
+    assert read_state(folder).step == 50
 
 
 def test_a_rollback_passes_over_the_batches_since_the_checkpoint(tmp_path, capsys):
@@ -138,7 +139,7 @@ def test_a_rollback_passes_over_the_batches_since_the_checkpoint(tmp_path, capsy
             return super().batch(step if step < 40 else step + 11)
 
     assert_same_bits(rolled, run(tmp_path / "two", Shifted(), hooks=[]))
-    progress = read_checkpoint(list_checkpoints(tmp_path / "one")[-1]).progress
+    progress = read_state(list_checkpoints(tmp_path / "one")[-1]).progress
     assert (progress["batches_passed_over"], progress["rollbacks"], progress["return_step"]) == (11, 0, 80)
     replay = tmp_path / "one" / "replay" / "step_00000050"
     facts = json.loads((replay / "replay.json").read_text())

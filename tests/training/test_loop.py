@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import toy_run as toy_run_module
 from absl.app import UsageError
+from engine_cases import CONFIG
 from toy_run import SignallingDataset, toy_engine, toy_run
 from toy_task import ToyDataset
 
-from training.checkpoints import list_checkpoints, read_checkpoint
+from training.checkpoints import list_checkpoints, read_state
 from training.health import DivergedError
 from training.hooks import Hook, read_metrics
 
@@ -44,7 +45,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path, uninterrupted):
     command = [sys.executable, str(Path(toy_run_module.__file__)), str(tmp_path), str(int(signal.SIGKILL)), "17"]
     killed = subprocess.run(command, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert read_checkpoint(list_checkpoints(tmp_path)[-1]).step == 12
+    assert read_state(list_checkpoints(tmp_path)[-1]).step == 12
     engine, outcome = toy_run(tmp_path)
     assert outcome.step == 24
     assert_same_bits(engine.state(), uninterrupted)
@@ -59,7 +60,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(tmp_path, capsys, uninterrup
         toy_run(tmp_path, SignallingDataset(number, 10), hooks=[recorder])
     assert stop.value.code == code
     assert recorder.outcome == "interrupted"
-    saved = read_checkpoint(list_checkpoints(tmp_path)[-1]).step
+    saved = read_state(list_checkpoints(tmp_path)[-1]).step
     # The batch of step 10 is made up to two steps ahead.
     assert 8 <= saved <= 11
     assert f"{number.name}: saved {tmp_path / 'checkpoints'}" in capsys.readouterr().err
@@ -123,11 +124,11 @@ def test_best_weights_are_kept_and_checkpoints_rotate(tmp_path):
         hooks=[],
     )
     assert (outcome.best, outcome.best_step, outcome.stopped_early) == (0.9, 8, False)
-    assert [read_checkpoint(folder).step for folder in list_checkpoints(tmp_path)] == [18, 24]
-    best = read_checkpoint(tmp_path / "best")
+    assert [read_state(folder).step for folder in list_checkpoints(tmp_path)] == [18, 24]
+    best = read_state(tmp_path / "best")
     assert best.step == 8
-    assert all(name.startswith("model/") for name in best.state)
-    np.testing.assert_array_equal(best.state["model/score/kernel"], states[8]["ema/score/kernel"])
+    assert all(name.startswith("model/") for name in best.tensors)
+    np.testing.assert_array_equal(best.tensors["model/score/kernel"], states[8]["ema/score/kernel"])
 
 
 @pytest.mark.parametrize(("lower", "stop"), [(False, 12), (True, 24)])
@@ -174,7 +175,7 @@ def test_a_run_that_stays_non_finite_stops_with_what_is_needed_to_replay_it(tmp_
     facts = json.loads((folder / "replay.json").read_text())
     assert (facts["step"], facts["seed"], facts["options"]) == (7, 5, {"learning_rate": 0.05})
     replay = toy_engine()
-    replay.load_state(read_checkpoint(folder).state)
+    replay.load_state(read_state(folder).tensors)
     replay.step = facts["step"]
     with np.load(folder / "batch.npz") as batch:
         assert replay.train([dict(batch)])[0]["skipped"] == 1.0
@@ -216,7 +217,7 @@ def test_a_run_goes_on_from_a_checkpoint_whose_config_lacks_a_new_field(tmp_path
         toy_run(tmp_path, config={"width": 6, "depth": 1}, complete_config=complete, hooks=[])
     engine, _ = toy_run(tmp_path, config={"width": 6, "depth": 0}, complete_config=complete, hooks=[])
     assert_same_bits(engine.state(), uninterrupted)
-    assert read_checkpoint(list_checkpoints(tmp_path)[-1]).config == {"width": 6, "depth": 0}
+    assert read_state(list_checkpoints(tmp_path)[-1]).config == {"width": 6, "depth": 0}
 
 
 def test_what_a_run_leaves(tmp_path, capsys):
