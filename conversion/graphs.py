@@ -82,6 +82,7 @@ def _plain_config(config: Config, **changes: Any) -> Config:
         "inner_group_num": 1,
         "max_position_embeddings": config.max_sequence_length,
         "position_offset": 0,
+        "projects_equal_widths": False,
         "vocab_padding_multiple": 1,
     }
     return Config(**(values | changes))

@@ -298,7 +298,7 @@ def is_backbone(name: str) -> bool:
 
 def graph_of_config(config: Config) -> str:
     """The graph that a config's variables belong to; without factorisation all families have BERT's."""
-    if config.embedding_size == config.hidden_size:
+    if not config.projects:
         return "bert"
     return "zh" if config.family == "albert_zh" else "google"
 

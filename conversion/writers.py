@@ -226,8 +226,7 @@ def _tf1_form(config: Config) -> tuple[NameMap, dict[str, Any], str]:
         and (config.family, config.ffn_groups) != ("albert", 16),
         "BERT shares no layers": config.family == "bert" and config.sharing != "none",
         "Google's ALBERT shares all of a layer": config.family == "albert" and config.sharing != "all",
-        "albert_zh always has word_embeddings_2": config.family == "albert_zh"
-        and config.embedding_size == config.hidden_size,
+        "albert_zh always has word_embeddings_2": config.family == "albert_zh" and not config.projects,
     }
     for reason, holds in reasons.items():
         if holds:

@@ -37,12 +37,18 @@ class Backbone(keras.layers.Layer):
     """Features -> `sequence_output` x_BLD, `pooled_output` x_BD and `hidden_states` (embedding, then every block)."""
 
     def __init__(
-        self, config: Config, initialization: Initialization, computation: Computation, *, name: str = "backbone"
+        self,
+        config: Config,
+        initialization: Initialization,
+        computation: Computation,
+        *,
+        projects_first: bool = False,
+        name: str = "backbone",
     ) -> None:
         dtype = computation.dtype
         super().__init__(dtype=dtype, name=name)
         self.config = config
-        self.embeddings = Embeddings(config, initialization, dtype=dtype)
+        self.embeddings = Embeddings(config, initialization, projects_first=projects_first, dtype=dtype)
         self.encoder = Encoder(config, initialization, remat=computation.remat, scan=computation.scan, dtype=dtype)
         self.pooler = Dense(config.hidden_size, config.hidden_size, initialization, dtype=dtype, name="pooler")
 

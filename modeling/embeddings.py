@@ -23,22 +23,35 @@ def places_in_sequence(sequence_ids_BL: Tensor) -> Tensor:
 
 
 class Embeddings(keras.layers.Layer):
-    """input_ids -> x_BLD, and hidden states -> scores over the vocabulary through the same table."""
+    """input_ids -> x_BLD, and hidden states -> scores over the vocabulary through the same table.
 
-    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str = "embeddings") -> None:
+    Attributes:
+        projects_first: the projection, then without a bias, precedes the sum with positions and segments.
+        sum_width: width of that sum, and of the hidden states that `logits` scores.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        *,
+        projects_first: bool = False,
+        dtype: Any,
+        name: str = "embeddings",
+    ) -> None:
         super().__init__(dtype=dtype, name=name)
         self.config = config
         self.initialization = initialization
-        self.projects_first = config.family == "albert_zh"
-        self.sum_width = config.hidden_size if self.projects_first else config.embedding_size
+        self.projects_first = projects_first
+        self.sum_width = config.hidden_size if projects_first else config.embedding_size
         self.layer_norm = LayerNorm(self.sum_width, config.layer_norm_eps, dtype=dtype)
         self.projection = None
-        if config.embedding_size != config.hidden_size:
+        if config.projects:
             self.projection = Dense(
                 config.embedding_size,
                 config.hidden_size,
                 initialization,
-                use_bias=not self.projects_first,
+                use_bias=not projects_first,
                 dtype=dtype,
                 name="projection",
             )

@@ -14,6 +14,7 @@ from modeling.body import Body
 from modeling.computation import Computation
 from modeling.config import Config
 from modeling.embeddings import Embeddings
+from modeling.families import FAMILIES
 from modeling.layers import Dense, LayerNorm, activation
 from modeling.randomness import dropout
 from modeling.variables import Initialization
@@ -122,7 +123,7 @@ class PairHead:
 
 
 class ClassifierHead:
-    """`logits` float32 [B, C], linear in the pooled vector under dropout; albert_zh's pre-LN graph normalises it first.
+    """`logits` float32 [B, C], linear in the pooled vector under dropout, which some families normalise first.
 
     Args:
         config: graph and shapes.
@@ -146,7 +147,7 @@ class ClassifierHead:
         width, dtype = config.hidden_size, computation.dtype
         self.dropout = dropout
         self.layer_norm = None
-        if config.family == "albert_zh" and config.ln_type == "preln":
+        if FAMILIES[config.family].normalizes_pooled(config):
             self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype, name="pooled_layer_norm")
         self.dense = Dense(width, num_labels, initialization, dtype=dtype, name="classifier")
         self.layers = (self.dense,) if self.layer_norm is None else (self.layer_norm, self.dense)

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 
 from ground.tensors import Tensor
-from modeling.body import Backbone, Body
+from modeling.body import Body
 from modeling.computation import Computation
 from modeling.config import Config
 from modeling.encoder import Encoder
+from modeling.families import FAMILIES
 from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import seeded_by_default
@@ -41,7 +42,7 @@ class LanguageModel(keras.Model):
         super().__init__(dtype=computation.dtype, name=name)
         self.config = config
         initialization = Initialization(config.initializer_range, computation.seed)
-        self.backbone: Body = Backbone(config, initialization, computation)
+        self.backbone = FAMILIES[config.family].body(config, initialization, computation)
         self.heads = tuple(head(config, initialization, computation, self.backbone) for head in heads)
         # Keras tracks layers, not heads. The order is that of the variables, by which gradients are summed.
         self.head_layers = [layer for head in self.heads for layer in head.layers]

@@ -31,6 +31,7 @@ CONFIGS = {
     ),
     "albert_zh": ALBERT_ZH,
     "albert_zh_preln": dataclasses.replace(ALBERT_ZH, ln_type="preln"),
+    "albert_zh_equal_widths": dataclasses.replace(ALBERT_ZH, embedding_size=16, projects_equal_widths=True),
     "albert_zh_share_attention": dataclasses.replace(ALBERT_ZH, sharing="attention"),
     "google_fast": dataclasses.replace(ALBERT, sharing="none", hidden_act="swish", ffn_groups=4),
 }

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import transformers
 from absl import app
 
 from modeling import Config, load_config
+from modeling.families import FAMILIES
 from modeling.sharing import shared_bricks
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "albert_config"
@@ -49,6 +51,44 @@ def test_transformers_configs_load_with_their_own_meaning_of_gelu(tmp_path: Path
     assert (albert.embedding_size, albert.hidden_size) == (8, 16)
 
 
+@pytest.mark.parametrize("class_name", ["RobertaConfig", "XLMRobertaConfig"])
+def test_robertas_positions_begin_behind_its_padding_id(tmp_path: Path, class_name: str):
+    shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 24, "num_attention_heads": 4, "type_vocab_size": 1}
+    getattr(transformers, class_name)(**shape, pad_token_id=3, max_position_embeddings=40).save_pretrained(tmp_path)
+    config = load_config(tmp_path / "config.json")
+    assert (config.family, config.hidden_act, config.sharing, config.type_vocab_size) == ("bert", "gelu_erf", "none", 1)
+    assert (config.position_offset, config.max_position_embeddings, config.max_sequence_length) == (4, 40, 36)
+
+
+def test_no_file_is_of_two_dialects():
+    keys = ("ln_type", "num_hidden_groups", "embedding_size", "architectures", "model_type")
+    dialects = [dialect for family in FAMILIES.values() for dialect in family.dialects]
+    for chosen in itertools.product([False, True], repeat=len(keys)):
+        values: dict[str, Any] = {key: "albert" for key, there in zip(keys, chosen, strict=True) if there}
+        assert sum(dialect.recognises(values, "config.json") for dialect in dialects) == 1, values
+
+
+def test_albert_zh_projects_equal_widths_too(tmp_path: Path):
+    config = load(tmp_path, ZH | {"embedding_size": ZH["hidden_size"]})
+    assert config.projects
+    assert config.projects_equal_widths
+    assert not load(tmp_path, ZH).projects_equal_widths
+    assert load(tmp_path, json.loads(config.to_json())) == config
+    # A model that was trained before the field existed has no projection.
+    assert not Config.from_json(without(json.loads(config.to_json()), "projects_equal_widths")).projects
+
+
+def test_values_of_older_versions_are_completed_and_unknown_ones_refused():
+    assert Config.from_json(OURS) == CONFIG
+    needed = {key: OURS[key] for key in ("family", "vocab_size", "hidden_size", "num_hidden_layers")}
+    needed |= {key: OURS[key] for key in ("num_attention_heads", "intermediate_size")}
+    assert Config.from_json(needed) == CONFIG
+    with pytest.raises(app.UsageError, match='unknown key "ffn_group"; the nearest is "ffn_groups"'):
+        Config.from_json(OURS | {"ffn_group": 1})
+    with pytest.raises(app.UsageError, match='missing key "vocab_size"'):
+        Config.from_json(without(OURS, "vocab_size"))
+
+
 def without(values: dict, key: str) -> dict:
     return {name: value for name, value in values.items() if name != key}
 
@@ -73,7 +113,7 @@ THEIRS = {"model_type": "bert", **without(BERT, "hidden_size")}
         (without(OURS, "vocab_size"), 'missing key "vocab_size"'),
         (OURS | {"ffn_group": 2}, 'unknown key "ffn_group"; the nearest is "ffn_groups"'),
         (THEIRS | {"hiden_size": 8}, 'missing key "hidden_size"; the nearest there is "hiden_size"'),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; expected albert or bert"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; expected one of albert, bert, roberta, xlm-roberta"),
         (BERT | {"model_type": "bert", "position_embedding_type": "relative_key"}, "only 'absolute' can be read"),
         (BERT | {"model_type": "bert", "hidden_act": "mish"}, "hidden_act is 'mish'; expected one of"),
         (BERT | {"hidden_size": "768"}, "hidden_size is '768'; expected int"),
@@ -83,6 +123,9 @@ THEIRS = {"model_type": "bert", **without(BERT, "hidden_size")}
         (BERT | {"hidden_act": "gleu"}, "hidden_act is 'gleu'; expected one of gelu, "),
         (GOOGLE | {"ffn_groups": 7}, "must both be multiples of ffn_groups 7"),
         (OURS | {"embedding_size": 2}, "embedding_size 2 differs from hidden_size 4"),
+        (OURS | {"projects_equal_widths": True}, "projects_equal_widths is True: BERT's embedding is not projected"),
+        (OURS | {"projects_equal_widths": 1}, "projects_equal_widths is 1; expected bool"),
+        ({"model_type": "roberta", **BERT}, 'missing key "pad_token_id"'),
         (OURS | {"family": "brt"}, "family is 'brt'; expected one of bert, albert, albert_zh"),
         ([], "expected a JSON object of config keys, got list"),
         ("{", "not a JSON config"),

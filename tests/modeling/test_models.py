@@ -143,6 +143,7 @@ NAMES = {
     "albert_groups": [PROJECTION, PROJECTION_BIAS, *block(0, 0), *block(1, 1), *block(2, 2), *block(3, 3)],
     "albert_zh": [PROJECTION, *block(0, 0)],
     "albert_zh_preln": [PROJECTION, *block(0, 0)],
+    "albert_zh_equal_widths": [PROJECTION, *block(0, 0)],
     "albert_zh_share_attention": [PROJECTION, *block(0, 0), *block(0, 1), *block(0, 2)],
     "google_fast": [PROJECTION, PROJECTION_BIAS, *block(0, 0), *block(1, 1), *block(2, 2)],
 }

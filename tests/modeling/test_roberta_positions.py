@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -7,27 +5,19 @@ import transformers
 from modeling_cases import CONFIGS, features
 from test_transformers_parity import compare, their_name
 
-from modeling import PretrainingModel, named_variables
+from modeling import PretrainingModel, load_config, named_variables
 
-ROBERTA = dataclasses.replace(
-    CONFIGS["bert"],
-    hidden_act="gelu_erf",
-    layer_norm_eps=1e-5,
-    position_offset=2,
-    type_vocab_size=1,
-    max_position_embeddings=14,
-)
 PAD = 1
 
 
-@pytest.fixture(scope="module")
-def models():
-    """transformers' RobertaModel with random parameters, and ours with the same ones."""
+@pytest.fixture(scope="module", params=["Roberta", "XLMRoberta"])
+def models(request, tmp_path_factory):
+    """A model of transformers with random parameters, and ours of its config.json with the same ones."""
     shape = {
-        name: getattr(ROBERTA, name)
+        name: getattr(CONFIGS["bert"], name)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     }
-    config = transformers.RobertaConfig(
+    config = getattr(transformers, f"{request.param}Config")(
         **shape,
         hidden_act="gelu",
         layer_norm_eps=1e-5,
@@ -36,15 +26,18 @@ def models():
         pad_token_id=PAD,
     )
     torch.manual_seed(0)
-    theirs = transformers.RobertaModel(config).eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    config.save_pretrained(folder)
+    read = load_config(folder / "config.json")
+    theirs = getattr(transformers, f"{request.param}Model")(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0.0, 0.3)
     state = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
-    ours = PretrainingModel(ROBERTA, num_pair_labels=0)
+    ours = PretrainingModel(read, num_pair_labels=0)
     for name, variable in named_variables(ours).items():
         if name.startswith("backbone/"):
-            value = state[their_name(name, ROBERTA).removeprefix("bert.")]
+            value = state[their_name(name, read).removeprefix("bert.")]
             variable.assign(value.T if name.endswith("kernel") else value)
     return ours, theirs
 

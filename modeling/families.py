@@ -1,0 +1,52 @@
+"""The table of published graphs, one row each; a row's functions are those of its paper's module.
+
+Keras is imported only where a body is constructed, so that a config is checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modeling import albert, albert_zh, bert
+from modeling.dialects import Dialect
+
+if TYPE_CHECKING:
+    from modeling.body import Body
+    from modeling.computation import Computation
+    from modeling.config import Config
+    from modeling.variables import Initialization
+
+
+def _no(config: Config) -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One published graph.
+
+    Attributes:
+        body: constructor of the part between tokens and heads.
+        check: raises `UsageError` for a config that the graph cannot have.
+        dialects: the published JSON forms of its configs.
+        normalizes_pooled: whether the pooled vector is normalised in front of a classifier.
+    """
+
+    body: Callable[[Config, Initialization, Computation], Body]
+    check: Callable[[Config], None]
+    dialects: tuple[Dialect, ...] = ()
+    normalizes_pooled: Callable[[Config], bool] = _no
+
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family(body=bert.body, check=bert.check, dialects=bert.DIALECTS),
+    "albert": Family(body=albert.body, check=albert.check, dialects=albert.DIALECTS),
+    "albert_zh": Family(
+        body=albert_zh.body,
+        check=albert_zh.check,
+        dialects=albert_zh.DIALECTS,
+        normalizes_pooled=albert_zh.normalizes_pooled,
+    ),
+}
