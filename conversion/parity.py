@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.loading import HEADS, load_into
+from conversion.loading import ANY_HEAD, load_into, model_for
 from conversion.readers import Checkpoint
 from modeling.config import Config
 
@@ -37,24 +37,20 @@ def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray]) -> d
     """Outputs of our model and of the heads that the checkpoint has; raises `UsageError` where they do not fit."""
     from keras import ops
 
-    from modeling import ClassifierModel, PretrainingModel
-
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
-    pair_labels = tensors["sentence_pair/bias"].shape[0] if "sentence_pair/bias" in tensors else 2
-    model = PretrainingModel(config, num_pair_labels=pair_labels)
-    load_into(model, checkpoint, allow_missing=HEADS, allow_unexpected=HEADS)
-    raw = model(dict(features))
-    outputs = {"last hidden state": raw["sequence_output"], "pooled output": raw["pooled_output"]}
-    outputs["hidden states"] = ops.stack(raw["hidden_states"])
-    if "masked_lm/output_bias" in tensors:
+    model = model_for(config, tensors)
+    load_into(model, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
+    raw = {**model.backbone(dict(features)), **model(dict(features))}
+    outputs = {"last hidden state": raw["sequence_output"], "hidden states": ops.stack(raw["hidden_states"])}
+    if "backbone/pooler/kernel" in tensors:
+        outputs["pooled output"] = raw["pooled_output"]
+    if "masked_lm_logits" in raw and "masked_lm/output_bias" in tensors:
         outputs["masked-LM logits"] = raw["masked_lm_logits"][..., : config.vocab_size]
-    if "sentence_pair/kernel" in tensors:
+    if "sentence_pair_logits" in raw:
         outputs["sentence-pair logits"] = raw["sentence_pair_logits"]
-    if "classifier/kernel" in tensors:
-        classifier = ClassifierModel(config, tensors["classifier/bias"].shape[0])
-        load_into(classifier, checkpoint, allow_unexpected=HEADS)
-        outputs["classifier logits"] = classifier(dict(features))["logits"]
+    if "logits" in raw:
+        outputs["classifier logits"] = raw["logits"]
     return {name: np.asarray(ops.convert_to_numpy(value)) for name, value in outputs.items()}
 
 
