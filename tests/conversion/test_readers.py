@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from absl.app import UsageError
-from conversion_cases import CONFIGS, random_tensors
+from conversion_cases import CONFIGS, random_tensors, save_tf1
 
 from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
@@ -26,17 +26,6 @@ def _tf1(folder: Path, graph: str = "zh_all") -> dict[str, np.ndarray]:
     tensors = random_tensors(graph)
     write_tf1(folder, CONFIGS[graph], tensors)
     return tensors
-
-
-def _save_tf1(prefix: Path, tensors: dict[str, np.ndarray]) -> None:
-    import tensorflow as tf
-
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.constant(value) for value in tensors.values()],
-    )
 
 
 def _foreign(name: str, tensors: dict[str, np.ndarray], **told: str) -> dict[str, np.ndarray]:
@@ -82,7 +71,7 @@ def test_slots_and_counters_are_left_out_and_listed(tmp_path: Path):
     named = {f"module/{name}": value for name, value in _foreign("albert_zh_tf1", tensors, sharing="all").items()}
     bias = "module/bert/pooler/dense/bias"
     extra = {f"{bias}/lamb_m": named[bias], f"{bias}/lamb_v": named[bias], "global_step": np.int64(7)}
-    _save_tf1(tmp_path / "hub.ckpt", named | extra | {"cls/squad/output_bias": np.zeros(2, np.float32)})
+    save_tf1(tmp_path / "hub.ckpt", named | extra | {"cls/squad/output_bias": np.zeros(2, np.float32)})
     checkpoint = read_checkpoint(tmp_path / "hub.ckpt")
     _assert_same(checkpoint.tensors, tensors)
     assert set(checkpoint.unused) == {*extra, "cls/squad/output_bias"}
@@ -94,7 +83,7 @@ def test_backbone_tensor_without_a_place_is_an_error(tmp_path: Path):
         "bert/embeddings/word_embeddings_2": np.zeros((2, 3), np.float32),
         "bert/encoder/layer_normalization_5/gamma": np.zeros(3, np.float32),
     }
-    _save_tf1(tmp_path / "strange.ckpt", named)
+    save_tf1(tmp_path / "strange.ckpt", named)
     with pytest.raises(UsageError, match="looks like albert_zh_tf1, but has no place for bert/encoder/layer_normal"):
         read_checkpoint(tmp_path / "strange.ckpt")
 
