@@ -41,7 +41,7 @@ class Options:
     model_type: str = flag(
         "auto",
         help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
-        choices=("auto", "albert", "bert"),
+        choices=("auto", "albert", "bert", "roberta"),
     )
     pytorch_model_bin: bool = flag(False, help="also write pytorch_model.bin, for tools that read no safetensors")
     do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")

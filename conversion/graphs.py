@@ -18,6 +18,7 @@ from modeling.sharing import shared_bricks
 Tensors = dict[str, np.ndarray]
 
 _EMBEDDINGS = "backbone/embeddings"
+_ROBERTA_OFFSET = 2  # rows of the position table before the first token's: one past its padding id
 _PROJECTION_BIAS = f"{_EMBEDDINGS}/projection/bias"
 _BRICK = re.compile(r"backbone/encoder/(attention|feed_forward)_(\d+)/(.*)")
 
@@ -56,6 +57,28 @@ def as_bert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, 
     bricks = shared_bricks(config)
     untied = _renumbered(_folded(_plain(config, tensors)), bricks)
     return _plain_config(config, family="bert", sharing="none", num_hidden_layers=len(bricks)), untied
+
+
+def as_roberta(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+    """Return RoBERTa's graph of equal outputs: BERT's, but positions keep the two rows before the first token's.
+
+    Raises `UsageError` for what `as_bert` refuses, for positions that do not begin at 2, and for a masked-LM head
+    without exact GELU, which transformers' head has whatever the config says.
+    """
+    if config.position_offset != _ROBERTA_OFFSET:
+        raise UsageError(
+            f"this model cannot be written as transformers' RoBERTa: its positions begin at {config.position_offset}, "
+            f"RoBERTa's at {_ROBERTA_OFFSET}; use --model_type=bert"
+        )
+    if "masked_lm/output_bias" in tensors and config.hidden_act != "gelu_erf":
+        raise UsageError(
+            f"this model cannot be written as transformers' RoBERTa: its masked-LM head has {config.hidden_act}, "
+            "RoBERTa's always has exact GELU; use --model_type=bert"
+        )
+    graph, converted = as_bert(config, tensors)
+    positions = f"{_EMBEDDINGS}/position_embeddings"
+    places = {"max_position_embeddings": config.max_position_embeddings, "position_offset": config.position_offset}
+    return dataclasses.replace(graph, **places), {**converted, positions: tensors[positions]}
 
 
 def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:

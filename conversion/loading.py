@@ -119,7 +119,7 @@ def assignment(
         unexpected=sorted(set(tensors) - used),
         wrong_shape=wrong_shape,
     )
-    missing = [name for name in report.missing if not _allowed(name, allow_missing)]
+    missing = [name for name in report.missing if not (_allowed(name, allow_missing) or _unread(name, tensors))]
     unexpected = [name for name in report.unexpected if not _allowed(name, allow_unexpected)]
     if missing or unexpected or wrong_shape:
         raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
@@ -138,6 +138,12 @@ def _source(name: str, tensors: Mapping[str, np.ndarray], untie: bool) -> str | 
 
 def _allowed(name: str, patterns: Sequence[str]) -> bool:
     return not name.startswith("backbone/") and any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _unread(name: str, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether nothing in a checkpoint reads the variable: a masked-LM model of transformers has no pooler."""
+    readers = ("backbone/pooler/", "sentence_pair/", "classifier/")
+    return name.startswith("backbone/pooler/") and not any(other.startswith(readers) for other in tensors)
 
 
 def _complaint(

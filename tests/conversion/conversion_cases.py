@@ -37,6 +37,9 @@ CONFIGS = {
     "zh_ffn": dataclasses.replace(_ZH, sharing="ffn"),
     "zh_none": dataclasses.replace(_ZH, sharing="none"),
     "zh_preln": dataclasses.replace(_ZH, ln_type="preln"),
+    "roberta": dataclasses.replace(
+        _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=1
+    ),
     "padded": dataclasses.replace(_BERT, num_hidden_layers=2, vocab_padding_multiple=20, position_offset=2),
 }
 
