@@ -41,7 +41,7 @@ class Options:
     model_type: str = flag(
         "auto",
         help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
-        choices=("auto", "albert", "bert"),
+        choices=("auto", "albert", "bert", "roberta"),
     )
     pytorch_model_bin: bool = flag(False, help="also write pytorch_model.bin, for tools that read no safetensors")
     do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
@@ -118,21 +118,21 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], whe
     from conversion.readers import few_names, read_checkpoint
 
     where = where or written.directory
-    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {where} ({written.layout})")
+    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {where} ({written.naming})")
     if checkpoint.unused:
         print(f"not read: {few_names(checkpoint.unused)}")
     for name in written.dropped:
-        print(f"dropped: {name} has no place in {written.layout}")
+        print(f"dropped: {name} has no place in {written.naming}")
     if not vocabulary:
         print("no vocabulary found: pass --vocab_file to write one beside the weights")
     comparable = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
-    if written.layout.startswith("transformers") and comparable:
+    if written.naming.startswith("transformers") and comparable:
         from conversion.parity import largest_differences
 
         differences = largest_differences(checkpoint, written.directory)
         print("largest difference from transformers on random input with padding:")
     else:
-        if written.layout.startswith("transformers"):
+        if written.naming.startswith("transformers"):
             print("outputs not compared: that needs torch and transformers (pip install torch transformers)")
         again = read_checkpoint(written.directory, config=written.config).tensors
         differences = {"tensors read back": float(again.keys() != written.tensors.keys())}

@@ -1,4 +1,4 @@
-"""The same function written as another published graph: albert_zh as BERT or as ALBERT, shared layers as separate.
+"""Write a model as another published graph of equal outputs: albert_zh as BERT or as ALBERT, shared layers as separate.
 
 Source: the TF 1 graphs of BERT, of ALBERT (Lan et al. 2020, section 3.1) and of albert_zh. What cannot be written as
 the target is refused with the reason; nothing here approximates.
@@ -6,7 +6,7 @@ the target is refused with the reason; nothing here approximates.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,48 +18,110 @@ from modeling.sharing import shared_bricks
 Tensors = dict[str, np.ndarray]
 
 _EMBEDDINGS = "backbone/embeddings"
+_ROBERTA_OFFSET = 2  # rows of the position table before the first token's: one past its padding id
+_PROJECTION_BIAS = f"{_EMBEDDINGS}/projection/bias"
 _BRICK = re.compile(r"backbone/encoder/(attention|feed_forward)_(\d+)/(.*)")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """How a family's graph is told from the others, and where it goes by default.
+
+    Args:
+        family: `Config.family`.
+        title: for people.
+        mark: our name of a variable that no graph before this one in `namings.GRAPHS` has; empty for the last.
+        describes: whether a config has the graph's variables.
+        transformers: the model_type of transformers that keeps what a model of the family shares.
+    """
+
+    family: str
+    title: str
+    mark: str
+    describes: Callable[[Config], bool]
+    transformers: Callable[[Config], str]
+
+
 def as_bert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
-    """The BERT graph of equal outputs: projection folded into the word table, shared bricks copied into every layer.
+    """Return BERT's graph of equal outputs: projection folded into the word table, shared bricks copied to every layer.
 
     Raises `UsageError` for pre-LN, a final LayerNorm, grouped feed-forward, no token types, and for Google's ALBERT
     where the embedding is narrower than the model: its LayerNorm comes before the projection.
     """
     _check_block(config, "BERT")
-    if config.family == "albert" and config.embedding_size != config.hidden_size:
+    if _PROJECTION_BIAS in tensors:
         raise UsageError(
             "Google's ALBERT graph cannot be written as BERT: its embedding LayerNorm comes before the projection from "
             f"{config.embedding_size} to {config.hidden_size}; use --model_type=albert"
         )
     bricks = shared_bricks(config)
-    converted = _folded(config, _plain(config, tensors))
-    untied = _renumbered(converted, bricks)
+    untied = _renumbered(_folded(_plain(config, tensors)), bricks)
     return _plain_config(config, family="bert", sharing="none", num_hidden_layers=len(bricks)), untied
 
 
-def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
-    """Google's ALBERT graph of equal outputs; for albert_zh and BERT with an embedding as wide as the model (E := H).
+def as_roberta(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+    """Return RoBERTa's graph of equal outputs: BERT's, but positions keep the two rows before the first token's.
 
-    What is shared stays shared only where all of a layer is; otherwise every layer becomes a group of its own. Raises
+    Raises `UsageError` for what `as_bert` refuses, for positions that do not begin at 2, and for a masked-LM head
+    without exact GELU, which transformers' head has whatever the config says.
+    """
+    if config.position_offset != _ROBERTA_OFFSET:
+        raise UsageError(
+            f"this model cannot be written as transformers' RoBERTa: its positions begin at {config.position_offset}, "
+            f"RoBERTa's at {_ROBERTA_OFFSET}; use --model_type=bert"
+        )
+    if "masked_lm/output_bias" in tensors and config.hidden_act != "gelu_erf":
+        raise UsageError(
+            f"this model cannot be written as transformers' RoBERTa: its masked-LM head has {config.hidden_act}, "
+            "RoBERTa's always has exact GELU; use --model_type=bert"
+        )
+    graph, converted = as_bert(config, tensors)
+    positions = f"{_EMBEDDINGS}/position_embeddings"
+    places = {"max_position_embeddings": config.max_position_embeddings, "position_offset": config.position_offset}
+    return dataclasses.replace(graph, **places), {**converted, positions: tensors[positions]}
+
+
+def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+    """Return Google's ALBERT graph of equal outputs; albert_zh and BERT get an embedding as wide as the model (E := H).
+
+    Layers stay shared only where all of a layer is shared; otherwise every layer becomes a group of its own. Raises
     `UsageError` for pre-LN, a final LayerNorm, grouped feed-forward and no token types.
     """
     _check_block(config, "ALBERT")
     bricks = shared_bricks(config)
     converted = _plain(config, tensors)
-    if config.family == "albert":
-        width = config.embedding_size
-    else:
-        converted, width = _folded(config, converted), config.hidden_size
+    width = config.embedding_size
+    if _PROJECTION_BIAS not in tensors:
+        converted, width = _folded(converted), config.hidden_size
     layers, groups, inner = config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num
     # transformers picks the group in floating point, which is off by one for some depths (18 layers in 14 groups).
     same_groups = all(int(i / (layers / groups)) == i * groups // layers for i in range(layers))
-    if config.family != "albert" or config.sharing != "all" or groups > layers or not same_groups:
+    if config.sharing != "all" or groups > layers or not same_groups:
         layers, groups, inner = len(bricks), 1 if len(set(bricks)) == 1 else len(bricks), 1
         converted = _renumbered(converted, bricks[:groups])
     shape = {"num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner}
     return _plain_config(config, family="albert", sharing="all", embedding_size=width, **shape), converted
+
+
+def as_original(
+    config: Config, tensors: Mapping[str, np.ndarray], refusals: Callable[[Config], Mapping[str, bool]]
+) -> tuple[Config, Tensors]:
+    """Return the model for the TF 1 code of its own family, which does not pad the vocabulary.
+
+    Raises `UsageError` for what that code cannot compute: exact GELU, a final LayerNorm, shifted positions, no token
+    types, and the `refusals` of the family (reason -> whether it holds).
+    """
+    reasons = {
+        "it has only the tanh form of GELU": config.hidden_act == "gelu_erf",
+        "it has no final LayerNorm": config.final_layer_norm,
+        "it has no offset of positions": config.position_offset != 0,
+        "it always has token types": config.type_vocab_size == 0,
+        **refusals(config),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"this model cannot be written for the original TF 1 code of {config.family}: {reason}")
+    return dataclasses.replace(config, vocab_padding_multiple=1), _without_padding(config, tensors)
 
 
 def _check_block(config: Config, target: str) -> None:
@@ -75,7 +137,7 @@ def _check_block(config: Config, target: str) -> None:
 
 
 def _plain_config(config: Config, **changes: Any) -> Config:
-    """The config without what `_plain` and `_folded` took out of the tensors."""
+    """Return the config without what `_plain` and `_folded` took out of the tensors."""
     values: dict[str, Any] = dataclasses.asdict(config) | {
         "embedding_size": config.hidden_size,
         "num_hidden_groups": 1,
@@ -89,18 +151,27 @@ def _plain_config(config: Config, **changes: Any) -> Config:
 
 
 def _plain(config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Without the padded rows of the vocabulary and the positions before the first token's."""
-    converted = dict(tensors)
-    for name in (f"{_EMBEDDINGS}/word_embeddings", "masked_lm/output_bias"):
-        if name in converted:
-            converted[name] = converted[name][: config.vocab_size]
+    """Return the tensors without padded rows of the vocabulary and without positions before the first token's."""
+    converted = _without_padding(config, tensors)
     positions = f"{_EMBEDDINGS}/position_embeddings"
     converted[positions] = converted[positions][config.position_offset :]
     return converted
 
 
-def _folded(config: Config, tensors: Tensors) -> Tensors:
-    """albert_zh projects before the sum with positions and without a bias: the product of both is a table [V, D]."""
+def _without_padding(config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the tensors without padded rows of the vocabulary."""
+    converted = dict(tensors)
+    for name in (f"{_EMBEDDINGS}/word_embeddings", "masked_lm/output_bias"):
+        if name in converted:
+            converted[name] = converted[name][: config.vocab_size]
+    return converted
+
+
+def _folded(tensors: Tensors) -> Tensors:
+    """Multiply word table and projection into one table [V, D], for a projection before the sum with positions.
+
+    albert_zh's has no bias, so that the product computes the same.
+    """
     converted = dict(tensors)
     kernel = converted.pop(f"{_EMBEDDINGS}/projection/kernel", None)
     if kernel is not None:
@@ -110,7 +181,12 @@ def _folded(config: Config, tensors: Tensors) -> Tensors:
 
 
 def _renumbered(tensors: Tensors, bricks: Sequence[tuple[int, int]]) -> Tensors:
-    """Bricks in order of use, copied where several layers use one; `bricks` are the old (attention, feed-forward)."""
+    """Number bricks in order of use, with copies where several layers use one.
+
+    Args:
+        tensors: by our names.
+        bricks: for every block the former numbers of its attention and its feed-forward.
+    """
     converted = {name: value for name, value in tensors.items() if not _BRICK.fullmatch(name)}
     for name, value in tensors.items():
         match = _BRICK.fullmatch(name)

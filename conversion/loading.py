@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
-from conversion.name_maps import GRAPH_TITLES, graph_of
+from conversion.namings import graph_of
 from conversion.readers import Checkpoint
+from modeling.config import Config
 
-HEADS = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "pooled_layer_norm/.*")
+ANY_HEAD = (".*",)  # The backbone has to match in full whatever is allowed.
 _SHOWN_TENSORS = 6
 _BRICK = re.compile(r"(backbone/encoder/(?:attention|feed_forward)_)(\d+)/(.*)")
 
@@ -59,7 +60,7 @@ def load_into(
 
     variables = named_variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-    values, report = plan(
+    values, report = assignment(
         shapes, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected, untie=untie
     )
     for name, value in values.items():
@@ -67,9 +68,22 @@ def load_into(
     return report
 
 
+def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
+    """Return a built model with the heads that tensors under our names have: the classifier's, or those of pretraining.
+
+    With the heads of both, which no published graph has, the classifier counts.
+    """
+    from modeling import ClassifierModel, PretrainingModel
+
+    if "classifier/kernel" in tensors:
+        return ClassifierModel(config, tensors["classifier/kernel"].shape[-1])
+    pair_kernel = tensors.get("sentence_pair/kernel")
+    return PretrainingModel(config, num_pair_labels=0 if pair_kernel is None else pair_kernel.shape[-1])
+
+
 def check_fits(checkpoint: Checkpoint) -> None:
     """Raise `UsageError` where the tensors are not those of the checkpoint's own config; allocates no model."""
-    from modeling import PretrainingModel, variable_shapes
+    from modeling import variable_shapes
 
     config = checkpoint.config
     if config is None:
@@ -77,13 +91,11 @@ def check_fits(checkpoint: Checkpoint) -> None:
             f"no config beside {checkpoint.path} fits it, and the number of heads and layers, the activation and the "
             "kind of LayerNorm cannot be seen in the weights: pass --config_file"
         )
-    bias = checkpoint.tensors.get("sentence_pair/bias")
-    labels = 2 if bias is None else len(bias)
-    shapes = variable_shapes(lambda: PretrainingModel(config, num_pair_labels=labels))
-    plan(shapes, checkpoint, allow_missing=HEADS, allow_unexpected=("classifier/.*", "pooled_layer_norm/.*"))
+    shapes = variable_shapes(lambda: model_for(config, checkpoint.tensors))
+    assignment(shapes, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
 
 
-def plan(
+def assignment(
     shapes: Mapping[str, tuple[int, ...]],
     checkpoint: Checkpoint,
     *,
@@ -107,7 +119,7 @@ def plan(
         unexpected=sorted(set(tensors) - used),
         wrong_shape=wrong_shape,
     )
-    missing = [name for name in report.missing if not _allowed(name, allow_missing)]
+    missing = [name for name in report.missing if not (_allowed(name, allow_missing) or _unread(name, tensors))]
     unexpected = [name for name in report.unexpected if not _allowed(name, allow_unexpected)]
     if missing or unexpected or wrong_shape:
         raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
@@ -128,6 +140,12 @@ def _allowed(name: str, patterns: Sequence[str]) -> bool:
     return not name.startswith("backbone/") and any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
+def _unread(name: str, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether nothing in a checkpoint reads the variable: a masked-LM model of transformers has no pooler."""
+    readers = ("backbone/pooler/", "sentence_pair/", "classifier/")
+    return name.startswith("backbone/pooler/") and not any(other.startswith(readers) for other in tensors)
+
+
 def _complaint(
     shapes: Mapping[str, tuple[int, ...]],
     checkpoint: Checkpoint,
@@ -139,7 +157,7 @@ def _complaint(
     theirs, ours = graph_of(checkpoint.tensors), graph_of(shapes)
     if theirs != ours:
         return (
-            f"{where} is of the {GRAPH_TITLES[theirs]}, the model is the {GRAPH_TITLES[ours]}; "
+            f"{where} is of the {theirs.title}, the model is the {ours.title}; "
             "use the config that was published with the checkpoint"
         )
     table = "backbone/embeddings/word_embeddings"

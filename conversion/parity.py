@@ -1,30 +1,35 @@
-"""Compare our model with what stock transformers makes of the written folder: same weights, same random input.
+"""Compare our model with stock transformers on the written folder: same weights, same random input.
 
 The input has padding and both segments; the two programs share no code, so agreement says that names, transposes,
 activation, LayerNorm placement and head sharing were all written right.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conversion.loading import HEADS, load_into
+from conversion.loading import ANY_HEAD, load_into, model_for
 from conversion.readers import Checkpoint
 from modeling.config import Config
 
 _BATCH, _LENGTH = 3, 24
 
 
-def random_features(config: Config, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """int32 [3, L]: random ids, both segments; the first row is whole, the others end in 1/3 and 2/3 padding."""
+def random_features(config: Config, *, pad_id: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return int32 [3, L] of random ids and both segments; the first row is whole, 1/3 and 2/3 of the others padding.
+
+    No real token has the padding id unless it is 0: RoBERTa's code counts positions over tokens with another id.
+    """
     generator = np.random.default_rng(seed)
     length = min(_LENGTH, config.max_sequence_length)
     real_B1 = np.array([[length], [length - length // 3], [max(1, length // 3)]])
     mask_BL = (np.arange(length) < real_B1).astype(np.int32)
-    ids_BL = generator.integers(0, config.vocab_size, (_BATCH, length)) * mask_BL
+    ids_BL = generator.integers(0, config.vocab_size, (_BATCH, length))
+    ids_BL = np.where(mask_BL == 0, pad_id, np.where(ids_BL == pad_id, 0, ids_BL))
     segments_BL = (np.arange(length) >= real_B1 // 2) * mask_BL * (config.type_vocab_size > 1)
     return {
         "input_ids": ids_BL.astype(np.int32),
@@ -34,32 +39,28 @@ def random_features(config: Config, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of our model and of the heads that the checkpoint has; raises `UsageError` where they do not fit."""
+    """Return the outputs of our model with the checkpoint's heads; raise `UsageError` where the two do not fit."""
     from keras import ops
-
-    from modeling import ClassifierModel, PretrainingModel
 
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
-    pair_labels = tensors["sentence_pair/bias"].shape[0] if "sentence_pair/bias" in tensors else 2
-    model = PretrainingModel(config, num_pair_labels=pair_labels)
-    load_into(model, checkpoint, allow_missing=HEADS, allow_unexpected=HEADS)
-    raw = model(dict(features))
-    outputs = {"last hidden state": raw["sequence_output"], "pooled output": raw["pooled_output"]}
-    outputs["hidden states"] = ops.stack(raw["hidden_states"])
-    if "masked_lm/output_bias" in tensors:
+    model = model_for(config, tensors)
+    load_into(model, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
+    raw = {**model.backbone(dict(features)), **model(dict(features))}
+    outputs = {"last hidden state": raw["sequence_output"], "hidden states": ops.stack(raw["hidden_states"])}
+    if "backbone/pooler/kernel" in tensors:
+        outputs["pooled output"] = raw["pooled_output"]
+    if "masked_lm_logits" in raw and "masked_lm/output_bias" in tensors:
         outputs["masked-LM logits"] = raw["masked_lm_logits"][..., : config.vocab_size]
-    if "sentence_pair/kernel" in tensors:
+    if "sentence_pair_logits" in raw:
         outputs["sentence-pair logits"] = raw["sentence_pair_logits"]
-    if "classifier/kernel" in tensors:
-        classifier = ClassifierModel(config, tensors["classifier/bias"].shape[0])
-        load_into(classifier, checkpoint, allow_unexpected=HEADS)
-        outputs["classifier logits"] = classifier(dict(features))["logits"]
+    if "logits" in raw:
+        outputs["classifier logits"] = raw["logits"]
     return {name: np.asarray(ops.convert_to_numpy(value)) for name, value in outputs.items()}
 
 
 def transformers_outputs(directory: Path, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What transformers' own Auto classes compute from the folder, under the names of `our_outputs`."""
+    """Return the outputs of transformers' own Auto classes for the folder, under the names of `our_outputs`."""
     import torch
     import transformers
 
@@ -98,7 +99,7 @@ def transformers_outputs(directory: Path, features: Mapping[str, np.ndarray]) ->
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and reports of transformers, which would stand between the lines of ours."""
+    """Silence progress bars and reports of transformers, which would come between our own lines."""
     logging = transformers.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -112,12 +113,20 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def largest_differences(checkpoint: Checkpoint, directory: Path, *, seed: int = 0) -> dict[str, float]:
-    """Largest absolute difference per output that both sides have; hidden states only where both report every block."""
+    """Return the largest absolute difference per output that both sides have, over real tokens.
+
+    Hidden states are compared where both sides report every block. Padding is not compared: RoBERTa's code gives all
+    of it one position.
+    """
     assert checkpoint.config is not None
-    features = random_features(checkpoint.config, seed=seed)
+    pad_id = json.loads((directory / "config.json").read_text(encoding="utf-8"))["pad_token_id"]
+    features = random_features(checkpoint.config, pad_id=pad_id, seed=seed)
     ours, theirs = our_outputs(checkpoint, features), transformers_outputs(directory, features)
-    return {
-        name: float(np.max(np.abs(value - theirs[name])))
+    mask_BL1 = features["input_mask"][:, :, None]
+    differences = {
+        name: np.abs(value - theirs[name])
         for name, value in ours.items()
         if name in theirs and value.shape == theirs[name].shape
     }
+    # Outputs for tokens are [.., B, L, width], outputs for examples [B, C].
+    return {name: float(np.max(gap * mask_BL1 if gap.ndim > 2 else gap)) for name, gap in differences.items()}

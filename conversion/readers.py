@@ -12,16 +12,8 @@ from pathlib import Path
 import numpy as np
 from absl.app import UsageError
 
-from conversion.name_maps import (
-    GRAPH_TITLES,
-    NameMap,
-    canonical_name,
-    detect_layout,
-    graph_of,
-    graph_of_config,
-    is_backbone,
-    tied_to,
-)
+from conversion import namings
+from conversion.rules import Naming, Translation
 from modeling.config import Config, load_config
 from training import checkpoints
 
@@ -37,7 +29,7 @@ _ACCEPTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Tensors under our names, what is known of their config, and where they came from."""
+    """Tensors under our names, the config as far as it is known, and where both came from."""
 
     tensors: dict[str, np.ndarray]
     config: Config | None
@@ -131,10 +123,10 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
 
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
     """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph."""
-    got, expected = graph_of(tensors), graph_of_config(config)
+    got, expected = namings.graph_of(tensors), namings.graph_of_config(config)
     if got != expected:
         raise UsageError(
-            f"checkpoint {where} is of the {GRAPH_TITLES[got]}, the config describes the {GRAPH_TITLES[expected]}; "
+            f"checkpoint {where} is of the {got.title}, the config describes the {expected.title}; "
             "use the config that was published with the checkpoint"
         )
 
@@ -182,7 +174,7 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
-    """A folder as `training/checkpoints.py` writes it; raises `UsageError` where it is not what was written."""
+    """Read a folder that `training/checkpoints.py` wrote; raise `UsageError` where its files were changed since."""
     try:
         found = checkpoints.read_state(folder, groups=("model",))
     except checkpoints.CorruptCheckpointError as error:
@@ -207,10 +199,10 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
     except (tf.errors.OpError, ValueError) as error:
         raise UsageError(f"{prefix} is not a whole TF 1 checkpoint: {str(error).splitlines()[0]}") from None
     names = sorted(reader.get_variable_to_shape_map())
-    layout = _require_layout(names, prefix)
+    naming = _require_naming(names, prefix)
     named = {}
     for name in names:
-        if canonical_name(layout.layout, name) is not None:
+        if naming.canonical(name) is not None:
             try:
                 named[name] = reader.get_tensor(name)
             except tf.errors.OpError as error:
@@ -219,63 +211,62 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
     skipped = [name for name in names if name not in named]
     checkpoint = _renamed(named, config, prefix)
     found = config or _config_beside(prefix.parent, checkpoint.tensors)
-    if found is not None:
-        found = _told_by_tensors(found, layout, checkpoint.tensors)
+    if found is not None and found.family == naming.family:
+        found = dataclasses.replace(found, **naming.told(checkpoint.tensors))
     return dataclasses.replace(checkpoint, config=found, unused=sorted([*checkpoint.unused, *skipped]))
 
 
-def _require_layout(names: list[str], where: Path) -> NameMap:
-    layout = detect_layout(names)
-    if layout is None:
+def _require_naming(names: list[str], where: Path) -> Naming:
+    naming = namings.naming_of(names)
+    if naming is None:
         raise UsageError(
             f"no known layout in {where}: it has {_few(names)}; expected BERT, ALBERT or albert_zh of TF 1, or "
-            "BERT or ALBERT of transformers"
+            "BERT, ALBERT or RoBERTa of transformers"
         )
-    return layout
+    return naming
 
 
 def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path) -> Checkpoint:
-    """Foreign tensors under our names; raises `UsageError` for a backbone tensor without a place, or one untied."""
-    layout = _require_layout(sorted(named), where)
-    canonical = {name: canonical_name(layout.layout, name) for name in named}
+    """Return foreign tensors under our names; raise `UsageError` for a backbone tensor without a place, or untied."""
+    naming = _require_naming(sorted(named), where)
+    canonical = {name: naming.canonical(name) for name in named}
     by_canonical = {spelt: named[name] for name, spelt in canonical.items() if spelt is not None}
+    translation = Translation(naming, _inner_group_num(naming, by_canonical))
     tensors, unused, lost = {}, [name for name, spelt in canonical.items() if spelt is None], []
     for name, spelt in canonical.items():
         if spelt is None:
             continue
-        repeated = tied_to(spelt)
-        place = layout.to_ours(spelt)
+        repeated = naming.ties.get(spelt)
         if repeated is not None:
             if repeated in by_canonical and not np.array_equal(by_canonical[repeated], named[name]):
                 raise UsageError(f"{name} of {where} differs from {repeated}: an output table of its own has no place")
             unused.append(name)
-        elif place is not None:
-            tensors[place[0]] = np.asarray(named[name].T if place[1] else named[name], np.float32)
+        elif translation.to_ours(spelt) is not None:
+            try:
+                tensors |= _as_float32(translation.imported(spelt, named[name]))
+            except ValueError:
+                shape = list(named[name].shape)
+                raise UsageError(f"{name} of {where} has shape {shape}, which cannot be cut in equal parts") from None
         else:
-            (lost if is_backbone(spelt) else unused).append(name)
+            (lost if naming.is_backbone(spelt) else unused).append(name)
     if lost:
-        raise UsageError(f"{where} looks like {layout.layout}, but has no place for {_few(sorted(lost))}")
-    projection = "backbone/embeddings/projection"
-    if layout.layout == "transformers_albert" and f"{projection}/kernel" in tensors:
-        kernel, bias = tensors[f"{projection}/kernel"], tensors[f"{projection}/bias"]
-        if kernel.shape[0] == kernel.shape[1] and not bias.any() and np.array_equal(kernel, np.eye(len(kernel))):
-            # transformers always has the mapping; the graphs here have none between equal widths.
-            del tensors[f"{projection}/kernel"], tensors[f"{projection}/bias"]
-    return Checkpoint(tensors, config, layout.layout, sorted(unused), where)
+        raise UsageError(f"{where} looks like {naming.name}, but has no place for {_few(sorted(lost))}")
+    # Their graph has these tensors even where they change nothing; the graph here has no variables for that.
+    if naming.neutral.keys() <= tensors.keys() and all(
+        np.array_equal(tensors[name], neutral(len(tensors[name]))) for name, neutral in naming.neutral.items()
+    ):
+        tensors = {name: value for name, value in tensors.items() if name not in naming.neutral}
+    return Checkpoint(tensors, config, naming.name, sorted(unused), where)
 
 
-def _told_by_tensors(config: Config, layout: NameMap, tensors: Mapping[str, np.ndarray]) -> Config:
-    """The config with what TF 1 configs do not say but names and shapes do: sharing, grouped feed-forward."""
-    if layout.layout == "albert_zh_tf1" and config.family == "albert_zh":
-        return dataclasses.replace(config, sharing=layout.sharing)
-    kernel = tensors.get("backbone/encoder/feed_forward_0/intermediate/kernel")
-    if layout.layout == "albert_google_tf1" and config.family == "albert" and kernel is not None and kernel.ndim == 3:
-        return dataclasses.replace(config, ffn_groups=kernel.shape[2])
-    return config
+def _inner_group_num(naming: Naming, names: Iterable[str]) -> int:
+    """Return how many blocks the groups of a checkpoint have, told by the highest number in its names."""
+    matches = (pattern.fullmatch(name) for pattern, rule in naming.by_theirs if "{j}" in rule.theirs for name in names)
+    return 1 + max((int(match["j"]) for match in matches if match), default=0)
 
 
 def _config_beside(folder: Path, tensors: Mapping[str, np.ndarray]) -> Config | None:
-    """The one config in the folder of a TF 1 checkpoint that fits its word table; None where none or several do."""
+    """Return the one config in the folder of a TF 1 checkpoint that fits its word table; None for none or several."""
     fitting = []
     for path in sorted(folder.glob("*config*.json")):
         try:

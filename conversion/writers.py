@@ -18,26 +18,13 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
-from conversion.graphs import Tensors, as_albert, as_bert
-from conversion.name_maps import NameMap, name_map
+from conversion import namings
+from conversion.graphs import Tensors
+from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import sentencepiece_pieces, unigram_json, wordpiece_entries, wordpiece_json
 from modeling.config import Config
 
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
-_BERT_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-)
-_ALBERT_KEYS = ("embedding_size", "num_hidden_groups", "inner_group_num")
 _REPLACEABLE = (
     "config.json",
     "model.safetensors",
@@ -59,10 +46,10 @@ _REPLACEABLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Where a checkpoint went, as what, with which config and tensors (our names), and which tensors had no place."""
+    """A checkpoint as it was written: folder, naming, config and tensors (our names), and tensors without a place."""
 
     directory: Path
-    layout: str
+    naming: str
     config: Config
     tensors: Tensors
     dropped: list[str]
@@ -87,21 +74,15 @@ def write_transformers(
     that stock transformers cannot express, for a vocabulary of another size, and when `directory` holds other files.
     """
     if model_type == "auto":
-        shared = config.family == "albert_zh" and config.sharing == "all"
-        model_type = "albert" if config.family == "albert" or shared else "bert"
-    graph, converted = (as_albert if model_type == "albert" else as_bert)(config, tensors)
-    dropped = [name for name, value in converted.items() if name.startswith("sentence_pair/") and value.shape[-1] != 2]
-    kept = {name: value for name, value in converted.items() if name not in dropped}
-    layout = name_map(f"transformers_{model_type}", inner_group_num=graph.inner_group_num)
-    exported = kept
-    if model_type == "albert" and graph.embedding_size == graph.hidden_size:
-        # transformers projects even between equal widths; the identity leaves every value as it is.
-        mapping = "backbone/embeddings/projection"
-        identity = np.eye(graph.hidden_size, dtype=np.float32)
-        exported = kept | {f"{mapping}/kernel": identity, f"{mapping}/bias": np.zeros(graph.hidden_size, np.float32)}
-    named = _foreign(layout, exported)
-    vocabulary = _vocabulary(vocab_files, config, do_lower_case)
-    description = _transformers_config(graph, model_type, kept, labels)
+        model_type = namings.transformers_model_type(config)
+    naming = _transformers_naming(model_type, tensors)
+    graph, converted = naming.rewrite(config, tensors)
+    kept = {name: value for name, value in converted.items() if _has_place(naming, name, value)}
+    width = kept["backbone/embeddings/word_embeddings"].shape[1]
+    neutral = {name: value(width) for name, value in naming.neutral.items() if name not in kept}
+    named = _named(naming, graph, kept | neutral)
+    vocabulary = _vocabulary(vocab_files, config, naming, do_lower_case)
+    description = _transformers_config(naming, graph, kept, labels)
     with writing_directory(directory) as folder:
         _write_json(folder / "config.json", description)
         save_safetensors(folder / "model.safetensors", named, metadata={"format": "pt"})
@@ -109,7 +90,7 @@ def write_transformers(
             save_torch(folder / "pytorch_model.bin", named)
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
-    return Written(Path(directory), layout.layout, graph, kept, sorted(dropped))
+    return Written(Path(directory), naming.name, graph, kept, sorted(set(converted) - set(kept)))
 
 
 def write_tf1(
@@ -120,29 +101,26 @@ def write_tf1(
     Raises `UsageError` for what that code cannot compute: exact GELU, a final LayerNorm, shifted positions, no token
     types, pre-LN and shared layers outside of albert_zh, albert_zh without factorisation.
     """
-    layout, description, file_name = _tf1_form(config)
-    kept = {name: value for name, value in tensors.items() if layout.to_theirs(name) is not None}
-    for name in ("backbone/embeddings/word_embeddings", "masked_lm/output_bias"):
-        if name in kept:
-            kept[name] = kept[name][: config.vocab_size]
-    named = _foreign(layout, kept)
-    vocabulary = _vocabulary(vocab_files, config, do_lower_case=None)
+    naming = _tf1_naming(config)
+    graph, converted = naming.rewrite(config, tensors)
+    kept = {name: value for name, value in converted.items() if _has_place(naming, name, value)}
+    named = _named(naming, graph, kept)
+    vocabulary = _vocabulary(vocab_files, config, naming, do_lower_case=None)
     with writing_directory(directory) as folder:
         _save_tf1(folder / "model.ckpt", named)
         state = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
         (folder / "checkpoint").write_text(state)
-        _write_json(folder / file_name, description)
+        _write_json(folder / naming.config_file(graph), {name: getattr(graph, name) for name in naming.config_keys})
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
-    plain = dataclasses.replace(config, vocab_padding_multiple=1)
-    return Written(Path(directory), layout.layout, plain, kept, sorted(set(tensors) - set(kept)))
+    return Written(Path(directory), naming.name, graph, kept, sorted(set(tensors) - set(kept)))
 
 
 def write_ours(
     directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
 ) -> Written:
     """Write model.safetensors and state.json as `training/checkpoints.py` reads them: a `best/` folder at step 0."""
-    vocabulary = _vocabulary(vocab_files, config, do_lower_case=None)
+    vocabulary = _vocabulary(vocab_files, config, None, do_lower_case=None)
     with writing_directory(directory) as folder:
         save_safetensors(folder / "model.safetensors", tensors)
         content = (folder / "model.safetensors").read_bytes()
@@ -154,48 +132,72 @@ def write_ours(
     return Written(Path(directory), "ours", config, dict(tensors), [])
 
 
-def _foreign(layout: NameMap, tensors: Mapping[str, np.ndarray]) -> Tensors:
-    named = {}
-    for name, value in tensors.items():
-        place = layout.to_theirs(name)
-        if place is None:
-            raise UsageError(f"{layout.layout} has no place for {name}")
-        named[place[0]] = np.ascontiguousarray(value.T if place[1] else value)
+def _transformers_naming(model_type: str, tensors: Mapping[str, np.ndarray]) -> Naming:
+    """Return the naming of `model_type` that has most of the heads of `tensors`; raise `UsageError` for none."""
+    candidates = [naming for naming in namings.NAMINGS if naming.model_type == model_type]
+    if not candidates:
+        known = sorted({naming.model_type for naming in namings.NAMINGS} - {""})
+        raise UsageError(f"--model_type={model_type}: expected auto, {', '.join(known)}")
+    heads = {name.split("/")[0] for name in tensors}
+    return max(candidates, key=lambda naming: len(heads & naming.heads))
+
+
+def _tf1_naming(config: Config) -> Naming:
+    """Return the naming of the family's own TF 1 code that says the same as the config."""
+    return next(
+        naming
+        for naming in namings.NAMINGS
+        if naming.container == "tf1" and naming.family == config.family and naming.writes(config)
+    )
+
+
+def _has_place(naming: Naming, name: str, value: np.ndarray) -> bool:
+    """Return whether a tensor can be written; a head may have none, or may need another number of classes there."""
+    head = name.split("/")[0]
+    if head == "backbone":
+        return True
+    return head in naming.heads and value.shape[-1] == naming.head_classes.get(head, value.shape[-1])
+
+
+def _named(naming: Naming, config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
+    named, lost = Translation(naming, config.inner_group_num).exported(tensors)
+    if lost:
+        raise UsageError(f"{naming.name} has no place for {lost[0]}")
     return named
 
 
 def _transformers_config(
-    config: Config, model_type: str, tensors: Mapping[str, np.ndarray], labels: Sequence[str]
+    naming: Naming, config: Config, tensors: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> dict[str, Any]:
-    class_prefix = {"albert": "Albert", "bert": "Bert"}[model_type]
-    values: dict[str, Any] = {"model_type": model_type}
+    values: dict[str, Any] = {"model_type": naming.model_type}
     if "classifier/kernel" in tensors:
         count = tensors["classifier/kernel"].shape[1]
         if labels and len(labels) != count:
             raise UsageError(f"{len(labels)} labels given ({', '.join(labels)}), the classifier has {count} classes")
         names = list(labels) or [f"LABEL_{i}" for i in range(count)]
-        values["architectures"] = [f"{class_prefix}ForSequenceClassification"]
+        values["architectures"] = [f"{naming.class_prefix}ForSequenceClassification"]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
     elif "masked_lm/output_bias" in tensors:
         head = "ForPreTraining" if "sentence_pair/kernel" in tensors else "ForMaskedLM"
-        values["architectures"] = [f"{class_prefix}{head}"]
+        values["architectures"] = [f"{naming.class_prefix}{head}"]
     else:
-        values["architectures"] = [f"{class_prefix}Model"]
-    names = (*_BERT_KEYS, "layer_norm_eps", *(_ALBERT_KEYS if model_type == "albert" else ()))
-    values |= {name: getattr(config, name) for name in names}
+        values["architectures"] = [f"{naming.class_prefix}Model"]
+    values |= {name: getattr(config, name) for name in naming.config_keys}
     values["hidden_act"] = _TRANSFORMERS_ACTIVATIONS.get(config.hidden_act, config.hidden_act)
-    values |= {"pad_token_id": 0, "tie_word_embeddings": True, "dtype": "float32"}
-    values |= {"classifier_dropout_prob" if model_type == "albert" else "classifier_dropout": 0.1}
-    return values
+    return {**values, **naming.config_constants}
 
 
-def _vocabulary(files: Sequence[str | Path], config: Config, do_lower_case: bool | None) -> dict[str, bytes]:
-    """Contents by file name; with `do_lower_case` also what makes transformers choose and build the tokenizer."""
+def _vocabulary(
+    files: Sequence[str | Path], config: Config, naming: Naming | None, do_lower_case: bool | None
+) -> dict[str, bytes]:
+    """Return contents by file name; with `do_lower_case` also the files from which transformers builds a tokenizer."""
     contents: dict[str, bytes] = {}
     for path in map(Path, files):
         content = path.read_bytes()
         try:
+            if naming is not None and path.suffix not in naming.vocabularies:
+                raise UsageError(f"a tokenizer of {naming.name} does not read it; leave --vocab_file out")
             if path.suffix == ".model":
                 name, kind, count = "spiece.model", "AlbertTokenizer", len(sentencepiece_pieces(content)[0])
             else:
@@ -212,33 +214,6 @@ def _vocabulary(files: Sequence[str | Path], config: Config, do_lower_case: bool
         except UsageError as error:
             raise UsageError(f"vocabulary {path}: {error}") from error
     return contents
-
-
-def _tf1_form(config: Config) -> tuple[NameMap, dict[str, Any], str]:
-    """Names, config in the original dialect, and the file name that the original or we recognise."""
-    reasons = {
-        "it has only the tanh form of GELU": config.hidden_act == "gelu_erf",
-        "it has no final LayerNorm": config.final_layer_norm,
-        "it has no offset of positions": config.position_offset != 0,
-        "it always has token types": config.type_vocab_size == 0,
-        "it is post-LN": config.family != "albert_zh" and config.ln_type != "postln",
-        "its feed-forward is whole, or google_fast's in 16 groups": config.ffn_groups != 1
-        and (config.family, config.ffn_groups) != ("albert", 16),
-        "BERT shares no layers": config.family == "bert" and config.sharing != "none",
-        "Google's ALBERT shares all of a layer": config.family == "albert" and config.sharing != "all",
-        "albert_zh always has word_embeddings_2": config.family == "albert_zh" and not config.projects,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UsageError(f"this model cannot be written for the original TF 1 code of {config.family}: {reason}")
-    keys = {"bert": (), "albert_zh": ("embedding_size", "ln_type"), "albert": _ALBERT_KEYS}[config.family]
-    description = {name: getattr(config, name) for name in (*_BERT_KEYS, *keys)}
-    if config.family == "bert":
-        return name_map("bert_tf1"), description, "bert_config.json"
-    if config.family == "albert_zh":
-        return name_map("albert_zh_tf1", sharing=config.sharing), description, "albert_config.json"
-    layout = name_map("albert_google_tf1", inner_group_num=config.inner_group_num)
-    return layout, description, "albert_config.json" if config.ffn_groups == 1 else "albert_config_google_fast.json"
 
 
 def _save_tf1(prefix: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,9 @@ CONFIGS = {
     "zh_ffn": dataclasses.replace(_ZH, sharing="ffn"),
     "zh_none": dataclasses.replace(_ZH, sharing="none"),
     "zh_preln": dataclasses.replace(_ZH, ln_type="preln"),
+    "roberta": dataclasses.replace(
+        _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=1
+    ),
     "padded": dataclasses.replace(_BERT, num_hidden_layers=2, vocab_padding_multiple=20, position_offset=2),
 }
 
@@ -58,3 +62,15 @@ def random_tensors(name: str, *, num_pair_labels: int = 2, num_labels: int = 0, 
         key: generator.normal(1.0 if key.endswith("gamma") else 0.0, 0.3, shape).astype(np.float32)
         for key, shape in shapes(name, num_pair_labels, num_labels).items()
     }
+
+
+def save_tf1(prefix: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write a TF 1 checkpoint by TensorFlow alone."""
+    import tensorflow as tf
+
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )

@@ -7,7 +7,7 @@ import pytest
 from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors, shapes
 
-from conversion.loading import check_fits, load_into, plan
+from conversion.loading import assignment, check_fits, load_into
 from conversion.readers import Checkpoint
 
 HEADS_OF_PRETRAINING = ("masked_lm/.*", "sentence_pair/.*")
@@ -62,7 +62,7 @@ def _removed(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
 def test_any_one_missing_tensor_is_named(name: str):
     allowed = [".*"] if name.startswith("backbone/") else []
     with pytest.raises(UsageError) as error:
-        plan(shapes("google"), _removed(_checkpoint("google"), re.escape(name)), allow_missing=allowed)
+        assignment(shapes("google"), _removed(_checkpoint("google"), re.escape(name)), allow_missing=allowed)
     told = str(error.value)
     assert f"- {name} {list(shapes('google')[name])}" in told or "Google ALBERT graph" in told
 
@@ -71,17 +71,17 @@ def test_every_backbone_tensor_is_wanted_even_when_all_is_allowed():
     checkpoint = _checkpoint("bert")
     extra = dataclasses.replace(checkpoint, tensors=checkpoint.tensors | {"backbone/more": np.zeros(3, np.float32)})
     with pytest.raises(UsageError, match=r"1 unexpected:\n\+ backbone/more \[3\]"):
-        plan(shapes("bert"), extra, allow_missing=[".*"], allow_unexpected=[".*"])
+        assignment(shapes("bert"), extra, allow_missing=[".*"], allow_unexpected=[".*"])
 
 
 def test_pattern_has_to_match_the_whole_name():
     with pytest.raises(UsageError, match="2 missing"):
-        plan(shapes("bert"), _removed(_checkpoint("bert"), "sentence_pair/.*"), allow_missing=["sentence"])
+        assignment(shapes("bert"), _removed(_checkpoint("bert"), "sentence_pair/.*"), allow_missing=["sentence"])
 
 
 def test_other_shapes_name_both_sides():
     with pytest.raises(UsageError) as error:
-        plan(shapes("bert", 3), _checkpoint("bert"))
+        assignment(shapes("bert", 3), _checkpoint("bert"))
     assert str(error.value) == (
         "checkpoint given does not fit the model (- model, + checkpoint): 2 of another shape, 0 missing, "
         "0 unexpected:\n"
@@ -92,7 +92,9 @@ def test_other_shapes_name_both_sides():
 
 def test_long_listings_are_cut():
     with pytest.raises(UsageError, match="48 missing") as error:
-        plan(shapes("zh_none"), _removed(_checkpoint("zh_none"), "backbone/encoder/(attention|feed_forward)_[123]/.*"))
+        assignment(
+            shapes("zh_none"), _removed(_checkpoint("zh_none"), "backbone/encoder/(attention|feed_forward)_[123]/.*")
+        )
     lines = str(error.value).splitlines()
     assert len(lines) == 8
     assert lines[-1] == "- ... 42 more"
@@ -103,7 +105,7 @@ def test_vocabulary_of_another_size_names_both():
     from modeling import PretrainingModel, variable_shapes
 
     with pytest.raises(UsageError, match="vocabulary of 32 tokens, the model's config says vocab_size 40; use the voc"):
-        plan(variable_shapes(lambda: PretrainingModel(config)), _checkpoint("bert"))
+        assignment(variable_shapes(lambda: PretrainingModel(config)), _checkpoint("bert"))
 
 
 @pytest.mark.parametrize(
@@ -116,15 +118,15 @@ def test_vocabulary_of_another_size_names_both():
 )
 def test_another_graph_names_both(there: str, here: str, names: str):
     with pytest.raises(UsageError, match=names):
-        plan(shapes(here), _checkpoint(there))
+        assignment(shapes(here), _checkpoint(there))
 
 
 @pytest.mark.parametrize("sharing", ["attention", "ffn", "none"])
 def test_own_layers_start_from_a_shared_one_only_when_asked(sharing: str):
     checkpoint, target = _checkpoint("zh_all"), shapes(f"zh_{sharing}")
     with pytest.raises(UsageError, match="its layers are shared, the model's are not"):
-        plan(target, checkpoint)
-    values, report = plan(target, checkpoint, untie=True)
+        assignment(target, checkpoint)
+    values, report = assignment(target, checkpoint, untie=True)
     assert values.keys() == target.keys()
     assert len(report.untied) == len(target) - len(checkpoint.tensors)
     for name, value in values.items():
@@ -135,7 +137,7 @@ def test_own_layers_start_from_a_shared_one_only_when_asked(sharing: str):
 def test_layers_that_are_absent_are_not_made_up():
     shallow = _removed(_checkpoint("bert"), "backbone/encoder/(attention|feed_forward)_[23]/.*")
     with pytest.raises(UsageError, match="32 missing, 0 unexpected:"):
-        plan(shapes("bert"), shallow, untie=True)
+        assignment(shapes("bert"), shallow, untie=True)
 
 
 @pytest.mark.parametrize("heads", [{}, {"num_pair_labels": 3}, {"num_labels": 5}])

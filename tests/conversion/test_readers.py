@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from absl.app import UsageError
-from conversion_cases import CONFIGS, random_tensors
+from conversion_cases import CONFIGS, random_tensors, save_tf1
 
-from conversion.name_maps import name_map
+from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
+from conversion.rules import Translation
 from conversion.writers import save_safetensors, save_torch, write_ours, write_tf1, write_transformers
 
 
@@ -27,15 +28,11 @@ def _tf1(folder: Path, graph: str = "zh_all") -> dict[str, np.ndarray]:
     return tensors
 
 
-def _save_tf1(prefix: Path, tensors: dict[str, np.ndarray]) -> None:
-    import tensorflow as tf
-
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.constant(value) for value in tensors.values()],
-    )
+def _foreign(name: str, tensors: dict[str, np.ndarray], **told: str) -> dict[str, np.ndarray]:
+    naming = next(naming for naming in NAMINGS if naming.name == name and naming.told({}) == told)
+    named, lost = Translation(naming).exported(tensors)
+    assert not lost
+    return named
 
 
 @pytest.mark.parametrize(
@@ -71,15 +68,10 @@ def test_state_file_chooses_among_several(tmp_path: Path):
 
 def test_slots_and_counters_are_left_out_and_listed(tmp_path: Path):
     tensors = random_tensors("zh_all")
-    layout = name_map("albert_zh_tf1")
-    named = {}
-    for name, value in tensors.items():
-        place = layout.to_theirs(name)
-        assert place is not None
-        named[f"module/{place[0]}"] = value.T if place[1] else value
+    named = {f"module/{name}": value for name, value in _foreign("albert_zh_tf1", tensors, sharing="all").items()}
     bias = "module/bert/pooler/dense/bias"
     extra = {f"{bias}/lamb_m": named[bias], f"{bias}/lamb_v": named[bias], "global_step": np.int64(7)}
-    _save_tf1(tmp_path / "hub.ckpt", named | extra | {"cls/squad/output_bias": np.zeros(2, np.float32)})
+    save_tf1(tmp_path / "hub.ckpt", named | extra | {"cls/squad/output_bias": np.zeros(2, np.float32)})
     checkpoint = read_checkpoint(tmp_path / "hub.ckpt")
     _assert_same(checkpoint.tensors, tensors)
     assert set(checkpoint.unused) == {*extra, "cls/squad/output_bias"}
@@ -91,7 +83,7 @@ def test_backbone_tensor_without_a_place_is_an_error(tmp_path: Path):
         "bert/embeddings/word_embeddings_2": np.zeros((2, 3), np.float32),
         "bert/encoder/layer_normalization_5/gamma": np.zeros(3, np.float32),
     }
-    _save_tf1(tmp_path / "strange.ckpt", named)
+    save_tf1(tmp_path / "strange.ckpt", named)
     with pytest.raises(UsageError, match="looks like albert_zh_tf1, but has no place for bert/encoder/layer_normal"):
         read_checkpoint(tmp_path / "strange.ckpt")
 
@@ -151,19 +143,17 @@ def test_config_of_another_graph_names_both(graph: str, config: str, message: st
 
 
 def _structbert(tensors: dict[str, np.ndarray], prefix: str, old_spelling: bool) -> dict[str, np.ndarray]:
-    layout, named = name_map("transformers_bert"), {}
-    for name, value in tensors.items():
-        place = layout.to_theirs(name)
-        assert place is not None
-        spelt = place[0]
-        if name.startswith("backbone/"):
+    named = {}
+    for name, value in _foreign("transformers_bert", tensors).items():
+        spelt = name
+        if name.startswith("bert."):
             spelt = spelt.removeprefix("bert.")
             if old_spelling:
                 spelt = re.sub(r"LayerNorm\.(weight|bias)$", lambda m: f"LayerNorm.{_OLD[m[1]]}", spelt)
             spelt = prefix + spelt
         elif prefix.startswith("module."):
             spelt = f"module.{spelt}"
-        named[spelt] = np.ascontiguousarray(value.T if place[1] else value)
+        named[spelt] = value
     return named
 
 

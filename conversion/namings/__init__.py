@@ -1,0 +1,39 @@
+"""Every naming that can be read and written, a file for each family's; a new family adds a file and two entries here.
+
+The first naming whose `detect` matches is a checkpoint's, so narrower ones come first.
+"""
+
+from collections.abc import Iterable
+
+from conversion.graphs import Graph
+from conversion.namings import albert, albert_zh, bert, roberta
+from conversion.rules import Naming
+from modeling.config import Config
+
+NAMINGS: tuple[Naming, ...] = (*albert_zh.NAMINGS, *albert.NAMINGS, *roberta.NAMINGS, *bert.NAMINGS)
+GRAPHS: tuple[Graph, ...] = (albert.GRAPH, albert_zh.GRAPH, bert.GRAPH)
+
+
+def naming_of(names: Iterable[str]) -> Naming | None:
+    """Return the naming of a checkpoint's raw names; None for names of no known code."""
+    names = list(names)
+    return next((naming for naming in NAMINGS if naming.names(names)), None)
+
+
+def graph_of(names: Iterable[str]) -> Graph:
+    """Return the graph that our names belong to, told by the variable that marks it.
+
+    Post-LN and pre-LN of albert_zh have the same names and shapes: only the config tells them apart.
+    """
+    names = set(names)
+    return next(graph for graph in GRAPHS if not graph.mark or graph.mark in names)
+
+
+def graph_of_config(config: Config) -> Graph:
+    """Return the graph of a config's variables."""
+    return next(graph for graph in GRAPHS if graph.describes(config))
+
+
+def transformers_model_type(config: Config) -> str:
+    """Return transformers' model_type that keeps what the model shares."""
+    return next(graph for graph in GRAPHS if graph.family == config.family).transformers(config)

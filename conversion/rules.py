@@ -1,0 +1,193 @@
+"""Rules that relate tensors here to tensors in the checkpoints of others, and namings, which are sets of rules.
+
+A rule is read forwards to import and backwards to export, so the two directions cannot disagree. Splits, joins,
+transposes and ties are entries of a table. Differs from the usual converters in that no name is guessed: a name
+without a rule is handed back to the caller.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modeling.config import Config
+
+Tensors = Mapping[str, np.ndarray]
+
+_INDEX = "(?P<{letter}>0|[1-9][0-9]*)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor of theirs and the tensors of ours that hold its values.
+
+    In names `{k}` is the index of a brick, `{g}` and `{j}` are ALBERT's group and the block inside of it.
+
+    Args:
+        ours: names here; several where their tensor joins several of equal shape (a fused query, key and value).
+        theirs: name there, in its canonical spelling.
+        transposed: the joined matrix of ours is the transpose of theirs.
+        joined_axis: axis of our tensors along which they are joined, before the transposition; None for one tensor.
+    """
+
+    ours: tuple[str, ...]
+    theirs: str
+    transposed: bool = False
+    joined_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.joined_axis is None) != (len(self.ours) == 1):
+            raise ValueError(f"the rule of {self.theirs} joins {len(self.ours)} tensors along axis {self.joined_axis}")
+
+    def join(self, values: Iterable[np.ndarray]) -> np.ndarray:
+        """Return their tensor, made of ours in the order of `ours`."""
+        values = list(values)
+        value = values[0] if self.joined_axis is None else np.concatenate(values, axis=self.joined_axis)
+        return value.T if self.transposed else value
+
+    def split(self, value: np.ndarray) -> list[np.ndarray]:
+        """Return our tensors, made of theirs; raise `ValueError` where theirs has no equal parts."""
+        value = value.T if self.transposed else value
+        return [value] if self.joined_axis is None else np.split(value, len(self.ours), axis=self.joined_axis)
+
+
+def _nothing(tensors: Tensors) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How one code names the tensors of one family, and how it describes a model: a row of `namings.NAMINGS`.
+
+    Args:
+        name: shown to people and kept as a checkpoint's `source_format`.
+        family: `Config.family` of the models that the names belong to.
+        container: "tf1" or "transformers".
+        detect: expressions; names are of this naming where each expression matches at least one of them.
+        rules: one for every tensor.
+        canonical: the spelling that rules use, for a name as files have it; None for a name that is no weight.
+        backbone: beginnings of canonical names of the encoder, each of which needs a rule; others are heads.
+        ties: a tensor of theirs that only repeats another -> that other tensor.
+        neutral: our name -> its value, by width, which changes nothing: always there in their graph, and in ours only
+            where it does something.
+        told: what the tensors say about the config and the JSON files beside them may not.
+        rewrite: a model here as a model of this naming that computes the same; raises `UsageError` with the reason
+            where there is none.
+        config_keys: fields of `Config` that their JSON has.
+        config_constants: further keys of their JSON.
+        config_file: file name of their JSON.
+        model_type: transformers' word for the graph; empty in TF 1.
+        class_prefix: what the names of transformers' classes begin with; empty in TF 1.
+        head_classes: number of classes that a head must have there to be kept.
+        vocabularies: suffixes of vocabulary files that their tokenizer reads.
+    """
+
+    name: str
+    family: str
+    container: str
+    detect: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    canonical: Callable[[str], str | None]
+    backbone: tuple[str, ...]
+    rewrite: Callable[[Config, Tensors], tuple[Config, dict[str, np.ndarray]]]
+    config_keys: tuple[str, ...]
+    ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    neutral: Mapping[str, Callable[[int], np.ndarray]] = dataclasses.field(default_factory=dict)
+    told: Callable[[Tensors], Mapping[str, Any]] = _nothing
+    config_constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config_file: Callable[[Config], str] = lambda config: "config.json"
+    model_type: str = ""
+    class_prefix: str = ""
+    head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    vocabularies: tuple[str, ...] = (".txt", ".model")
+
+    def names(self, names: Iterable[str]) -> bool:
+        """Return whether the raw names of a checkpoint are of this naming."""
+        names = list(names)
+        return all(any(re.search(expression, name) for name in names) for expression in self.detect)
+
+    def is_backbone(self, canonical: str) -> bool:
+        """Return whether a canonical name belongs to the encoder rather than to a head or to the optimizer."""
+        return canonical.startswith(self.backbone)
+
+    def writes(self, config: Config) -> bool:
+        """Return whether these names say of a model of the family what `config` says."""
+        return all(getattr(config, name) == value for name, value in self.told({}).items())
+
+    @functools.cached_property
+    def heads(self) -> frozenset[str]:
+        """The heads that have rules: first parts of our names."""
+        return frozenset(name.split("/")[0] for rule in self.rules for name in rule.ours) - {"backbone"}
+
+    @functools.cached_property
+    def by_ours(self) -> list[tuple[re.Pattern[str], Rule]]:
+        """Every name of ours as a pattern, with its rule."""
+        return [(_pattern(name), rule) for rule in self.rules for name in rule.ours]
+
+    @functools.cached_property
+    def by_theirs(self) -> list[tuple[re.Pattern[str], Rule]]:
+        """Every name of theirs as a pattern, with its rule."""
+        return [(_pattern(rule.theirs), rule) for rule in self.rules]
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """A naming for models with `inner_group_num` blocks in a group, which only the numbers in names depend on."""
+
+    naming: Naming
+    inner_group_num: int = 1
+
+    def to_ours(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+        """Return the rule of a canonical name of theirs and our names; None without a rule."""
+        for pattern, rule in self.naming.by_theirs:
+            match = pattern.fullmatch(name)
+            if match is not None:
+                indices = self._indices(match)
+                return None if indices is None else (rule, tuple(ours.format(**indices) for ours in rule.ours))
+        return None
+
+    def to_theirs(self, name: str) -> tuple[Rule, str] | None:
+        """Return the rule of our name and the canonical name of theirs; None without a rule."""
+        for pattern, rule in self.naming.by_ours:
+            match = pattern.fullmatch(name)
+            if match is not None:
+                indices = self._indices(match)
+                return None if indices is None else (rule, rule.theirs.format(**indices))
+        return None
+
+    def imported(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+        """Return our tensors of one tensor of theirs, by name; none where it has no rule."""
+        place = self.to_ours(name)
+        return {} if place is None else dict(zip(place[1], place[0].split(value), strict=True))
+
+    def exported(self, tensors: Tensors) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return their tensors by name, and our names that have no place there."""
+        named, lost = {}, []
+        for name in tensors:
+            place = self.to_theirs(name)
+            parts = None if place is None else self.to_ours(place[1])
+            if place is None or parts is None or not all(part in tensors for part in parts[1]):
+                lost.append(name)
+            elif place[1] not in named:
+                named[place[1]] = np.ascontiguousarray(place[0].join(tensors[part] for part in parts[1]))
+        return named, lost
+
+    def _indices(self, match: re.Match[str]) -> dict[str, int] | None:
+        indices = {letter: int(number) for letter, number in match.groupdict().items()}
+        if "g" in indices:
+            if indices["j"] >= self.inner_group_num:
+                return None
+            return {**indices, "k": indices["g"] * self.inner_group_num + indices["j"]}
+        if "k" in indices:
+            indices["g"], indices["j"] = divmod(indices["k"], self.inner_group_num)
+        return indices
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template)
+    for letter in "kgj":
+        escaped = escaped.replace(rf"\{{{letter}\}}", _INDEX.format(letter=letter), 1)
+    return re.compile(escaped)

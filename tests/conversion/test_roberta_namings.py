@@ -1,0 +1,114 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from absl.app import UsageError
+from conversion_cases import CONFIGS, random_tensors
+
+from conversion.loading import check_fits, load_into
+from conversion.parity import our_outputs, random_features
+from conversion.readers import read_checkpoint
+from conversion.writers import write_transformers
+
+CONFIG = CONFIGS["roberta"]
+PAD = 1
+
+
+def _theirs(architecture: str, **keys: Any) -> Any:
+    """A model of transformers with random weights, none of which is an initial value."""
+    import torch
+    import transformers
+
+    prefix = "XLMRoberta" if architecture.startswith("XLM") else "Roberta"
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    shape = {name: getattr(CONFIG, name) for name in names}
+    config = getattr(transformers, f"{prefix}Config")(
+        **shape,
+        **keys,
+        hidden_act="gelu",
+        layer_norm_eps=CONFIG.layer_norm_eps,
+        max_position_embeddings=CONFIG.max_position_embeddings,
+        type_vocab_size=1,
+        pad_token_id=PAD,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, architecture)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    return model
+
+
+def _outputs(model: Any, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    import torch
+
+    ids, mask = (torch.from_numpy(features[name]).long() for name in ("input_ids", "input_mask"))
+    with torch.inference_mode():
+        whole = model(input_ids=ids, attention_mask=mask)
+        body = model.base_model(input_ids=ids, attention_mask=mask)
+    named = {"last hidden state": body.last_hidden_state, "pooled output": body.pooler_output}
+    if "logits" in whole:
+        named["masked-LM logits" if whole.logits.ndim == 3 else "classifier logits"] = whole.logits
+    return {name: value.numpy() for name, value in named.items() if value is not None}
+
+
+@pytest.mark.parametrize("file", ["folder", "bare"])
+@pytest.mark.parametrize(
+    ("architecture", "compared"),
+    [
+        ("RobertaForMaskedLM", {"last hidden state", "masked-LM logits"}),
+        ("XLMRobertaForMaskedLM", {"last hidden state", "masked-LM logits"}),
+        ("RobertaModel", {"last hidden state", "pooled output"}),
+        ("XLMRobertaModel", {"last hidden state", "pooled output"}),
+        ("RobertaForSequenceClassification", {"last hidden state", "classifier logits"}),
+    ],
+)
+def test_weights_that_transformers_saved_compute_the_same_here(
+    architecture: str, compared: set[str], file: str, tmp_path: Path
+):
+    import torch
+
+    theirs = _theirs(architecture, num_labels=3)
+    if file == "folder":
+        theirs.save_pretrained(tmp_path)
+    else:
+        # The whole state dict, with the tied decoder and index buffers that a saved folder leaves out.
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    checkpoint = read_checkpoint(tmp_path, config=CONFIG)
+    check_fits(checkpoint)
+    features = random_features(CONFIG, pad_id=PAD)
+    ours, expected = our_outputs(checkpoint, features), _outputs(theirs, features)
+    assert compared <= ours.keys() & expected.keys()
+    real_BL = features["input_mask"].astype(bool)
+    for name in compared:
+        got, value = (side[name][real_BL] if side[name].ndim == 3 else side[name] for side in (ours, expected))
+        np.testing.assert_allclose(got, value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_written_and_read_again_is_the_same_model(num_labels: int, tmp_path: Path):
+    tensors = random_tensors("roberta", num_labels=num_labels)
+    written = write_transformers(tmp_path / "out", CONFIG, tensors, model_type="roberta")
+    checkpoint = read_checkpoint(tmp_path / "out", config=CONFIG)
+    assert written.config == CONFIG
+    assert set(tensors) - set(checkpoint.tensors) == set(written.dropped)
+    assert {name.split("/")[0] for name in written.dropped} == (set() if num_labels else {"sentence_pair"})
+    for name, value in checkpoint.tensors.items():
+        np.testing.assert_array_equal(value, tensors[name], err_msg=name)
+
+
+def test_pooler_may_be_new_only_where_nothing_reads_it(tmp_path: Path):
+    from modeling import PretrainingModel
+
+    _theirs("RobertaForMaskedLM").save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path, config=CONFIG)
+    report = load_into(PretrainingModel(CONFIG, num_pair_labels=0), checkpoint)
+    assert report.missing == ["backbone/pooler/bias", "backbone/pooler/kernel"]
+    pair = {"sentence_pair/kernel": np.zeros((8, 2), np.float32), "sentence_pair/bias": np.zeros(2, np.float32)}
+    with_pair = dataclasses.replace(checkpoint, tensors=checkpoint.tensors | pair)
+    with pytest.raises(UsageError, match="2 missing, 0 unexpected"):
+        load_into(PretrainingModel(CONFIG), with_pair)
