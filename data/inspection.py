@@ -24,7 +24,9 @@ from data.reading import (
     PretrainingDataset,
     find_manifests,
 )
-from data.records import Column, MalformedRecordError, decode_examples, frame, scan
+from data.tfrecord.decoding import Column, decode_examples
+from data.tfrecord.frames import MalformedRecordError, frame
+from data.tfrecord.recovery import scan
 
 _BATCH = 512
 _LENGTH_BINS = 8

@@ -1,4 +1,4 @@
-"""Labelled texts -> padded batches: BERT's [CLS] a [SEP] b [SEP] input, padded to the batch and not to the maximum."""
+"""Labelled texts -> batches in the template of a tokenizer, padded to the longest example of a batch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.tokenizers.template import kept_lengths
+from ground.ragged import bounds_of, span_indices
+
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
 
 # A handful of static lengths, so that a compiler sees a handful of programs.
 BUCKET_LENGTHS_TOKENS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Batches of alike length are cut from windows of this many batches: enough to waste little, few enough to stay random.
+# Batches are cut from windows of this many batches, sorted by length: little padding, and still a random order.
 WINDOW_BATCHES = 64
 
 
@@ -22,7 +25,7 @@ class EncodedExamples:
     """Tokenised examples of varying length, one after the other."""
 
     ids: np.ndarray  # int32 [total]
-    segments: np.ndarray  # int32 [total], 0 up to and with the first [SEP], then 1
+    segments: np.ndarray  # int32 [total], as the template numbers them
     splits: np.ndarray  # int64 [N + 1]
     labels: np.ndarray  # int32 [N] (-1 without a label) or float32 [N]
     truncated_examples: int = 0
@@ -43,33 +46,45 @@ def encode_examples(
     tokenizer: Tokenizer,
     max_seq_length: int,
 ) -> EncodedExamples:
-    """Tokenises single texts or pairs and cuts each to `max_seq_length` tokens with specials.
+    """Tokenise single texts or pairs and cut each to `max_seq_length` tokens with specials.
 
-    A pair that is too long loses tokens from the end of its longer side, one by one (of two equal sides, b's), as BERT
-    does.
+    A pair that is too long loses tokens from the end of its longer text, one by one, as BERT does (`kept_lengths`).
+
+    Example:
+        texts [5 6] and [7 8 9], max_seq_length 7, [CLS] 2, [SEP] 3
+        kept      [[2, 2]]                     7 tokens less three specials leave 4
+        ids       2 5 6 3 7 8 3                segments  0 0 0 0 1 1 1
 
     Args:
         texts_a: first texts.
         texts_b: second texts, or None for single-text tasks.
         labels: a class id or a value each; -1 where unknown.
         tokenizer: any tokenizer of `data.tokenizers`.
-        max_seq_length: in tokens, [CLS] and [SEP] counted.
+        max_seq_length: in tokens, specials counted.
     """
-    sides = [_ragged(texts_a, tokenizer)] + ([_ragged(texts_b, tokenizer)] if texts_b is not None else [])
-    budget = max_seq_length - 1 - len(sides)
+    template = tokenizer.template
+    sides = [_ragged(texts, tokenizer) for texts in (texts_a, texts_b) if texts is not None]
+    budget = template.max_tokens(max_seq_length, len(sides))
     lengths = np.stack([np.diff(splits) for _, splits in sides], axis=1)
-    kept = np.minimum(lengths, budget) if len(sides) == 1 else _pair_lengths(lengths, budget)
-    splits = np.concatenate([[0], np.cumsum(kept.sum(axis=1) + 1 + len(sides))])
-    ids = np.full(splits[-1], tokenizer.sep_id, np.int32)
-    segments = np.zeros(splits[-1], np.int32)
-    ids[splits[:-1]] = tokenizer.cls_id
-    begin = splits[:-1] + 1
-    for side, (flat, flat_splits) in enumerate(sides):
-        target = _spans(begin, kept[:, side])
-        ids[target] = flat[_spans(flat_splits[:-1], kept[:, side])]
-        if side:
-            segments[_spans(begin, kept[:, side] + 1)] = 1
-        begin = begin + kept[:, side] + 1
+    if len(sides) == 1:
+        kept = np.minimum(lengths, budget)
+    else:
+        kept = np.stack(kept_lengths(lengths[:, 0], lengths[:, 1], budget), axis=1)
+    splits = bounds_of(kept.sum(axis=1) + template.num_specials(len(sides)))
+    ids, segments = np.empty(splits[-1], np.int32), np.empty(splits[-1], np.int32)
+    begin = splits[:-1]
+    before = template.first
+    for side, ((flat, flat_splits), behind) in enumerate(zip(sides, template.behind(len(sides)), strict=True)):
+        size = len(before) + kept[:, side] + len(behind)
+        segments[span_indices(begin, size)] = template.segment_ids[side]
+        for place, token in enumerate(before):
+            ids[begin + place] = token
+        begin = begin + len(before)
+        ids[span_indices(begin, kept[:, side])] = flat[span_indices(flat_splits[:-1], kept[:, side])]
+        begin = begin + kept[:, side]
+        for place, token in enumerate(behind):
+            ids[begin + place] = token
+        begin, before = begin + len(behind), ()
     values = np.asarray(labels)
     return EncodedExamples(
         ids,
@@ -85,25 +100,8 @@ def _ragged(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     return encoding.ids, encoding.splits
 
 
-def _pair_lengths(lengths: np.ndarray, budget: int) -> np.ndarray:
-    """The lengths that are left when the longer side loses a token until both fit, in closed form."""
-    a, b = lengths[:, 0], lengths[:, 1]
-    # Popping first makes the sides equal, then alternates beginning with b; a short side is left alone.
-    half = budget // 2
-    kept_a = np.where(b <= half, np.minimum(a, budget - b), np.where(a <= budget - half, a, budget - half))
-    kept_b = np.minimum(b, budget - kept_a)
-    fits = a + b <= budget
-    return np.stack([np.where(fits, a, kept_a), np.where(fits, b, kept_b)], axis=1)
-
-
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The indices of all spans [start, start + length), one span after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-
-
 def bucket_length_tokens(length_tokens: int, max_seq_length: int) -> int:
-    """The static length that a batch whose longest example has `length_tokens` is padded to."""
+    """Return the length that a batch with a longest example of `length_tokens` is padded to."""
     return next((b for b in BUCKET_LENGTHS_TOKENS if length_tokens <= b < max_seq_length), max_seq_length)
 
 
@@ -131,20 +129,20 @@ class ClassificationDataset:
         return -(-self.num_examples // self.batch_size)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of optimizer step `step` (from 0): int32 [B, L] features and `label_ids` [B]."""
+        """Return the batch of optimizer step `step` (from 0): int32 [B, L] features and `label_ids` [B]."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._plan[0] != epoch:
             self._plan = (epoch, self._epoch_batches(epoch))
         return self._collate(self._plan[1][position])
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """All examples once, short ones first (see `evaluation_order` for the way back)."""
+        """Yield all examples once, short ones first (`evaluation_order` maps them back)."""
         order = self.evaluation_order()
         for begin in range(0, self.num_examples, batch_size):
             yield self._collate(order[begin : begin + batch_size], batch_size)
 
     def evaluation_order(self) -> np.ndarray:
-        """The example indices in the order of `evaluation_batches`."""
+        """Return the example indices in the order of `evaluation_batches`."""
         return np.argsort(self.examples.lengths_tokens, kind="stable")
 
     def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
@@ -164,7 +162,7 @@ class ClassificationDataset:
         length = bucket_length_tokens(int(lengths.max(initial=1)), self.max_seq_length)
         mask = np.zeros((rows, length), np.int32)
         mask[: len(members)] = np.arange(length) < lengths[:, None]
-        source = _spans(self.examples.splits[members], lengths)
+        source = span_indices(self.examples.splits[members], lengths)
         features = {"input_ids": np.zeros_like(mask), "input_mask": mask, "segment_ids": np.zeros_like(mask)}
         features["input_ids"][mask == 1] = self.examples.ids[source]
         features["segment_ids"][mask == 1] = self.examples.segments[source]

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from data.randomness import keys, random_below, random_bits, stream_number
+from ground.ragged import span_indices
 
 MASK_SHARE = 0.8
 KEEP_SHARE = 0.1
@@ -254,11 +255,5 @@ def _choose_words(
         active = active[(remaining_N[active] > 0) & (num_candidates_N[active] > step)]
     starts, counts = (np.concatenate(parts) for parts in zip(*taken, strict=True))
     chosen_NL = np.zeros((N, L), bool)
-    chosen_NL.ravel()[_spans(starts, counts)] = True
+    chosen_NL.ravel()[span_indices(starts, counts)] = True
     return chosen_NL
-
-
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The indices of all spans [start, start + length), one span after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

@@ -22,6 +22,8 @@ class Objective:
         label_name: name under which the loss of the pair label is logged; empty where examples have no label.
         labels: classes of the pair label, in the order of their ids.
         shuffles_words: whether word order belongs to the method, so that words are shuffled unless flags say otherwise.
+        text: "documents": a sentence a line and a blank line between documents; "pairs": a line is a document of two
+            sentences with a TAB between, such as a sentence and its translation.
     """
 
     paper: str
@@ -32,6 +34,7 @@ class Objective:
     label_name: str = ""
     labels: tuple[str, ...] = ()
     shuffles_words: bool = False
+    text: str = "documents"
 
 
 _STRUCTURE = ("random", "next", "previous", "later", "earlier")

@@ -14,6 +14,8 @@ from functools import partial
 
 import numpy as np
 
+from data.tokenizers.template import kept_lengths
+
 # A sentence too long for one example is cut into pieces of about this share of an example, so that little is truncated.
 _PIECES_PER_EXAMPLE = 8
 
@@ -328,10 +330,7 @@ def truncate(pairs: Pairs, max_tokens: int, random: np.random.Generator) -> tupl
     Of two equally long segments the second is cut, as in BERT. Returns the pairs and int64 [C], the tokens cut.
     """
     a, b = pairs.first_length, pairs.second_length
-    half = max_tokens // 2
-    # Popping from the longer side first makes both equal and then alternates; in closed form:
-    kept_a = np.where(b <= half, np.minimum(a, max_tokens - b), np.minimum(a, max_tokens - half))
-    kept_b = np.minimum(b, max_tokens - kept_a)
+    kept_a, kept_b = kept_lengths(a, b, max_tokens)
     front_a, front_b = random.binomial(a - kept_a, 0.5), random.binomial(b - kept_b, 0.5)
     shortened = Pairs(pairs.first_start + front_a, kept_a, pairs.second_start + front_b, kept_b, pairs.label)
     return shortened, a + b - kept_a - kept_b

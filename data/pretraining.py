@@ -23,8 +23,8 @@ from data.masking import Masking, MaskVocabulary, hide_tokens
 from data.objectives import OBJECTIVES
 from data.pairing import PAIRINGS, Block, Pairing, Pairs, chunk_and_pair, make_divisible, pack, truncate
 from data.randomness import keys, stream_number
-from data.records import Rows, encode_examples
 from data.segmentation import segmenter_version, word_starts
+from data.tfrecord.encoding import Rows, encode_examples
 from data.tokenizers import Tokenizer
 from data.word_order import WordOrder, shuffle_words
 

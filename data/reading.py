@@ -26,7 +26,9 @@ from data.pretraining import (
     static_features,
 )
 from data.randomness import keys, permuted, stream_number
-from data.records import Column, MalformedRecordError, RecordFile, decode_examples
+from data.tfrecord.decoding import Column, decode_examples
+from data.tfrecord.files import RecordFile
+from data.tfrecord.frames import MalformedRecordError
 from data.word_order import WordOrder
 
 STATIC_FEATURES = (

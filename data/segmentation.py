@@ -13,7 +13,7 @@ from functools import cache
 from itertools import accumulate
 
 import numpy as np
-from absl import app
+from absl.app import UsageError
 
 from data.tokenizers import Encoding
 from data.tokenizers.wordpiece import is_ideograph, is_punctuation
@@ -25,25 +25,25 @@ _KIND_OF = np.zeros(0x110000, np.uint8)
 
 
 def segmenter_version(segmenter: str) -> str:
-    """Returns e.g. 'rjieba 0.2.2', for manifests: versions differ in a few words of a hundred lines."""
+    """Return e.g. 'rjieba 0.2.2', for manifests: versions differ in a few words of a hundred lines."""
     _check(segmenter)
     return "none" if segmenter == "none" else f"{segmenter} {importlib.metadata.version(segmenter)}"
 
 
 def word_starts(texts: Sequence[str], encoding: Encoding, *, segmenter: str = "rjieba") -> np.ndarray:
-    """Returns bool [N]: whether each token of `encoding`, which is that of `texts`, begins a word.
+    """Return bool [N]: whether each token of `encoding`, which is that of `texts`, begins a word.
 
     Ideographs: where the segmenter begins a word, and after anything else. Punctuation: always. All else (Latin words,
     numbers, kana): where the tokenizer's own mark says so, and after ideographs and punctuation. A text's first token
     begins a word; the token after a lone SentencePiece '▁' does not. With segmenter "none" each ideograph is a word.
 
     Args:
-      texts: T texts.
-      encoding: of those texts, N tokens.
-      segmenter: "rjieba" (Rust, the default), "jieba" (the Python original, 17 times slower) or "none".
+        texts: T texts.
+        encoding: of those texts, N tokens.
+        segmenter: "rjieba" (Rust, the default), "jieba" (the Python original, 17 times slower) or "none".
 
     Raises:
-      absl.app.UsageError: the segmenter is not one of these, or not installed.
+        UsageError: the segmenter is not one of these, or not installed.
     """
     _check(segmenter)
     joined = "\n".join(texts)
@@ -75,7 +75,7 @@ def word_starts(texts: Sequence[str], encoding: Encoding, *, segmenter: str = "r
 
 def _check(segmenter: str) -> None:
     if segmenter not in SEGMENTERS:
-        raise app.UsageError(f"segmenter {segmenter!r} is not known; choose one of {', '.join(SEGMENTERS)}")
+        raise UsageError(f"segmenter {segmenter!r} is not known; choose one of {', '.join(SEGMENTERS)}")
 
 
 def _kinds(codes: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ def _kind(character: str) -> int:
 
 
 def _word_offsets(text: str, segmenter: str) -> np.ndarray:
-    """Returns the offsets in characters at which the segmenter's words begin."""
+    """Return the offsets in characters at which the segmenter's words begin."""
     words = _cutter(segmenter)(text)
     return np.fromiter(accumulate(map(len, words), initial=0), np.int64)
 
@@ -113,7 +113,7 @@ def _cutter(segmenter: str) -> Callable[[str], Iterable[str]]:
             warnings.simplefilter("ignore")
             import jieba
     except ModuleNotFoundError as error:
-        raise app.UsageError(f"segmenter {segmenter!r} is not installed; pip install {segmenter}") from error
+        raise UsageError(f"segmenter {segmenter!r} is not installed; pip install {segmenter}") from error
     # jieba's own set-up goes through a cache in the temporary folder, a race between workers; this one does not.
     tokenizer = jieba.Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())

@@ -126,17 +126,6 @@ class Config:
                 "them (--max_seq_length) or use a config with more max_position_embeddings"
             )
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Config":
-        """Return the config of `to_json`'s values; fields that an older one lacks have their defaults.
-
-        Raises `UsageError` for an unknown or a missing key and for an impossible value.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
-        _check_keys(values, known=known, mandatory=tuple(required))
-        return cls(**values)
-
     def to_json(self) -> str:
         """Return every field as JSON; `load_config` reads it back equal."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from absl import app
+from absl.app import UsageError
+
+from data.tokenizers.template import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,6 @@ class Encoding:
     starts: np.ndarray  # int32 [N]
     ends: np.ndarray  # int32 [N], exclusive
     continuation: np.ndarray  # bool [N]: continues a word, by the tokenizer's own mark ('##', or no SentencePiece '▁')
-
-    def text_of_token(self) -> np.ndarray:
-        """Returns int64 [N], the index of the text that each token belongs to."""
-        return np.repeat(np.arange(len(self.splits) - 1), np.diff(self.splits))
 
 
 class Tokenizer(Protocol):
@@ -48,13 +46,18 @@ class Tokenizer(Protocol):
     @property
     def mask_id(self) -> int: ...
     @property
+    def template(self) -> Template:
+        """Where [CLS] and [SEP], or the tokens in their place, go around texts."""
+        ...
+
+    @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that are not text: padding, unknown, [CLS], [SEP], [MASK] and the [unused] slots."""
+        """The ids that are not text: padding, unknown, [CLS], [SEP], [MASK] and the [unused] slots."""
         ...
 
     @property
     def replacement_ids(self) -> np.ndarray:
-        """int32, ascending: what a masked position may be randomly replaced with, the ids that real text can yield."""
+        """The ids that real text can yield, which random replacements are drawn from; int32, ascending."""
         ...
 
     @property
@@ -67,20 +70,20 @@ class Tokenizer(Protocol):
     def tokens(self, ids: Sequence[int]) -> list[str]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def save(self, directory: Path) -> list[Path]:
-        """Writes the file or files that load this tokenizer again."""
+        """Write the file or files that load this tokenizer again; return their paths."""
         ...
 
 
 def load_tokenizer(
     *, vocab_file: Path | str | None = None, spm_model_file: Path | str | None = None, do_lower_case: bool = True
 ) -> Tokenizer:
-    """Loads the tokenizer of a WordPiece vocabulary or of a SentencePiece model; the model wins when both are given.
+    """Load the tokenizer of a WordPiece vocabulary or of a SentencePiece model; the model wins where both are given.
 
-    Google's ALBERT requires vocab_file even with spm_model_file, hence that order.
+    The commands of Google's ALBERT give vocab_file even with spm_model_file, hence that order.
 
     Raises:
-      absl.app.UsageError: neither is given, or the file is not such a vocabulary or model.
-      FileNotFoundError: there is no such file.
+        UsageError: neither is given, or the file is not such a vocabulary or model.
+        FileNotFoundError: there is no such file.
     """
     if spm_model_file:
         from data.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -90,4 +93,4 @@ def load_tokenizer(
         from data.tokenizers.wordpiece import WordPieceTokenizer
 
         return WordPieceTokenizer.load(Path(vocab_file), do_lower_case=do_lower_case)
-    raise app.UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")
+    raise UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")

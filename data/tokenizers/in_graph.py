@@ -20,6 +20,7 @@ import tensorflow_text
 
 from data.tokenizers import Tokenizer
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
+from data.tokenizers.template import kept_lengths
 from data.tokenizers.wordpiece import (
     IDEOGRAPH_RANGES,
     MAX_WORD_CHARACTERS,
@@ -49,12 +50,12 @@ _UNMATCHED = "\ufffd"
 
 
 def _assigned() -> Iterable[int]:
-    """The code points that any rule may treat in a way of its own."""
+    """Return the code points that any rule may treat differently from others."""
     return (c for c in range(_CODE_POINTS) if unicodedata.category(chr(c)) not in ("Cn", "Co", "Cs"))
 
 
 def code_point_properties() -> np.ndarray:
-    """int32 [0x110000]: for every code point its combining class and what the tokenizers ask of a character."""
+    """Return combining class and properties of every code point; int32 [0x110000]."""
     properties = np.zeros(_CODE_POINTS, np.int32)
     for first, last in IDEOGRAPH_RANGES:
         properties[first : last + 1] = _IDEOGRAPH
@@ -76,7 +77,7 @@ def code_point_properties() -> np.ndarray:
 
 
 class _Table(tf.Module):
-    """Integers by code point; pages that are alike are kept once."""
+    """Integers by code point; equal pages are kept once."""
 
     def __init__(self, values: np.ndarray):
         super().__init__()
@@ -102,7 +103,7 @@ class _Expansions(tf.Module):
         self._places, self._parts = _Table(places), np.asarray(parts, np.int32)
 
     def __call__(self, numbers: Tensor, *owners: Tensor) -> tuple[Tensor, ...]:
-        """Returns the expanded numbers and, of every tensor in `owners`, the row of the number each comes from."""
+        """Return the expanded numbers and, of every tensor in `owners`, the row of the number each comes from."""
         places = self._places(numbers)
         lengths = tf.where(places == 0, 1, places % _LONGEST_EXPANSION)
         origin = tf.repeat(tf.range(tf.size(numbers)), lengths)
@@ -128,13 +129,13 @@ def _only(keep: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 def _characters(texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Code points of strings [T], int32 [N], and the text of each, int64 [N]; bytes that are not UTF-8 are U+FFFD."""
+    """Return the code points of strings [T], int32 [N], and their texts, int64 [N]; invalid UTF-8 is U+FFFD."""
     decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
     return decoded.flat_values, decoded.value_rowids()
 
 
 def _with_final_sigmas(codes: Tensor, runs: Tensor, properties: Tensor) -> Tensor:
-    """Lower-cases the capital sigmas that end a word of their run (Unicode's Final_Sigma), and leaves the others."""
+    """Lower-case the capital sigmas that end a word of their run (Unicode's Final_Sigma); leave the others."""
 
     def changed() -> Tensor:
         solid = properties & _IGNORABLE == 0
@@ -156,7 +157,7 @@ def _with_final_sigmas(codes: Tensor, runs: Tensor, properties: Tensor) -> Tenso
 
 
 def _count(flags: Tensor) -> Tensor:
-    """How many are set up to each, itself included; int64."""
+    """Return how many flags are set up to each, itself included; int64."""
     return tf.cumsum(tf.cast(flags, tf.int64))
 
 
@@ -221,7 +222,7 @@ class InGraphWordPiece(InGraphTokenizer):
         return tf.RaggedTensor.from_value_rowids(pieces.flat_values, rows, tf.size(texts, tf.int64))
 
     def _in_canonical_order(self, codes: Tensor, run: Tensor) -> Tensor:
-        """Orders combining characters as normalisation does, where that will still show once marks are dropped."""
+        """Order combining characters as normalisation does, where the order still shows once marks are dropped."""
         properties = self._properties(codes)
         combining = properties & _COMBINING_CLASS
 
@@ -242,14 +243,14 @@ def _properties() -> _Table:
 
 @functools.cache
 def _lower_case_decompositions() -> _Expansions:
-    """What lower case and NFD make of single code points, where that is something else."""
+    """Return lower case and NFD of the single code points that they change."""
     made = ((code, unicodedata.normalize("NFD", chr(code).lower())) for code in _assigned())
     return _Expansions({code: list(map(ord, new)) for code, new in made if new != chr(code)}, _CODE_POINTS)
 
 
 @functools.cache
 def _compatibility_decompositions() -> _Expansions:
-    """What NFKD leaves of single code points when combining characters are dropped, where that is something else."""
+    """Return NFKD without combining characters of the single code points that it changes."""
     made = (
         (code, [c for c in unicodedata.normalize("NFKD", chr(code)) if not unicodedata.combining(c)])
         for code in _assigned()
@@ -259,7 +260,7 @@ def _compatibility_decompositions() -> _Expansions:
 
 @functools.cache
 def _lower_case() -> _Table:
-    """Lower case of the code points that decomposition leaves, each of which has one."""
+    """Return the lower case of the code points that decomposition leaves; each of them has one."""
     lower = np.arange(_CODE_POINTS, dtype=np.int32)
     for code in _assigned():
         made = chr(code).lower()
@@ -313,7 +314,7 @@ class InGraphSentencePiece(InGraphTokenizer):
 
 
 def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:
-    """The tokenizer as a graph that yields the same ids."""
+    """Return the tokenizer as a graph that yields the same ids."""
     if isinstance(tokenizer, WordPieceTokenizer):
         return InGraphWordPiece(tokenizer)
     assert isinstance(tokenizer, SentencePieceTokenizer)
@@ -323,7 +324,7 @@ def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:
 class InGraphFeatures(tf.Module):
     """Strings [B], or two of them, -> `input_ids`, `input_mask`, `segment_ids`, int32 [B, max_seq_length] each.
 
-    The same features as those of `data.labelled`: [CLS] a [SEP] b [SEP], cut as BERT cuts, padded with 0.
+    The same features as those of `data.labelled`: in the template of the tokenizer, cut as BERT cuts, padded with 0.
 
     Args:
         tokenizer: any tokenizer of `data.tokenizers`.
@@ -333,37 +334,34 @@ class InGraphFeatures(tf.Module):
     def __init__(self, tokenizer: Tokenizer, max_seq_length: int):
         super().__init__()
         self.ids, self.max_seq_length = in_graph(tokenizer), max_seq_length
-        self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
+        self._template = tokenizer.template
 
     def __call__(self, texts_a: Tensor, texts_b: Tensor | None = None) -> dict[str, Tensor]:
         sides = [self.ids(texts) for texts in (texts_a, texts_b) if texts is not None]
-        budget = self.max_seq_length - 1 - len(sides)
+        template, L = self._template, self.max_seq_length
+        budget = template.max_tokens(L, len(sides))
         lengths = [side.row_lengths() for side in sides]
-        if len(sides) == 1:
-            kept = [tf.minimum(lengths[0], budget)]
-        else:
-            # As in `data.labelled`: the longer side loses a token until both fit; of equal ones, b.
-            (a, b), half = lengths, budget // 2
-            kept_a = tf.where(
-                b <= half, tf.minimum(a, budget - b), tf.where(a <= budget - half, a, tf.cast(budget - half, a.dtype))
-            )
-            fits = a + b <= budget
-            kept = [tf.where(fits, a, kept_a), tf.where(fits, b, tf.minimum(b, budget - kept_a))]
-        special = tf.ones_like(kept[0], tf.int32)[:, None]
-        parts = [special * self._cls_id]
-        for side, length in zip(sides, kept, strict=True):
-            parts += [_first(side, length), special * self._sep_id]
+        kept = [tf.minimum(x, budget) for x in lengths]
+        if len(sides) == 2:
+            kept = kept_lengths(lengths[0], lengths[1], budget, tf.minimum)
+        one = tf.ones_like(kept[0], tf.int32)[:, None]
+        parts = [one * template.first]
+        for side, length, behind in zip(sides, kept, template.behind(len(sides)), strict=True):
+            parts += [_first(side, length), one * behind]
         ids = tf.concat(parts, axis=1)
-        mask = tf.sequence_mask(ids.row_lengths(), self.max_seq_length, tf.int32)
+        mask = tf.sequence_mask(ids.row_lengths(), L, tf.int32)
+        of_first = len(template.first) + kept[0] + len(template.behind(len(sides))[0])
+        is_first = tf.sequence_mask(of_first, L, tf.int32)
+        first_id, second_id = template.segment_ids
         return {
-            "input_ids": ids.to_tensor(shape=(None, self.max_seq_length)),
+            "input_ids": ids.to_tensor(shape=(None, L)),
             "input_mask": mask,
-            "segment_ids": mask - tf.sequence_mask(kept[0] + 2, self.max_seq_length, tf.int32) * mask,
+            "segment_ids": mask * (first_id * is_first + second_id * (1 - is_first)),
         }
 
 
 def _first(ragged: Tensor, lengths: Tensor) -> Tensor:
-    """The first `lengths` elements of every row."""
+    """Return the first `lengths` elements of every row."""
     rows = ragged.value_rowids()
     within = tf.range(tf.size(rows, tf.int64)) - tf.gather(ragged.row_starts(), rows)
     values, rows = _only(within < tf.gather(lengths, rows), ragged.flat_values, rows)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import app
+from absl.app import UsageError
 
 from data.tokenizers import Encoding
+from data.tokenizers.template import Template
 from data.tokenizers.wordpiece import write_bytes
+from ground.ragged import span_indices
 
 MARK = "▁"
 _ALBERT_SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
@@ -29,7 +31,7 @@ _PREPARED_SPACE = 255
 
 
 def prepare(text: str, *, do_lower_case: bool) -> str:
-    """Prepares text for a model of ALBERT's: white space collapsed, NFKD, combining marks dropped, lower case."""
+    """Return text as ALBERT's models expect it: white space collapsed, NFKD, no combining marks, lower case."""
     text = " ".join(text.split())
     if not text.isascii():
         text = "".join([c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)])
@@ -55,7 +57,7 @@ class SentencePieceTokenizer:
         model: the content of its file.
         prepares: whether text is prepared before the model sees it (ALBERT's layout).
         id_of: int32, by the model's own id.
-        parts: pieces that are never emitted whole -> (model's id, characters) of what stands for them.
+        parts: pieces that are never emitted whole -> (model's id, characters) of the parts in their place.
     """
 
     def __init__(self, model: bytes, *, do_lower_case: bool = True):
@@ -66,13 +68,15 @@ class SentencePieceTokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise app.UsageError("not a SentencePiece model") from error
+            raise UsageError("not a SentencePiece model") from error
         self._own_pieces = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
         self.prepares = "[CLS]" in self._own_pieces
         layout = self._albert_layout() if self.prepares else self._xlmr_layout()
         self.vocabulary = tuple(layout.pieces)
         self.vocab_size = len(self.vocabulary)
         _, self.id_of, self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = layout
+        template = Template.of_bert if self.prepares else Template.of_roberta
+        self.template = template(self.cls_id, self.sep_id)
         self.do_lower_case = do_lower_case
         named = {self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id}
         self.special_ids = frozenset(named | {i for i, p in enumerate(self.vocabulary) if _NOT_TEXT.fullmatch(p)})
@@ -89,25 +93,25 @@ class SentencePieceTokenizer:
 
     @classmethod
     def load(cls, model_file: Path, *, do_lower_case: bool = True) -> SentencePieceTokenizer:
-        """Reads a `.model` file; do_lower_case acts on ALBERT's layout only."""
+        """Load a `.model` file; do_lower_case acts on ALBERT's layout only."""
         try:
             return cls(model_file.read_bytes(), do_lower_case=do_lower_case)
-        except app.UsageError as error:
-            raise app.UsageError(f"{model_file}: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"{model_file}: {error}") from None
 
     def _albert_layout(self) -> _Layout:
         pieces = self._own_pieces
         pad = next((name for name in ("<pad>", "[PAD]") if name in pieces), None)
         missing = [name for name in _ALBERT_SPECIALS if name not in pieces] + ([] if pad else ["<pad>"])
         if missing or pad is None:
-            raise app.UsageError(f"the SentencePiece model lacks {', '.join(missing)}, which ALBERT's layout needs")
+            raise UsageError(f"the SentencePiece model lacks {', '.join(missing)}, which ALBERT's layout needs")
         unk = self._processor.unk_id()
         id_of = np.arange(len(pieces), dtype=np.int32)
         return _Layout(pieces, id_of, pieces.index(pad), unk, *map(pieces.index, _ALBERT_SPECIALS))
 
     def _xlmr_layout(self) -> _Layout:
         if tuple(self._own_pieces[:3]) != _XLMR_FIRST:
-            raise app.UsageError(
+            raise UsageError(
                 f"the SentencePiece model begins with {', '.join(self._own_pieces[:3])}; expected [CLS], [SEP], [MASK] "
                 "among its pieces (ALBERT) or <unk>, <s>, </s> as its first (XLM-R)"
             )
@@ -117,7 +121,7 @@ class SentencePieceTokenizer:
         return _Layout(pieces, id_of, pad_id=1, unk_id=3, cls_id=0, sep_id=2, mask_id=len(pieces) - 1)
 
     def _parts_of_pieces(self) -> dict[int, list[tuple[int, int]]]:
-        """Pieces that are never emitted whole -> (model's id, characters) of what stands for them.
+        """Pieces that are never emitted whole -> (model's id, characters) of the parts in their place.
 
         ALBERT splits the comma off a piece that ends in a digit and a comma; special names are cut after the bracket.
         """
@@ -138,17 +142,17 @@ class SentencePieceTokenizer:
         return parts
 
     def _unmarked(self, text: str) -> list[str]:
-        """The pieces of a text that begins inside a word."""
+        """Return the pieces of a text that begins inside a word."""
         pieces = self._processor.encode(text, return_type=str)
         first = pieces[0].removeprefix(MARK)
         return [first, *pieces[1:]] if first else pieces[1:]
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of one text, without [CLS] and [SEP]."""
+        """Return the ids of one text, without [CLS] and [SEP]."""
         return self.encode_batch([text]).ids.tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> Encoding:
-        """Encodes many texts at once.
+        """Encode many texts at once.
 
         Offsets are counted from the pieces' own lengths where these spell the text, which is nearly everywhere; texts
         that the model's normalisation changes or that hold unknown characters are encoded again with its offsets.
@@ -173,7 +177,7 @@ class SentencePieceTokenizer:
     def _spelt_offsets(
         self, prepared: list[str], own_ids: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns starts and ends, int64 [N], in characters of the prepared texts; a piece's mark has no extent."""
+        """Return starts and ends, int64 [N], in characters of the prepared texts; a piece's mark has no extent."""
         marked = [MARK + text.replace(" ", MARK) if text else "" for text in prepared]
         codes, bounds = _concatenate(marked)
         lengths = np.diff(self._piece_bounds)[own_ids]
@@ -183,7 +187,7 @@ class SentencePieceTokenizer:
         ends = spelt_ends[1:] - np.repeat(spelt_ends[splits[:-1]], counts)
         starts = ends - lengths
         candidate = np.repeat(matches, counts)
-        differs = self._piece_codes[_ranges(self._piece_bounds[own_ids[candidate]], lengths[candidate])]
+        differs = self._piece_codes[span_indices(self._piece_bounds[own_ids[candidate]], lengths[candidate])]
         differs = differs != codes[np.repeat(matches, np.diff(bounds))]
         places = np.repeat(np.flatnonzero(matches), np.diff(bounds)[matches])[differs]
         matches[places] = False
@@ -201,7 +205,7 @@ class SentencePieceTokenizer:
     def _divided(
         self, own_ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Puts the parts of pieces that are never emitted whole in their place."""
+        """Replace the pieces that are never emitted whole by their parts."""
         places = np.flatnonzero(self._has_parts[own_ids]).tolist()
         widths = np.ones(len(own_ids), np.int64)
         widths[places] = [len(self.parts[own_ids[place]]) for place in places]
@@ -221,7 +225,7 @@ class SentencePieceTokenizer:
     def _original_offsets(
         self, texts: Sequence[str], prepared: list[str], counts: np.ndarray, starts: np.ndarray, ends: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """From characters of the prepared texts to characters of the texts as they were given."""
+        """Return offsets in the original texts for offsets in the prepared ones."""
         if not self.prepares:
             return starts, ends
         origins, bases = self._origins(texts)
@@ -234,7 +238,7 @@ class SentencePieceTokenizer:
         return origin_of_start, np.where(empty, origin_of_start, origin_of_end)
 
     def _origins(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns for every character of the prepared texts where it stood in its own text, and each text's first."""
+        """Return the origin of every character of the prepared texts in its text, and the first character of each."""
         codes, bounds = _concatenate(texts)
         lengths = self._prepared_length[codes]
         if not lengths.all():
@@ -265,27 +269,21 @@ class SentencePieceTokenizer:
         return np.sort(self.id_of[own])
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Returns the pieces, '▁' included."""
+        """Return the pieces, '▁' included."""
         return [self.vocabulary[i] for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Joins pieces into readable text."""
+        """Return pieces as readable text."""
         return "".join(self.tokens(ids)).replace(MARK, " ").strip()
 
     def save(self, directory: Path) -> list[Path]:
-        """Writes the model as `spiece.model`, the name that ALBERT gives it; casing is the caller's to keep."""
+        """Write the model as `spiece.model`, ALBERT's name, which does not hold the casing."""
         path = directory / "spiece.model"
         write_bytes(path, self.model)
         return [path]
 
 
 def _concatenate(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the code points of all texts, uint32 [N], and where each begins, int64 [T + 1]."""
+    """Return the code points of all texts, uint32 [N], and where each begins, int64 [T + 1]."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     return codes, np.concatenate([[0], np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))])
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns start, start + 1, ... for `length` steps, for each pair, concatenated."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, product
 from typing import Any
 
-from absl import app
+from absl.app import UsageError
 
 from data.tokenizers.wordpiece import IDEOGRAPH_RANGES, is_ideograph, is_punctuation, split_words
 
@@ -62,26 +62,26 @@ def train_wordpiece(
     character_coverage: float = 0.9999,
     min_frequency: int = 2,
 ) -> list[str]:
-    """Returns a vocabulary of exactly vocab_size tokens; a function of the texts as a multiset.
+    """Return a vocabulary of exactly vocab_size tokens; a function of the texts as a multiset.
 
     In order: BERT's specials; the common characters, then those of the text; '##' and each of these that can stand
     inside a word; with `common`, all pairs of ASCII letters and of digits, as beginning and as continuation; sub-words
     learnt from the text by frequency; [unused] slots for what remains. But for specials, the tokenizer can yield all.
 
     Args:
-      texts: any division of the text into strings that does not divide words.
-      vocab_size: tokens in all.
-      do_lower_case: as for the tokenizer.
-      common: start from `common_characters`, whether or not the text has them.
-      character_coverage: share of the text's characters (other than spaces) that shall be tokens.
-      min_frequency: a sub-word is learnt if it occurs that often.
+        texts: any division of the text into strings that does not divide words.
+        vocab_size: tokens in all.
+        do_lower_case: as for the tokenizer.
+        common: start from `common_characters`, whether or not the text has them.
+        character_coverage: share of the text's characters (other than spaces) that shall be tokens.
+        min_frequency: a sub-word is learnt if it occurs that often.
 
     Raises:
-      absl.app.UsageError: vocab_size does not hold the characters, or there is no text.
+        UsageError: vocab_size does not hold the characters, or there is no text.
     """
     words, isolated = _count_words(texts, do_lower_case)
     if not words and not isolated:
-        raise app.UsageError("the input holds no text to learn a vocabulary from; check the files")
+        raise UsageError("the input holds no text to learn a vocabulary from; check the files")
     frequencies = isolated.copy()
     for word, count in words.items():
         for character in word:
@@ -101,7 +101,7 @@ def train_wordpiece(
         vocabulary.update(dict.fromkeys(pairs))
         vocabulary.update(dict.fromkeys(f"##{pair}" for pair in pairs))
     if len(vocabulary) > vocab_size:
-        raise app.UsageError(
+        raise UsageError(
             f"vocab_size {vocab_size} is below the {len(vocabulary)} of special tokens and characters; "
             "raise it, lower --character_coverage or set --common_characters=false"
         )
@@ -124,7 +124,7 @@ def _covering(frequencies: Counter[str], coverage: float) -> Iterator[str]:
 
 
 def _count_words(texts: Iterable[str], do_lower_case: bool) -> tuple[Counter[str], Counter[str]]:
-    """Returns how often each word occurs that may have several pieces, and each character that is a word of its own."""
+    """Return how often each word occurs that may have several pieces, and each character that is a word of its own."""
     runs: Counter[str] = Counter()
     characters: Counter[str] = Counter()
     for batch in _batches(texts):
@@ -225,20 +225,20 @@ def train_sentencepiece(
     max_sentences: int = 10_000_000,
     num_threads: int = 1,
 ) -> bytes:
-    """Returns a SentencePiece model, with ALBERT's published settings where the layout is ALBERT's.
+    """Return a SentencePiece model, with ALBERT's published settings where the layout is ALBERT's.
 
     Args:
-      texts: sentences; of more than max_sentences a random sample is taken.
-      vocab_size: of the tokenizer; XLM-R's has two ids more than its model.
-      model_type: "unigram" or "bpe".
-      layout: "albert" ([CLS] 2, [SEP] 3, [MASK] 4; text prepared) or "xlmr" (<s> 0, <pad> 1, </s> 2; text as it is).
-      do_lower_case: ALBERT's layout only, as for the tokenizer.
-      character_coverage: share of the text's characters that shall be pieces.
-      max_sentences: that are learnt from.
-      num_threads: of the trainer; the result does not depend on it.
+        texts: sentences; of more than max_sentences a random sample is taken.
+        vocab_size: of the tokenizer; XLM-R's has two ids more than its model.
+        model_type: "unigram" or "bpe".
+        layout: "albert" ([CLS] 2, [SEP] 3, [MASK] 4; text prepared) or "xlmr" (<s> 0, <pad> 1, </s> 2; text as it is).
+        do_lower_case: ALBERT's layout only, as for the tokenizer.
+        character_coverage: share of the text's characters that shall be pieces.
+        max_sentences: that are learnt from.
+        num_threads: of the trainer; the result does not depend on it.
 
     Raises:
-      absl.app.UsageError: the text is too little for vocab_size, or there is none.
+        UsageError: the text is too little for vocab_size, or there is none.
     """
     import sentencepiece
 
@@ -267,5 +267,5 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2]  # after the place in SentencePiece's source
-        raise app.UsageError(f"SentencePiece cannot learn {vocab_size} pieces from this text: {reason}") from None
+        raise UsageError(f"SentencePiece cannot learn {vocab_size} pieces from this text: {reason}") from None
     return model.getvalue()

@@ -17,9 +17,10 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
-from absl import app
+from absl.app import UsageError
 
 from data.tokenizers import Encoding
+from data.tokenizers.template import Template
 
 MAX_WORD_CHARACTERS = 200
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -64,7 +65,7 @@ def is_dropped(character: str) -> bool:
 
 
 def split_words(text: str, *, do_lower_case: bool) -> list[tuple[str, list[int]]]:
-    """The words of a text after BERT's basic tokenization, each with the position in `text` of its every character."""
+    """Return the words after BERT's basic tokenization, each with the positions of its characters in `text`."""
     words: list[tuple[str, list[int]]] = []
     run: list[int] = []
     for position, character in enumerate(text):
@@ -134,12 +135,13 @@ class WordPieceTokenizer:
         self._id_of = {token: i for i, token in enumerate(self.vocabulary)}
         missing = [token for token in SPECIAL_TOKENS if token not in self._id_of]
         if missing:
-            raise app.UsageError(
+            raise UsageError(
                 f"the vocabulary of {len(self.vocabulary)} tokens lacks {', '.join(missing)}; "
                 "expected a BERT vocab.txt with one token a line"
             )
         self.vocab_size = len(self.vocabulary)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self._id_of[t] for t in SPECIAL_TOKENS)
+        self.template = Template.of_bert(self.cls_id, self.sep_id)
         self.special_ids = frozenset(
             i for i, token in enumerate(self.vocabulary) if token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token)
         )
@@ -155,24 +157,26 @@ class WordPieceTokenizer:
 
     @classmethod
     def load(cls, vocab_file: Path, *, do_lower_case: bool = True) -> WordPieceTokenizer:
-        """Reads a token a line. Lines end at LF (or CRLF) only: Google's Chinese vocabulary holds U+2028 as a token.
+        """Load a vocabulary of a token a line.
+
+        Lines end at LF (or CRLF) only, because Google's Chinese vocabulary holds U+2028 as a token.
 
         Of tab-separated columns (ERNIE's and SentencePiece's .vocab files) the first is the token.
         """
         try:
             text = vocab_file.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise app.UsageError(
+            raise UsageError(
                 f"{vocab_file}: not UTF-8 at byte {error.start}; expected a vocabulary, one token a line"
             ) from error
         lines = text.removesuffix("\n").split("\n")
         try:
             return cls([line.removesuffix("\r").split("\t")[0] for line in lines], do_lower_case=do_lower_case)
-        except app.UsageError as error:
-            raise app.UsageError(f"{vocab_file}: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"{vocab_file}: {error}") from None
 
     def encode_normatively(self, text: str) -> list[tuple[int, int, int]]:
-        """The slow path that defines the output: (id, start, end) for every token, offsets in characters of `text`."""
+        """Return (id, start, end) of every token, in characters of `text`: the slow path, which defines the output."""
         tokens: list[tuple[int, int, int]] = []
         for word, origins in split_words(text, do_lower_case=self.do_lower_case):
             pieces = self._longest_matches(word)
@@ -198,11 +202,11 @@ class WordPieceTokenizer:
         return pieces
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of one text, without [CLS] and [SEP]."""
+        """Return the ids of one text, without [CLS] and [SEP]."""
         return self.encode_batch([text]).ids.tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> Encoding:
-        """Encodes many texts at once; equal to `encode_normatively` on each.
+        """Encode many texts at once; the output is that of `encode_normatively` on each.
 
         Nearly every Chinese character is a word of its own, so characters are looked up in a table over code points,
         and only the runs between them (Latin words, numbers) are cut out as strings, each distinct one tokenized once.
@@ -287,7 +291,7 @@ class WordPieceTokenizer:
             self._class_of[code] = kind
 
     def _join_around_sigma(self, codes: np.ndarray, classes: np.ndarray) -> None:
-        """Makes the whole of each space-separated run that holds a capital sigma one run for the normative path."""
+        """Join every space-separated run that holds a capital sigma to one word, for the normative path."""
         for position in np.flatnonzero(codes == _CAPITAL_SIGMA).tolist():
             for step in (-1, 1):
                 place = position + step
@@ -310,11 +314,11 @@ class WordPieceTokenizer:
         return [w for w, _ in split_words(word, do_lower_case=self.do_lower_case)] == [word]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Returns the vocabulary's strings, '##' included."""
+        """Return the vocabulary's strings, '##' included."""
         return [self.vocabulary[i] for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Joins tokens into readable text: pieces joined, spaces between words except beside ideographs."""
+        """Return tokens as readable text: pieces joined, spaces between words except beside ideographs."""
         text = ""
         for token in self.tokens(ids):
             if token.startswith("##") and len(token) > 2:
@@ -326,19 +330,19 @@ class WordPieceTokenizer:
         return text
 
     def save(self, directory: Path) -> list[Path]:
-        """Writes `vocab.txt`, a token a line; casing is the caller's to keep."""
+        """Write `vocab.txt`, a token a line, which does not hold the casing."""
         path = directory / "vocab.txt"
         write_bytes(path, vocabulary_bytes(self.vocabulary))
         return [path]
 
 
 def vocabulary_bytes(vocabulary: Sequence[str]) -> bytes:
-    """Returns the content of a vocab.txt: one token a line, LF only."""
+    """Return the content of a vocab.txt: one token a line, LF only."""
     return "".join(f"{token}\n" for token in vocabulary).encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes under a temporary name first, so that the file is never half there; makes the folder."""
+    """Write under a temporary name first, so that the file is never half written; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

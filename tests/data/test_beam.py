@@ -8,7 +8,7 @@ from absl.app import UsageError
 import create_pretraining_data as verb
 from commands.flags import parse
 from data.reading import PretrainingDataset
-from data.records import RecordFile
+from data.tfrecord.files import RecordFile
 
 pytest.importorskip("apache_beam")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from absl import app
+from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import corpus
-from data.corpus import Counts, Span, expand_inputs, plan_spans, read_documents, read_pairs, split_sentences
+from data.corpus import Counts, Span, expand_inputs, limits, plan_spans, read_documents, split_sentences
 
 DOCUMENTS = [["第一句。", "第二句。"], ["Another document."], ["最后", "一篇"]]
 PLAIN = "\n\n".join("\n".join(document) for document in DOCUMENTS).encode()
@@ -76,9 +75,9 @@ contents = (
 def test_any_division_into_spans_yields_the_same(tmp_path_factory, content: bytes, size: int, read_bytes: int):
     path = write(tmp_path_factory.getbasetemp() / "divided.txt", content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "_READ_BYTES", read_bytes)
-        patch.setattr(corpus, "MAX_LINE_CHARACTERS", 50)
-        patch.setattr(corpus, "MAX_DOCUMENT_CHARACTERS", 120)
+        patch.setattr(limits, "READ_BYTES", read_bytes)
+        patch.setattr(limits, "MAX_LINE_CHARACTERS", 50)
+        patch.setattr(limits, "MAX_DOCUMENT_CHARACTERS", 120)
         whole_counts, sum_of_counts, in_spans = Counts(), Counts(), []
         whole = list(read_documents(path, whole_counts))
         for span in plan_spans([path], size):
@@ -131,7 +130,7 @@ def test_damaged_compressed_files_are_an_error_not_a_short_corpus(tmp_path: Path
             packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(content))
             packed[len(packed) // 2] ^= 0xFF
     path = write(tmp_path / f"a.txt{suffix}", bytes(packed))
-    with pytest.raises(app.UsageError, match=r"a\.txt\.\w+: the compressed file is damaged or cut short"):
+    with pytest.raises(UsageError, match=r"a\.txt\.\w+: the compressed file is damaged or cut short"):
         list(read_documents(path))
 
 
@@ -157,7 +156,7 @@ def test_json_rows_are_split_into_sentences(tmp_path: Path):
 )
 def test_malformed_rows_are_named_by_line(tmp_path: Path, row: str, message: str):
     path = write(tmp_path / "rows.jsonl", f'{{"text": "一"}}\n{{"text": "二"}}\n{row}\n')
-    with pytest.raises(app.UsageError, match=message):
+    with pytest.raises(UsageError, match=message):
         list(read_documents(plan_spans([path], 16)))
 
 
@@ -215,37 +214,47 @@ def test_inputs_expand_to_sorted_files_without_repetition(tmp_path: Path):
 
 
 def test_usage_errors_of_inputs(tmp_path: Path):
-    with pytest.raises(app.UsageError, match=r"input '.*/\*\.txt': no file matches; check the path"):
+    with pytest.raises(UsageError, match=r"input '.*/\*\.txt': no file matches; check the path"):
         expand_inputs(f"{tmp_path}/*.txt")
-    with pytest.raises(app.UsageError, match=r"input '.*': a folder; did you mean .*/\*"):
+    with pytest.raises(UsageError, match=r"input '.*': a folder; did you mean .*/\*"):
         expand_inputs(str(tmp_path))
-    with pytest.raises(app.UsageError, match=r"input '\.': a folder; did you mean \*"):
+    with pytest.raises(UsageError, match=r"input '\.': a folder; did you mean \*"):
         expand_inputs(".")
-    with pytest.raises(app.UsageError, match="no input given; expected files or glob patterns"):
+    with pytest.raises(UsageError, match="no input given; expected files or glob patterns"):
         expand_inputs(" , ")
     path = write(tmp_path / "a.txt", "文".encode("utf-16"))
-    with pytest.raises(app.UsageError, match=r"a\.txt: UTF-16 text; expected UTF-8, convert it with iconv"):
+    with pytest.raises(UsageError, match=r"a\.txt: UTF-16 text; expected UTF-8, convert it with iconv"):
         list(read_documents(path))
     with pytest.raises(FileNotFoundError):
         list(read_documents(tmp_path / "absent"))
 
 
-def test_parallel_text(tmp_path: Path):
-    source, target = write(tmp_path / "en", "one\n\nthree\r\n"), write(tmp_path / "zh", "一\n二\n三\n")
+def read_pairs(inputs, counts=None):
+    return list(read_documents(inputs, counts, text="pairs"))
+
+
+def test_parallel_text_is_documents_of_two_sentences(tmp_path: Path):
     counts = Counts()
-    assert list(read_pairs(source, target, counts)) == [("one", "一"), ("three", "三")]
-    assert (counts.sentences, counts.empty_documents, counts.crlf_lines) == (4, 1, 1)
-    both = write(tmp_path / "both.gz", gzip.compress("one\t一\nthree\t三".encode()))
-    assert list(read_pairs(both)) == [("one", "一"), ("three", "三")]
+    lines = "\ufeffone\t一\n\ntwo\t\nthree\t 三\r\n\t四\nfive\t五"
+    assert read_pairs(write(tmp_path / "both", lines), counts) == [["one", "一"], ["three", "三"], ["five", "五"]]
+    assert (counts.documents, counts.sentences, counts.characters) == (3, 6, 3 + 5 + 4 + 3)
+    assert (counts.empty_documents, counts.crlf_lines, counts.byte_order_marks) == (2, 1, 1)
+    assert counts.bytes == len(lines.encode())
+    packed = write(tmp_path / "both.gz", gzip.compress(lines.encode()))
+    assert read_pairs(packed) == read_pairs(tmp_path / "both")
 
 
-def test_usage_errors_of_parallel_text(tmp_path: Path):
-    short, long = write(tmp_path / "short", "one\n"), write(tmp_path / "long", "一\n二\n")
-    for pair in [(short, long), (long, short)]:
-        with pytest.raises(app.UsageError, match=r"short ends after 1 lines but .*long goes on; they must be aligned"):
-            list(read_pairs(*pair))
-    with pytest.raises(app.UsageError, match=r"short, line 1: 1 columns; expected two with a TAB between"):
-        list(read_pairs(short))
+@given(st.lists(st.tuples(st.text("ab文", min_size=1), st.text("cd字", min_size=1))), st.integers(1, 40))
+def test_any_division_of_parallel_text_yields_every_pair_once(tmp_path_factory, pairs, span_bytes):
+    path = write(tmp_path_factory.mktemp("pairs") / "both", "".join(f"{a}\t{b}\n" for a, b in pairs))
+    assert read_pairs(plan_spans([path], span_bytes)) == [[a, b] for a, b in pairs]
+
+
+@pytest.mark.parametrize(("line", "columns"), [("one", 1), ("a\tb\tc", 3)])
+def test_another_number_of_columns_names_file_and_line(tmp_path: Path, line, columns):
+    path = write(tmp_path / "both", f"one\t一\ntwo\t二\n{line}\n")
+    with pytest.raises(UsageError, match=rf"both, line 3: {columns} column\(s\); expected two, .* with a TAB between"):
+        read_pairs(Span(path, 5))
 
 
 class FakeBuilder:
@@ -283,9 +292,9 @@ def test_tfds_is_read_by_ranges_of_examples(monkeypatch):
     assert list(read_documents(spans, counts)) == [[f"文{i}。", "终。"] for i in (1, 3, 5, 7, 9)]
     assert counts.empty_documents == 5
     assert set(names) == {"wiki/1.zh"}
-    with pytest.raises(app.UsageError, match="no split 'dev'; choose one of test, train"):
+    with pytest.raises(UsageError, match="no split 'dev'; choose one of test, train"):
         plan_spans([Path("tfds:wiki@dev")])
-    with pytest.raises(app.UsageError, match="no feature 'body'; set one of text, title with --text_field"):
+    with pytest.raises(UsageError, match="no feature 'body'; set one of text, title with --text_field"):
         list(read_documents(spans, text_field="body"))
 
     class DatasetNotFoundError(ValueError): ...
@@ -295,8 +304,8 @@ def test_tfds_is_read_by_ranges_of_examples(monkeypatch):
 
     module.builder, module.list_builders = not_found, lambda: ["wikipedia", "imdb"]
     for name, hint in (("wikipedai", "did you mean 'tfds:wikipedia'"), ("qqq", "see tensorflow.org/datasets/catalog")):
-        with pytest.raises(app.UsageError, match=f"tfds:{name}: tensorflow-datasets has no set of this name; {hint}"):
+        with pytest.raises(UsageError, match=f"tfds:{name}: tensorflow-datasets has no set of this name; {hint}"):
             plan_spans([Path(f"tfds:{name}")])
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(app.UsageError, match="@test needs tensorflow_datasets; pip install tensorflow-datasets"):
+    with pytest.raises(UsageError, match="@test needs tensorflow_datasets; pip install tensorflow-datasets"):
         plan_spans([path])

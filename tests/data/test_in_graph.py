@@ -176,6 +176,19 @@ def test_features_are_those_of_batches(tokenizers, features_in_graphs, batch, le
         np.testing.assert_array_equal(value.numpy()[order], np.pad(expected[name], ((0, 0), (0, padding))))
 
 
+@pytest.mark.parametrize("two", [False, True])
+def test_features_in_xlmr_s_template(tokenizers, two: bool):
+    tokenizer, _ = tokenizers["xlmr"]
+    a, b = ["the unbelievable language", "中国", ""], ["a", "学习，the language model", "x"]
+    encoded = labelled.encode_examples(a, b if two else None, [0] * 3, tokenizer, 12)
+    (expected,) = labelled.ClassificationDataset(encoded, 3, 12).evaluation_batches(3)
+    found = InGraphFeatures(tokenizer, 12)(tf.constant(a), tf.constant(b) if two else None)
+    order = np.argsort(encoded.lengths_tokens, kind="stable")
+    for name, value in found.items():
+        np.testing.assert_array_equal(value.numpy()[order], expected[name])
+    assert (encoded.ids == tokenizer.sep_id).sum() == (9 if two else 3)
+
+
 def test_inside_a_pipeline(tokenizers):
     tokenizer, _ = tokenizers["wordpiece uncased"]
     make = InGraphFeatures(tokenizer, 8)

@@ -13,7 +13,8 @@ from data import inspection
 from data.masking import Masking
 from data.pretraining import Recipe
 from data.reading import PretrainingDataset
-from data.records import encode_examples, frame
+from data.tfrecord.encoding import encode_examples
+from data.tfrecord.frames import frame
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.word_order import WordOrder
 from data.writing.local import Output, create_examples

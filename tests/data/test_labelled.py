@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.labelled import ClassificationDataset, encode_examples
+from data.tokenizers.template import Template, kept_lengths
 
 CLS, SEP = 2, 3
 
@@ -17,7 +18,7 @@ CLS, SEP = 2, 3
 class Characters:
     """A tokenizer of one id a character, so that the texts can be read off the batch."""
 
-    cls_id, sep_id = CLS, SEP
+    template = Template.of_bert(CLS, SEP)
 
     def encode_batch(self, texts):
         ids = [np.array([ord(c) for c in text], np.int32) for text in texts]
@@ -102,3 +103,21 @@ def test_a_batch_is_padded_to_its_own_longest_example():
     encoded = encode_examples(["a" * 10] * 4 + ["a" * 90], None, [0] * 5, CHARACTERS, 128)
     lengths = {batch["input_ids"].shape[1] for batch in ClassificationDataset(encoded, 2, 128).evaluation_batches(2)}
     assert lengths == {16, 96}
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_closed_form_of_truncation_is_one_token_at_a_time(a, b, budget):
+    left = popped([0] * a, [0] * b, budget)
+    assert kept_lengths(a, b, budget) == (len(left[0]), len(left[1]))
+
+
+@given(texts, texts, st.integers(8, 40))
+def test_pairs_in_xlmr_s_template(a, b, max_seq_length):
+    tokenizer: Any = Characters()
+    tokenizer.template = Template.of_roberta(0, 2)
+    encoded = encode_examples([a], [b], [0], tokenizer, max_seq_length)
+    first, second = popped([ord(c) for c in a], [ord(c) for c in b], max_seq_length - 4)
+    assert encoded.ids.tolist() == [0, *first, 2, 2, *second, 2]
+    assert not encoded.segments.any()
+    single = encode_examples([a], None, [0], tokenizer, max_seq_length)
+    assert single.ids.tolist() == [0, *[ord(c) for c in a][: max_seq_length - 2], 2]

@@ -21,7 +21,8 @@ from data.objectives import OBJECTIVES
 from data.pairing import Pairs
 from data.pretraining import Recipe, Vocabulary, read_blocks, sequence_ids
 from data.reading import PretrainingDataset
-from data.records import RecordFile, decode_examples
+from data.tfrecord.decoding import decode_examples
+from data.tfrecord.files import RecordFile
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.writing import local
 from data.writing.local import Output, create_examples

@@ -10,7 +10,7 @@ from data import reading
 from data.masking import Masking
 from data.pretraining import Recipe
 from data.reading import STATIC_FEATURES, PretrainingDataset, expand_shards
-from data.records import encode_examples
+from data.tfrecord.encoding import encode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.writing.local import Output, create_examples
 

@@ -16,7 +16,8 @@ from data import pretraining
 from data.inspection import restore
 from data.pairing import PAIRINGS, Block, chunk_and_pair, make_divisible
 from data.reading import PretrainingDataset
-from data.records import RecordFile, decode_examples
+from data.tfrecord.decoding import decode_examples
+from data.tfrecord.files import RecordFile
 
 CHARACTERS = [chr(0x4E00 + i) for i in range(140)]
 WORDS = ["".join(pair) for pair in itertools.product(CHARACTERS[:60], CHARACTERS[60:])]

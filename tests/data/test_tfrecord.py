@@ -7,7 +7,11 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.records import RecordFile, decode_examples, encode_examples, masked_crc32c, scan
+from data.tfrecord.decoding import decode_examples
+from data.tfrecord.encoding import encode_examples
+from data.tfrecord.files import RecordFile
+from data.tfrecord.frames import masked_crc32c
+from data.tfrecord.recovery import scan
 
 
 @st.composite
