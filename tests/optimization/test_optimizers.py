@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from absl.app import UsageError
 
+from commands import options
 from ground.tensors import ops
 from optimization import OPTIMIZERS, Constant, Optimizer, PolynomialDecay, Selection, create_optimizer
 from optimization.adamw import AdamW
@@ -210,3 +211,7 @@ def test_transforms_come_before_clipping():
     got, _, infos = run(optimizer, parameters, lambda step: gradients, 1)
     np.testing.assert_allclose(float(infos[0]["gradient_norm"]), np.linalg.norm(gradients["encoder/kernel"]), rtol=1e-6)
     np.testing.assert_array_equal(got["embeddings/word_embeddings"], parameters["embeddings/word_embeddings"])
+
+
+def test_the_flag_offers_exactly_the_optimizers_that_there_are():
+    assert tuple(OPTIMIZERS) == options.OPTIMIZERS

@@ -63,9 +63,9 @@ def pretraining_batches(first: int, last: int, batch_size: int = 8) -> list[dict
     return batches
 
 
-def make_engine(task: Any = None, name: str = "adamw", **arguments: Any) -> Engine:
+def make_engine(task: Any = None, name: str = "adamw", *, optimizer: Any = None, **arguments: Any) -> Engine:
     """Return the engine of the backend that is loaded."""
-    optimizer = create_optimizer(name, PolynomialDecay(0.01, 100, 2))
+    optimizer = optimizer or create_optimizer(name, PolynomialDecay(0.01, 100, 2))
     task = task or pretraining_task()
     if keras.config.backend() == "jax":
         from training.jax_engine import JaxEngine
@@ -74,6 +74,25 @@ def make_engine(task: Any = None, name: str = "adamw", **arguments: Any) -> Engi
     from training.tensorflow_engine import TensorFlowEngine
 
     return TensorFlowEngine(task, optimizer, seed=7, **arguments)
+
+
+def assert_undropped(found: Outcome) -> None:
+    """Evaluation and prediction are functions of weights and batch alone; training is not."""
+    names = [name.removeprefix("0.0/0/") for name in found if name.startswith("0.0/0/")]
+    assert {"loss", "predicted/sentence_pair_probabilities"} <= {*names}
+    for name in names:
+        for other in ("0.0/1", "0.4/0", "0.4/1"):
+            np.testing.assert_array_equal(found[f"0.0/0/{name}"], found[f"{other}/{name}"], err_msg=f"{other}/{name}")
+    assert abs(found["0.0/trained"] - found["0.4/trained"]) > 1e-4
+
+
+def assert_clipped(found: Outcome) -> None:
+    """The limit bounds the gradient that the moments see, and a gradient within the limit is left as it is."""
+    norm = found["None/gradient_norm"]
+    assert 0.02 < norm < 50
+    for limit, expected in (("None", norm), ("0.01", 0.01), ("100.0", norm)):
+        np.testing.assert_allclose(found[f"{limit}/received"], expected, rtol=1e-5, err_msg=limit)
+        np.testing.assert_allclose(found[f"{limit}/gradient_norm"], norm, rtol=1e-6, err_msg=limit)
 
 
 def outcome(engine: Engine, results: list[dict[str, float]]) -> Outcome:
@@ -167,6 +186,35 @@ def distilled(strategy: Any = None) -> Outcome:
     return outcome(engine, results) | {f"predicted/{name}": x for name, x in predicted.items()}
 
 
+def undropped() -> Outcome:
+    """The evaluations and predictions of models that differ in dropout alone; each evaluates twice."""
+    found = {}
+    for rate in (0.0, 0.4):
+        engine = make_engine(pretraining_task(rate))
+        for turn in range(2):
+            values = engine.evaluate(pretraining_batches(90, 92))
+            (predicted,) = engine.predict(pretraining_batches(92, 93))
+            # Ids are the argmax of many scores, which dropout seldom changes; probabilities tell.
+            everything = values | {f"predicted/{name}": x for name, x in predicted.items()}
+            found |= {f"{rate}/{turn}/{name}": np.asarray(x) for name, x in everything.items()}
+        trained = engine.train(pretraining_batches(90, 91))[0]
+        found[f"{rate}/trained"] = np.array(trained["loss"])
+    return found
+
+
+def clipped() -> Outcome:
+    """The gradient that Adam's first moment received in the first step, with and without a limit on its norm."""
+    found = {}
+    for limit in (None, 0.01, 100.0):
+        optimizer = create_optimizer("adamw", PolynomialDecay(0.01, 100), clip_norm=limit)
+        engine = make_engine(ToyTask(), optimizer=optimizer, micro_batches=2)
+        (step,) = engine.train(toy_batches(0, 1))
+        moments = [x / 0.1 for name, x in engine.state().items() if name.startswith("optimizer/m/")]
+        received = np.sqrt(sum(np.square(moment.astype("float64")).sum() for moment in moments))
+        found |= {f"{limit}/received": received, f"{limit}/gradient_norm": np.array(step["gradient_norm"])}
+    return found
+
+
 def toy_engine(dropout: float = 0.0, **arguments: Any) -> Engine:
     return make_engine(ToyTask(dropout), "lamb", ema_decay=0.8, **arguments)
 
@@ -178,7 +226,7 @@ def toy_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
 def toy_cases(state: Outcome) -> Outcome:
     """All cases of the toy task."""
     cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
-    cases |= {"mixture": mixture(), "distilled": distilled()}
+    cases |= {"mixture": mixture(), "distilled": distilled(), "undropped": undropped(), "clipped": clipped()}
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 

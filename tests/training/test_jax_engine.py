@@ -60,3 +60,11 @@ def test_a_mixture_of_objectives_equals_tensorflow(toy_on_jax):
 def test_a_teacher_is_an_argument_of_the_program_and_equals_tensorflow(toy_on_jax):
     # The teacher's weights are set anew after the programs were compiled: a constant would keep the former ones.
     assert_close(part(toy_on_jax, "distilled/"), engine_cases.distilled(), 1e-6)
+
+
+def test_evaluation_and_prediction_are_without_dropout(toy_on_jax):
+    engine_cases.assert_undropped(part(toy_on_jax, "undropped/"))
+
+
+def test_the_limit_on_the_norm_bounds_the_gradient(toy_on_jax):
+    engine_cases.assert_clipped(part(toy_on_jax, "clipped/"))

@@ -1,3 +1,4 @@
+import engine_cases
 import numpy as np
 import pytest
 from absl.app import UsageError
@@ -136,6 +137,14 @@ def test_a_variable_without_gradient_keeps_its_value():
     before = trained.state()["model/unused/kernel"]
     trained.train(batches(0, 3))
     np.testing.assert_array_equal(trained.state()["model/unused/kernel"], before)
+
+
+def test_evaluation_and_prediction_are_without_dropout():
+    engine_cases.assert_undropped(engine_cases.undropped())
+
+
+def test_the_limit_on_the_norm_bounds_the_gradient():
+    engine_cases.assert_clipped(engine_cases.clipped())
 
 
 def test_evaluation_sums_over_batches_of_any_size():
