@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-4
 _TORCH_FILES = (".bin", ".pt", ".pth")
-_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model")
+_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

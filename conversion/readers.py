@@ -192,7 +192,7 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
     import pickle
     import zipfile
 
-    # A file that cannot be opened is told apart from one that torch, with the same exception, cannot read.
+    # torch raises OSError for a damaged file too; opening it first keeps a missing permission from reading as damage.
     path.open("rb").close()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -234,13 +234,13 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
             try:
                 named[name] = reader.get_tensor(name)
             except tf.errors.OpError as error:
-                told = str(error).splitlines()[0]
-                raise UsageError(f"cannot read {name} of {prefix}: {told}; is {prefix}.data-* whole?") from None
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"cannot read {name} of {prefix}: {reason}; is {prefix}.data-* whole?") from None
     skipped = [name for name in names if name not in named]
     checkpoint = _renamed(named, config, prefix)
     found = config or _config_beside(prefix.parent, checkpoint.tensors)
     if found is not None and found.family == naming.family:
-        found = dataclasses.replace(found, **naming.told(checkpoint.tensors))
+        found = dataclasses.replace(found, **naming.implies(checkpoint.tensors))
     return dataclasses.replace(checkpoint, config=found, unused=sorted([*checkpoint.unused, *skipped]))
 
 
@@ -288,7 +288,7 @@ def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path
 
 
 def _inner_group_num(naming: Naming, names: Iterable[str]) -> int:
-    """Return how many blocks the groups of a checkpoint have, told by the highest number in its names."""
+    """Return how many blocks the groups of a checkpoint have: one more than the highest number in its names."""
     matches = (pattern.fullmatch(name) for pattern, rule in naming.by_theirs if "{j}" in rule.theirs for name in names)
     return 1 + max((int(match["j"]) for match in matches if match), default=0)
 
