@@ -1,19 +1,17 @@
 """Convert a TF 1 ALBERT or BERT checkpoint to PyTorch under the flags of albert_pytorch and of transformers.
 
-A thin front to `convert_checkpoint.py`; differs from both originals in that every tensor is accounted for, the graph is
-told from the tensors, and stock transformers opens what is written.
+`convert_checkpoint.py` does the work; differs from both originals in that every tensor is accounted for, the tensors
+tell the graph, and stock transformers opens the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 
 from absl.app import UsageError
 
+import convert_checkpoint
 from commands.flags import flag, run
-from ground.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,56 +32,24 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Write the folder or the file and compare; 1 when transformers computes something else from it."""
-    from commands.startup import import_tensorflow
-
-    import_tensorflow()
-    from conversion.loading import check_fits
-    from conversion.readers import read_checkpoint
-    from conversion.writers import write_transformers
-    from convert_checkpoint import find_vocabulary, report
-    from modeling.config import load_config
-
-    config = load_config(options.bert_config_file)
-    checkpoint = read_checkpoint(options.tf_checkpoint_path, config=config)
-    check_fits(checkpoint)
-    config = checkpoint.config
-    assert config is not None
-    asked = None if options.share_type is None else options.share_type.lower()
-    if asked not in (None, config.sharing):
+    """Write the folder or the file and compare; return 1 when transformers computes something else from it."""
+    wanted = convert_checkpoint.Options(
+        input=options.tf_checkpoint_path,
+        output=options.pytorch_dump_path,
+        config_file=options.bert_config_file,
+        vocab_file=options.vocab_file,
+        model_type=options.model_type,
+        pytorch_model_bin=True,
+        do_lower_case=options.do_lower_case,
+    )
+    checkpoint = convert_checkpoint.read(wanted)
+    sharing = checkpoint.config.sharing if checkpoint.config else ""
+    if options.share_type is not None and options.share_type.lower() != sharing:
         raise UsageError(
-            f"--share_type={options.share_type}, but the layers of {checkpoint.path} share {config.sharing!r}; "
+            f"--share_type={options.share_type}, but the layers of {checkpoint.path} share {sharing!r}; "
             "leave the flag out"
         )
-    vocabulary = find_vocabulary(checkpoint, options.vocab_file)
-    target = Path(options.pytorch_dump_path)
-    as_file = target.suffix in (".bin", ".pt", ".pth")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "converted" if as_file else target
-        written = write_transformers(
-            folder,
-            config,
-            checkpoint.tensors,
-            vocabulary,
-            model_type=options.model_type,
-            pytorch_bin=True,
-            do_lower_case=options.do_lower_case,
-        )
-        code = report(checkpoint, written, vocabulary, where=target)
-        if as_file and code == 0:
-            beside = {
-                entry.name: entry.read_bytes()
-                for entry in folder.iterdir()
-                if entry.suffix in (".json", ".txt", ".model")
-            }
-            for name, content in beside.items():
-                other = target.with_name(name)
-                if other.exists() and other.read_bytes() != content:
-                    raise UsageError(f"{other} exists and is another file; let --pytorch_dump_path name a new folder")
-            for name, content in beside.items():
-                write_atomically(target.with_name(name), content)
-            write_atomically(target, (folder / "pytorch_model.bin").read_bytes())
-    return code
+    return convert_checkpoint.convert(wanted, checkpoint)
 
 
 if __name__ == "__main__":

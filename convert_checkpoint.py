@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from conversion.writers import Written
 
 _TOLERANCE = 1e-4
-_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model")
+_TORCH_FILES = (".bin", ".pt", ".pth")
+_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,11 @@ class Options:
         "a .safetensors or a .bin file",
         aliases=("init_checkpoint",),
     )
-    output: str | None = flag(None, help="folder to write; may hold nothing but a former conversion")
+    output: str | None = flag(
+        None,
+        help="folder to write, which may hold nothing but a former conversion; or, for transformers, a .bin file, with "
+        "config and vocabulary beside it",
+    )
     format: str = flag("transformers", help="what to write", choices=("transformers", "tf1", "ours"))
     config_file: str | None = flag(
         None, help="config of the model, where none lies beside the checkpoint", aliases=("bert_config_file",)
@@ -45,64 +51,97 @@ class Options:
     )
     pytorch_model_bin: bool = flag(False, help="also write pytorch_model.bin, for tools that read no safetensors")
     do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
-    labels: tuple[str, ...] = flag((), help="names of a classifier's classes, in order")
+    labels: tuple[str, ...] = flag((), help="names of a classifier's classes, in order, where the run has none")
     best: bool = flag(False, help="of a run's output folder, take best/ instead of the newest step")
     list: bool = flag(False, help="only print names and shapes of --input under our names")
 
 
 def main(options: Options) -> int:
-    """Read, write, compare; 1 when the written folder computes something else."""
+    """Read, write, compare; return 1 when the written files compute something else."""
     if options.output is None and not options.list:
         raise UsageError("missing required flag: --output (or --list, to look only)")
-
-    from commands.startup import import_tensorflow
-
-    import_tensorflow()
-    from conversion.loading import check_fits
-    from conversion.readers import read_checkpoint
-    from conversion.writers import write_ours, write_tf1, write_transformers
-    from modeling.config import load_config
-
-    config = None if options.config_file is None else load_config(options.config_file)
-    checkpoint = read_checkpoint(options.input, config=config, prefer_best=options.best)
+    checkpoint = read(options)
     if options.list:
         print_names(checkpoint)
         return 0
+    return convert(options, checkpoint)
+
+
+def read(options: Options) -> Checkpoint:
+    """Return the checkpoint that the options name."""
+    from commands.startup import import_tensorflow
+
+    import_tensorflow()
+    from conversion.readers import read_checkpoint
+    from modeling.config import load_config
+
+    config = None if options.config_file is None else load_config(options.config_file)
+    return read_checkpoint(options.input, config=config, prefer_best=options.best)
+
+
+def convert(options: Options, checkpoint: Checkpoint) -> int:
+    """Write the checkpoint in the format and to the place of the options, and compare; return the exit code."""
+    from conversion.loading import check_fits
+
     assert options.output is not None
     check_fits(checkpoint)
-    config = checkpoint.config
+    output = Path(options.output)
+    if options.format != "transformers" or output.suffix not in _TORCH_FILES:
+        return _write_folder(options, checkpoint, output, output)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "converted"
+        code = _write_folder(dataclasses.replace(options, pytorch_model_bin=True), checkpoint, folder, output)
+        if code == 0:
+            _place_file(folder, output)
+    return code
+
+
+def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
+    """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
+    from conversion.readers import labels_of_run
+    from conversion.writers import write_ours, write_tf1, write_transformers
+
+    config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
     vocabulary = find_vocabulary(checkpoint, options.vocab_file)
     if options.format == "transformers":
         written = write_transformers(
-            options.output,
+            folder,
             config,
-            checkpoint.tensors,
+            tensors,
             vocabulary,
             model_type=options.model_type,
             pytorch_bin=options.pytorch_model_bin,
             do_lower_case=options.do_lower_case,
-            labels=options.labels,
+            labels=options.labels or labels_of_run(checkpoint),
         )
     else:
-        write = write_tf1 if options.format == "tf1" else write_ours
-        written = write(options.output, config, checkpoint.tensors, vocabulary)
-    return report(checkpoint, written, vocabulary)
+        written = {"tf1": write_tf1, "ours": write_ours}[options.format](folder, config, tensors, vocabulary)
+    return report(checkpoint, written, vocabulary, output)
+
+
+def _place_file(folder: Path, target: Path) -> None:
+    """Copy weights to the file `target`, config and vocabulary beside it; raise `UsageError` rather than replace."""
+    beside = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")}
+    for name, content in beside.items():
+        other = target.with_name(name)
+        if other.exists() and other.read_bytes() != content:
+            raise UsageError(f"{other} exists and is another file; name a file in a new folder")
+    for name, content in beside.items():
+        write_atomically(target.with_name(name), content)
+    write_atomically(target, (folder / "pytorch_model.bin").read_bytes())
 
 
 def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
-    """The vocabulary to copy: the given one, else the first found beside the checkpoint or in the run's folder."""
+    """Return the vocabulary to copy: the given one, else the first beside the checkpoint or in the run's folder."""
     if given is not None:
         return [Path(given)]
-    folders = [checkpoint.folder]
-    if checkpoint.source_format == "ours":
-        folders += list(checkpoint.folder.resolve().parents)[:2]
-    found = [folder / name for folder in folders for name in _VOCABULARIES if (folder / name).exists()]
+    found = [folder / name for folder in checkpoint.folders for name in _VOCABULARIES if (folder / name).exists()]
     return found[:1]
 
 
 def print_names(checkpoint: Checkpoint) -> None:
-    """Print every tensor, then what the checkpoint is."""
+    """Print every tensor, then their number and the naming."""
     for name, value in sorted(checkpoint.tensors.items()):
         print(f"{name}  {list(value.shape)}")
     total = sum(value.size for value in checkpoint.tensors.values())
@@ -111,14 +150,20 @@ def print_names(checkpoint: Checkpoint) -> None:
         print(f"not read: {', '.join(checkpoint.unused)}")
 
 
-def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], where: Path | None = None) -> int:
-    """Print what was written (in the end to `where`), left out, and the largest differences; returns the exit code."""
+def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], output: Path) -> int:
+    """Print the tensors written and left out and the largest differences; return the exit code.
+
+    Args:
+        checkpoint: as it was read.
+        written: as it was written, perhaps in a temporary folder.
+        vocabulary: its files.
+        output: the place where the person will find all.
+    """
     import numpy as np
 
     from conversion.readers import few_names, read_checkpoint
 
-    where = where or written.directory
-    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {where} ({written.naming})")
+    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {output} ({written.naming})")
     if checkpoint.unused:
         print(f"not read: {few_names(checkpoint.unused)}")
     for name in written.dropped:
@@ -148,7 +193,7 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], whe
         write_atomically(written.directory / "parity.json", json.dumps(differences, indent=2) + "\n")
     # A comparison that is not at most the tolerance includes NaN.
     if not all(value <= _TOLERANCE for value in differences.values()):
-        print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {where}")
+        print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {output}")
         return 1
     return 0
 

@@ -1,7 +1,7 @@
 """Write a model as another published graph of equal outputs: albert_zh as BERT or as ALBERT, shared layers as separate.
 
-Source: the TF 1 graphs of BERT, of ALBERT (Lan et al. 2020, section 3.1) and of albert_zh. What cannot be written as
-the target is refused with the reason; nothing here approximates.
+Source: the TF 1 graphs of BERT, of ALBERT (Lan et al. 2020, section 3.1) and of albert_zh. A model that the target
+cannot express is refused with the reason; nothing here approximates.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _BRICK = re.compile(r"backbone/encoder/(attention|feed_forward)_(\d+)/(.*)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Graph:
-    """How a family's graph is told from the others, and where it goes by default.
+    """The graph of a family: the variable that tells it from others, and its form in transformers.
 
     Args:
         family: `Config.family`.

@@ -1,6 +1,6 @@
 """Put a checkpoint into a model strictly: every tensor is loaded, or named with the reason why not.
 
-Differs from TF 1's assignment maps, which skip silently whatever does not match and so train from random weights.
+Differs from TF 1's assignment maps, which skip in silence the names that do not match and so train from random weights.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _BRICK = re.compile(r"(backbone/encoder/(?:attention|feed_forward)_)(\d+)/(.*)")
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of the model and of the checkpoint, by our names."""
+    """The fate of every tensor of the model and of the checkpoint, by our names."""
 
     loaded: list[str]
     untied: list[str]  # of the model, copied from the one shared brick of the checkpoint

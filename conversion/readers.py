@@ -5,6 +5,7 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from modeling.config import Config, load_config
 from training import checkpoints
 
 _SHOWN_NAMES = 4
-_OUR_TENSORS, _OUR_STATE = "model*.safetensors", "state.json"
+_OUR_TENSORS, _OUR_STATE, _OUR_RUN = "model*.safetensors", "state.json", "run.json"
 _TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 _ACCEPTED = (
@@ -41,6 +42,14 @@ class Checkpoint:
     def folder(self) -> Path:
         """The folder that holds the files, where a vocabulary may lie too."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder and, above OUTPUT/best and OUTPUT/checkpoints/step_*, the run's."""
+        if self.source_format != "ours":
+            return [self.folder]
+        above = self.folder.resolve().parent
+        return [self.folder, above, *([above.parent] if above.name == "checkpoints" else [])]
 
 
 def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_best: bool = False) -> Checkpoint:
@@ -121,6 +130,25 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
     )
 
 
+def labels_of_run(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of a classifier's classes, in order, from the `run.json` of its run; empty where it has none.
+
+    Runs of old have no such file, and a pretraining run has no row. Raises `UsageError` for a file that a run cannot
+    have written.
+    """
+    path = next((folder / _OUR_RUN for folder in checkpoint.folders if (folder / _OUR_RUN).is_file()), None)
+    if path is None:
+        return ()
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))["row"]
+        labels = [] if row is None else row["labels"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): restore it, or name the classes with --labels") from None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UsageError(f"{path}: labels of the row are {labels!r}, expected a list of names; pass --labels")
+    return tuple(labels)
+
+
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
     """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph."""
     got, expected = namings.graph_of(tensors), namings.graph_of_config(config)
@@ -164,7 +192,7 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
     import pickle
     import zipfile
 
-    # A file that cannot be opened is told apart from one that torch, with the same exception, cannot read.
+    # torch raises OSError for a damaged file too; opening it first keeps a missing permission from reading as damage.
     path.open("rb").close()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -206,13 +234,13 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
             try:
                 named[name] = reader.get_tensor(name)
             except tf.errors.OpError as error:
-                told = str(error).splitlines()[0]
-                raise UsageError(f"cannot read {name} of {prefix}: {told}; is {prefix}.data-* whole?") from None
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"cannot read {name} of {prefix}: {reason}; is {prefix}.data-* whole?") from None
     skipped = [name for name in names if name not in named]
     checkpoint = _renamed(named, config, prefix)
     found = config or _config_beside(prefix.parent, checkpoint.tensors)
     if found is not None and found.family == naming.family:
-        found = dataclasses.replace(found, **naming.told(checkpoint.tensors))
+        found = dataclasses.replace(found, **naming.implies(checkpoint.tensors))
     return dataclasses.replace(checkpoint, config=found, unused=sorted([*checkpoint.unused, *skipped]))
 
 
@@ -260,7 +288,7 @@ def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path
 
 
 def _inner_group_num(naming: Naming, names: Iterable[str]) -> int:
-    """Return how many blocks the groups of a checkpoint have, told by the highest number in its names."""
+    """Return how many blocks the groups of a checkpoint have: one more than the highest number in its names."""
     matches = (pattern.fullmatch(name) for pattern, rule in naming.by_theirs if "{j}" in rule.theirs for name in names)
     return 1 + max((int(match["j"]) for match in matches if match), default=0)
 

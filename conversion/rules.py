@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, VocabularyForm
 from modeling.config import Config
 
 Tensors = Mapping[str, np.ndarray]
@@ -22,14 +23,14 @@ _INDEX = "(?P<{letter}>0|[1-9][0-9]*)"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One tensor of theirs and the tensors of ours that hold its values.
+    """One tensor in a foreign checkpoint (theirs), and the tensors here (ours) that hold its values.
 
     In names `{k}` is the index of a brick, `{g}` and `{j}` are ALBERT's group and the block inside of it.
 
     Args:
-        ours: names here; several where their tensor joins several of equal shape (a fused query, key and value).
+        ours: names here; several for a tensor that joins several of equal shape (a fused query, key and value).
         theirs: name there, in its canonical spelling.
-        transposed: the joined matrix of ours is the transpose of theirs.
+        transposed: the matrix here, joined if there are several, is the transpose of theirs.
         joined_axis: axis of our tensors along which they are joined, before the transposition; None for one tensor.
     """
 
@@ -43,13 +44,13 @@ class Rule:
             raise ValueError(f"the rule of {self.theirs} joins {len(self.ours)} tensors along axis {self.joined_axis}")
 
     def join(self, values: Iterable[np.ndarray]) -> np.ndarray:
-        """Return their tensor, made of ours in the order of `ours`."""
+        """Return the foreign tensor, joined from values in the order of `ours`."""
         values = list(values)
         value = values[0] if self.joined_axis is None else np.concatenate(values, axis=self.joined_axis)
         return value.T if self.transposed else value
 
     def split(self, value: np.ndarray) -> list[np.ndarray]:
-        """Return our tensors, made of theirs; raise `ValueError` where theirs has no equal parts."""
+        """Return the values of `ours`, cut from the foreign tensor; raise `ValueError` if it has no equal parts."""
         value = value.T if self.transposed else value
         return [value] if self.joined_axis is None else np.split(value, len(self.ours), axis=self.joined_axis)
 
@@ -60,7 +61,7 @@ def _nothing(tensors: Tensors) -> Mapping[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How one code names the tensors of one family, and how it describes a model: a row of `namings.NAMINGS`.
+    """The names that one code gives to the tensors of one family, and its JSON of a model: a row of `namings.NAMINGS`.
 
     Args:
         name: shown to people and kept as a checkpoint's `source_format`.
@@ -73,7 +74,7 @@ class Naming:
         ties: a tensor of theirs that only repeats another -> that other tensor.
         neutral: our name -> its value, by width, which changes nothing: always there in their graph, and in ours only
             where it does something.
-        told: what the tensors say about the config and the JSON files beside them may not.
+        implies: fields of `Config` that names and shapes tell, and the JSON beside them may not.
         rewrite: a model here as a model of this naming that computes the same; raises `UsageError` with the reason
             where there is none.
         config_keys: fields of `Config` that their JSON has.
@@ -82,7 +83,7 @@ class Naming:
         model_type: transformers' word for the graph; empty in TF 1.
         class_prefix: what the names of transformers' classes begin with; empty in TF 1.
         head_classes: number of classes that a head must have there to be kept.
-        vocabularies: suffixes of vocabulary files that their tokenizer reads.
+        vocabularies: kinds of vocabulary files that their tokenizers read.
     """
 
     name: str
@@ -96,13 +97,13 @@ class Naming:
     config_keys: tuple[str, ...]
     ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     neutral: Mapping[str, Callable[[int], np.ndarray]] = dataclasses.field(default_factory=dict)
-    told: Callable[[Tensors], Mapping[str, Any]] = _nothing
+    implies: Callable[[Tensors], Mapping[str, Any]] = _nothing
     config_constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config_file: Callable[[Config], str] = lambda config: "config.json"
     model_type: str = ""
     class_prefix: str = ""
     head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    vocabularies: tuple[str, ...] = (".txt", ".model")
+    vocabularies: tuple[VocabularyForm, ...] = (WORDPIECE, ALBERT_PIECES)
 
     def names(self, names: Iterable[str]) -> bool:
         """Return whether the raw names of a checkpoint are of this naming."""
@@ -115,7 +116,7 @@ class Naming:
 
     def writes(self, config: Config) -> bool:
         """Return whether these names say of a model of the family what `config` says."""
-        return all(getattr(config, name) == value for name, value in self.told({}).items())
+        return all(getattr(config, name) == value for name, value in self.implies({}).items())
 
     @functools.cached_property
     def heads(self) -> frozenset[str]:
@@ -135,7 +136,7 @@ class Naming:
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """A naming for models with `inner_group_num` blocks in a group, which only the numbers in names depend on."""
+    """A naming at a number of blocks in a group, by which group and block become the number of a brick."""
 
     naming: Naming
     inner_group_num: int = 1

@@ -1,11 +1,14 @@
-"""A vocabulary as the tokenizer.json that stock transformers and `tokenizers` read: WordPiece (BERT), Unigram (ALBERT).
+"""A vocabulary as the tokenizer.json that stock transformers and `tokenizers` read: WordPiece, and two Unigram forms.
+
+WordPiece is BERT's; SentencePiece unigram models are ALBERT's, whose ids are the model's, and XLM-R's, shifted by one.
 
 Written because transformers' own readers lose U+2028, entry 343 of BERT's Chinese vocabulary, and cannot open a
 SentencePiece model beside TensorFlow, whose protobuf is older than the one that they expect.
 """
 
+import dataclasses
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl.app import UsageError
@@ -14,8 +17,30 @@ _VARINT, _BYTES, _FIXED32, _FIXED64 = 0, 2, 5, 1
 _UNKNOWN_PIECE = 2
 
 
+_XLMR_FIRST = ("<unk>", "<s>", "</s>")
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyForm:
+    """A kind of vocabulary file as transformers knows it.
+
+    Args:
+        is_sentencepiece: a `.model` file, rather than lines of text.
+        file_name: that transformers looks for.
+        tokenizer_class: of transformers.
+        count: number of ids, from the file's content.
+        tokenizer_json: the fast tokenizer, from the content and whether input is lowered.
+    """
+
+    is_sentencepiece: bool
+    file_name: str
+    tokenizer_class: str
+    count: Callable[[bytes], int]
+    tokenizer_json: Callable[[bytes, bool], str]
+
+
 def wordpiece_json(vocabulary: bytes, do_lower_case: bool) -> str:
-    """tokenizer.json of a WordPiece vocabulary file, split on line feeds; raises `UsageError` for a double entry."""
+    """Return tokenizer.json of a WordPiece file, split on line feeds; raise `UsageError` for a double entry."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
 
@@ -32,12 +57,12 @@ def wordpiece_json(vocabulary: bytes, do_lower_case: bool) -> str:
 
 
 def wordpiece_entries(vocabulary: bytes) -> list[str]:
-    """Entries by id; only line feeds separate them."""
+    """Return entries by id; only line feeds separate them."""
     return vocabulary.decode().removesuffix("\n").split("\n")
 
 
 def unigram_json(model: bytes, do_lower_case: bool) -> str:
-    """tokenizer.json of a SentencePiece unigram model with ALBERT's normalisation; raises `UsageError` for another."""
+    """Return tokenizer.json of a unigram model with ALBERT's normalisation; raise `UsageError` for another."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import Unigram
 
@@ -58,8 +83,33 @@ def unigram_json(model: bytes, do_lower_case: bool) -> str:
     return _with_specials(tokenizer, ids, ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))
 
 
+def xlmr_json(model: bytes, do_lower_case: bool) -> str:
+    """Return tokenizer.json of XLM-R's unigram model; raise `UsageError` for another.
+
+    Ids are <s> 0, <pad> 1, </s> 2, <unk> 3, then the model's pieces after its first three, and <mask> the last. Input
+    is never lowered.
+    """
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import Unigram
+
+    pieces, charsmap = sentencepiece_pieces(model)
+    if tuple(piece for piece, _, _ in pieces[:3]) != _XLMR_FIRST:
+        raise UsageError(f"not XLM-R's SentencePiece model, whose first pieces are {', '.join(_XLMR_FIRST)}")
+    entries = [(special, 0.0) for special in ("<s>", "<pad>", "</s>", "<unk>")]
+    entries += [(piece, score) for piece, score, _ in pieces[3:]] + [("<mask>", 0.0)]
+    tokenizer = Tokenizer(Unigram(entries, unk_id=3))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap)] if charsmap else [])
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    ids = {piece: i for i, (piece, _) in enumerate(entries)}
+    return _with_specials(
+        tokenizer, ids, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<s>:0 $A:0 </s>:0", "</s>:0 $B:0 </s>:0"
+    )
+
+
 def sentencepiece_pieces(model: bytes) -> tuple[list[tuple[str, float, int]], bytes]:
-    """(piece, score, type) by id and the compiled normalisation of a serialised SentencePiece ModelProto."""
+    """Return (piece, score, type) by id and the compiled normalisation of a serialised SentencePiece ModelProto."""
     pieces, charsmap = [], b""
     try:
         for field, value in _fields(model):
@@ -73,23 +123,29 @@ def sentencepiece_pieces(model: bytes) -> tuple[list[tuple[str, float, int]], by
     return pieces, charsmap
 
 
-def _with_specials(tokenizer: Any, ids: dict[str, int], specials: tuple[str, ...]) -> str:
+def _with_specials(
+    tokenizer: Any,
+    ids: dict[str, int],
+    specials: tuple[str, ...],
+    single: str = "[CLS]:0 $A:0 [SEP]:0",
+    second: str = "$B:1 [SEP]:1",
+) -> str:
+    """Return the tokenizer as JSON, with the templates of one text and of the `second` one behind it."""
     from tokenizers import AddedToken, processors
 
-    absent = [special for special in ("[CLS]", "[SEP]") if special not in ids]
+    around = [special for special in specials if f"{special}:" in single]
+    absent = [special for special in around if special not in ids]
     if absent:
         raise UsageError(f"the vocabulary lacks {' and '.join(absent)}, which every input begins and ends with")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(special, ids[special]) for special in ("[CLS]", "[SEP]")],
+        single=single, pair=f"{single} {second}", special_tokens=[(special, ids[special]) for special in around]
     )
     tokenizer.add_special_tokens([AddedToken(special, special=True) for special in specials if special in ids])
     return tokenizer.to_str(pretty=False)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a protobuf message: an int for varints, else bytes."""
+    """Yield (number, value) of a protobuf message: an int for varints, else bytes."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -116,3 +172,16 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         position, shift = position + 1, shift + 7
         if byte < 128:
             return value, position
+
+
+def _pieces_count(model: bytes) -> int:
+    return len(sentencepiece_pieces(model)[0])
+
+
+WORDPIECE = VocabularyForm(
+    False, "vocab.txt", "BertTokenizer", lambda text: len(wordpiece_entries(text)), wordpiece_json
+)
+ALBERT_PIECES = VocabularyForm(True, "spiece.model", "AlbertTokenizer", _pieces_count, unigram_json)
+XLMR_PIECES = VocabularyForm(
+    True, "sentencepiece.bpe.model", "XLMRobertaTokenizer", lambda model: _pieces_count(model) + 2, xlmr_json
+)

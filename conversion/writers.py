@@ -21,10 +21,11 @@ from absl.app import UsageError
 from conversion import namings
 from conversion.graphs import Tensors
 from conversion.rules import Naming, Translation
-from conversion.tokenizer_files import sentencepiece_pieces, unigram_json, wordpiece_entries, wordpiece_json
+from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
 from modeling.config import Config
 
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
+_ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
 _REPLACEABLE = (
     "config.json",
     "model.safetensors",
@@ -34,6 +35,7 @@ _REPLACEABLE = (
     "tokenizer_config.json",
     "vocab.txt",
     "spiece.model",
+    "sentencepiece.bpe.model",
     "checkpoint",
     "albert_config.json",
     "albert_config_google_fast.json",
@@ -81,7 +83,7 @@ def write_transformers(
     width = kept["backbone/embeddings/word_embeddings"].shape[1]
     neutral = {name: value(width) for name, value in naming.neutral.items() if name not in kept}
     named = _named(naming, graph, kept | neutral)
-    vocabulary = _vocabulary(vocab_files, config, naming, do_lower_case)
+    vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case)
     description = _transformers_config(naming, graph, kept, labels)
     with writing_directory(directory) as folder:
         _write_json(folder / "config.json", description)
@@ -105,7 +107,7 @@ def write_tf1(
     graph, converted = naming.rewrite(config, tensors)
     kept = {name: value for name, value in converted.items() if _has_place(naming, name, value)}
     named = _named(naming, graph, kept)
-    vocabulary = _vocabulary(vocab_files, config, naming, do_lower_case=None)
+    vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case=None)
     with writing_directory(directory) as folder:
         _save_tf1(folder / "model.ckpt", named)
         state = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
@@ -120,7 +122,7 @@ def write_ours(
     directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
 ) -> Written:
     """Write model.safetensors and state.json as `training/checkpoints.py` reads them: a `best/` folder at step 0."""
-    vocabulary = _vocabulary(vocab_files, config, None, do_lower_case=None)
+    vocabulary = _vocabulary(vocab_files, config, _ANY_VOCABULARY, do_lower_case=None)
     with writing_directory(directory) as folder:
         save_safetensors(folder / "model.safetensors", tensors)
         content = (folder / "model.safetensors").read_bytes()
@@ -189,28 +191,28 @@ def _transformers_config(
 
 
 def _vocabulary(
-    files: Sequence[str | Path], config: Config, naming: Naming | None, do_lower_case: bool | None
+    files: Sequence[str | Path], config: Config, forms: Sequence[VocabularyForm], do_lower_case: bool | None
 ) -> dict[str, bytes]:
     """Return contents by file name; with `do_lower_case` also the files from which transformers builds a tokenizer."""
     contents: dict[str, bytes] = {}
     for path in map(Path, files):
         content = path.read_bytes()
         try:
-            if naming is not None and path.suffix not in naming.vocabularies:
-                raise UsageError(f"a tokenizer of {naming.name} does not read it; leave --vocab_file out")
-            if path.suffix == ".model":
-                name, kind, count = "spiece.model", "AlbertTokenizer", len(sentencepiece_pieces(content)[0])
-            else:
-                name, kind, count = "vocab.txt", "BertTokenizer", len(wordpiece_entries(content))
-            if count != config.vocab_size:
-                raise UsageError(f"{count} entries, the config says {config.vocab_size}")
-            contents[name] = content
+            kinds = [form for form in forms if form.is_sentencepiece == (path.suffix == ".model")]
+            if not kinds:
+                raise UsageError(
+                    "it is of another kind than the model's tokenizer in transformers; use --model_type=bert"
+                )
+            counts = [form.count(content) for form in kinds]
+            if config.vocab_size not in counts:
+                raise UsageError(f"{counts[0]} entries, the config says {config.vocab_size}")
+            form = kinds[counts.index(config.vocab_size)]
+            contents[form.file_name] = content
             if do_lower_case is not None:
-                build = unigram_json if path.suffix == ".model" else wordpiece_json
-                contents["tokenizer.json"] = build(content, do_lower_case).encode()
-                told = {"tokenizer_class": kind, "do_lower_case": do_lower_case}
-                told |= {"model_max_length": config.max_sequence_length}
-                contents["tokenizer_config.json"] = (json.dumps(told, indent=2) + "\n").encode()
+                contents["tokenizer.json"] = form.tokenizer_json(content, do_lower_case).encode()
+                description = {"tokenizer_class": form.tokenizer_class, "do_lower_case": do_lower_case}
+                description |= {"model_max_length": config.max_sequence_length}
+                contents["tokenizer_config.json"] = (json.dumps(description, indent=2) + "\n").encode()
         except UsageError as error:
             raise UsageError(f"vocabulary {path}: {error}") from error
     return contents

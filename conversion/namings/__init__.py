@@ -21,7 +21,7 @@ def naming_of(names: Iterable[str]) -> Naming | None:
 
 
 def graph_of(names: Iterable[str]) -> Graph:
-    """Return the graph that our names belong to, told by the variable that marks it.
+    """Return the graph that our names belong to: the first whose marking variable is among them.
 
     Post-LN and pre-LN of albert_zh have the same names and shapes: only the config tells them apart.
     """

@@ -75,7 +75,7 @@ NAMINGS = (
         ),
         canonical=tf1_name,
         backbone=("bert/",),
-        told=_ffn_groups,
+        implies=_ffn_groups,
         rewrite=functools.partial(as_original, refusals=_refusals),
         config_keys=(*BERT_KEYS, *ALBERT_KEYS),
         config_file=lambda config: "albert_config.json" if config.ffn_groups == 1 else "albert_config_google_fast.json",

@@ -58,7 +58,7 @@ def _naming(sharing: str, attention: str, intermediate: str, output: str, detect
         ),
         canonical=tf1_name,
         backbone=("bert/",),
-        told=lambda tensors: {"sharing": sharing},
+        implies=lambda tensors: {"sharing": sharing},
         rewrite=functools.partial(as_original, refusals=_refusals),
         config_keys=(*BERT_KEYS, "embedding_size", "ln_type"),
         config_file=lambda config: "albert_config.json",

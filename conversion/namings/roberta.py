@@ -7,6 +7,7 @@ a pooler here, so that its state dict has a naming of its own. `RobertaModel` al
 from conversion.graphs import as_roberta
 from conversion.namings.dialects import BERT_KEYS, Row, bert_block, embeddings, torch_name, torch_rules
 from conversion.rules import Naming
+from conversion.tokenizer_files import XLMR_PIECES
 
 _LAYER = "roberta.encoder.layer.{k}"
 
@@ -39,6 +40,7 @@ def _naming(
         },
         model_type="roberta",
         class_prefix="Roberta",
+        vocabularies=(XLMR_PIECES,),
     )
 
 

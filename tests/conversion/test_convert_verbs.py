@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import convert_checkpoint as verb
 from commands.flags import parse
 from conversion import parity
 from conversion.readers import read_checkpoint
-from conversion.writers import write_tf1
+from conversion.writers import write_ours, write_tf1
 
 ROOT = Path(verb.__file__).parent
 
@@ -113,6 +114,70 @@ def test_config_has_to_be_there_and_to_fit(zh: Path, tmp_path: Path):
     assert _convert(f"--input={zh}", f"--output={tmp_path / 'out'}", f"--config_file={tmp_path / 'kept.json'}") == 0
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder of a classifier with a step and a best, as a run of old leaves it: without run.json."""
+    for place in ("checkpoints/step_00000010", "best"):
+        write_ours(tmp_path / "run" / place, CONFIGS["zh_all"], random_tensors("zh_all", num_labels=3))
+    return tmp_path / "run"
+
+
+def _written_labels(run: Path, *arguments: str) -> dict[str, str]:
+    out = run.parent / "out"
+    assert _convert(f"--input={run}", f"--output={out}", *arguments) == 0
+    return json.loads((out / "config.json").read_text(encoding="utf-8"))["id2label"]
+
+
+ROW = {"name": "xnli", "labels": ["矛盾", "中立", "蕴含"]}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--best"]])
+def test_classes_have_the_names_of_the_run(run: Path, arguments: list[str]):
+    """A row names them in the order of the classifier's columns; --labels wins; a run of old has none."""
+    assert _written_labels(run, *arguments) == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    (run / "run.json").write_text(json.dumps({"kind": "classification", "row": ROW}), encoding="utf-8")
+    assert _written_labels(run, *arguments) == {"0": "矛盾", "1": "中立", "2": "蕴含"}
+    assert _written_labels(run, "--labels=a,b,c", *arguments) == {"0": "a", "1": "b", "2": "c"}
+    (run / "run.json").write_text(json.dumps({"kind": "pretraining", "row": None}), encoding="utf-8")
+    assert _written_labels(run, *arguments)["2"] == "LABEL_2"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"run.json cannot be read \(.*\): restore it, or name the classes with --labels"),
+        ("[]", "run.json cannot be read"),
+        ('{"row": {"name": "x"}}', "run.json cannot be read"),
+        ('{"row": {"labels": "yes"}}', "labels of the row are 'yes', expected a list of names; pass --labels"),
+        ('{"row": {"labels": ["a", "b"]}}', r"2 labels given \(a, b\), the classifier has 3 classes"),
+    ],
+)
+def test_a_damaged_run_file_is_one_line(content: str, message: str, run: Path):
+    (run / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=message) as error:
+        _written_labels(run)
+    assert "\n" not in str(error.value)
+    assert _written_labels(run, "--labels=a,b,c") == {"0": "a", "1": "b", "2": "c"}
+
+
+def test_a_bin_file_may_be_named_as_output(zh: Path, tmp_path: Path):
+    """Its config, tokenizer and measured difference come beside it; nothing else there is touched."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "notes.txt").write_text("kept")
+    assert _convert(f"--input={zh}", f"--output={tmp_path / 'torch' / 'weights.bin'}") == 0
+    assert {path.name for path in (tmp_path / "torch").iterdir()} == {
+        "config.json",
+        "notes.txt",
+        "parity.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "weights.bin",
+    }
+    names = read_checkpoint(tmp_path / "torch" / "weights.bin").tensors.keys()
+    assert names == read_checkpoint(zh).tensors.keys() - {"backbone/embeddings/projection/kernel"}
+
+
 def _lone(*arguments: str) -> int:
     return lone_verb.main(parse(lone_verb.Options, arguments))
 
@@ -142,7 +207,7 @@ def test_flags_of_albert_pytorch_write_one_file_with_its_config(zh: Path, tmp_pa
     with pytest.raises(UsageError, match=r"--share_type=None, but the layers of .* share 'all'; leave the flag out"):
         _lone(*arguments, "--share_type=None")
     (dump.parent / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"config.json exists and is another file; let --pytorch_dump_path name a new"):
+    with pytest.raises(UsageError, match=r"config.json exists and is another file; name a file in a new folder"):
         _lone(*arguments)
     assert dump.read_bytes() == before
 

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors, shapes
 
+import convert_checkpoint
 from conversion.namings import NAMINGS, graph_of, graph_of_config, naming_of
 from conversion.rules import Naming, Rule, Translation
 
@@ -91,7 +93,7 @@ def test_every_published_name_has_one_place(names: list[str], naming: str, graph
 
 
 def _id(naming: Naming) -> str:
-    return "-".join([naming.name, *map(str, naming.told({}).values())])
+    return "-".join([naming.name, *map(str, naming.implies({}).values())])
 
 
 def _models(naming: Naming):
@@ -209,6 +211,13 @@ def test_block_beyond_the_group_has_no_place():
 @pytest.mark.parametrize("graph", CONFIGS)
 def test_tensors_and_config_tell_the_same_graph(graph: str):
     assert graph_of(shapes(graph)) == graph_of_config(CONFIGS[graph])
+
+
+def test_the_flag_offers_every_model_type():
+    (field,) = (field for field in dataclasses.fields(convert_checkpoint.Options) if field.name == "model_type")
+    offered = {"auto"} | {naming.model_type for naming in NAMINGS if naming.model_type}
+    (declaration,) = field.metadata.values()
+    assert set(declaration.choices) == offered
 
 
 def test_a_rule_joins_several_along_an_axis_or_has_one():

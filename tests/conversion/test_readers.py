@@ -28,8 +28,8 @@ def _tf1(folder: Path, graph: str = "zh_all") -> dict[str, np.ndarray]:
     return tensors
 
 
-def _foreign(name: str, tensors: dict[str, np.ndarray], **told: str) -> dict[str, np.ndarray]:
-    naming = next(naming for naming in NAMINGS if naming.name == name and naming.told({}) == told)
+def _foreign(name: str, tensors: dict[str, np.ndarray], **implied: str) -> dict[str, np.ndarray]:
+    naming = next(naming for naming in NAMINGS if naming.name == name and naming.implies({}) == implied)
     named, lost = Translation(naming).exported(tensors)
     assert not lost
     return named

@@ -10,7 +10,7 @@ from conversion_cases import CONFIGS, random_tensors
 from conversion.loading import check_fits, load_into
 from conversion.parity import our_outputs, random_features
 from conversion.readers import read_checkpoint
-from conversion.writers import write_transformers
+from conversion.writers import write_ours, write_transformers
 
 CONFIG = CONFIGS["roberta"]
 PAD = 1
@@ -112,3 +112,58 @@ def test_pooler_may_be_new_only_where_nothing_reads_it(tmp_path: Path):
     with_pair = dataclasses.replace(checkpoint, tensors=checkpoint.tensors | pair)
     with pytest.raises(UsageError, match="2 missing, 0 unexpected"):
         load_into(PretrainingModel(CONFIG), with_pair)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of XLM-R's form, two pieces smaller than the vocabulary of the config."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat", "a dog ate the cat"] * 20),
+        model_writer=model,
+        vocab_size=CONFIG.vocab_size - 2,
+        user_defined_symbols=[f"<extra{i}>" for i in range(12)],
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("xlmr") / "sentencepiece.bpe.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def test_sentencepiece_model_of_xlmr_is_opened_by_the_stock_tokenizer(pieces: Path, tmp_path: Path):
+    import sentencepiece
+    import transformers
+
+    write_transformers(tmp_path / "out", CONFIG, random_tensors("roberta"), [pieces], model_type="roberta")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
+
+    def ids(text: str) -> list[int]:
+        return [i + 1 if i else 3 for i in processor.encode(text)]
+
+    assert len(tokenizer) == CONFIG.vocab_size
+    assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]) == [0, 1, 2, 3, 31]
+    assert tokenizer("the cat")["input_ids"] == [0, *ids("the cat"), 2]
+    assert tokenizer("a  dog", "the Zebra")["input_ids"] == [0, *ids("a dog"), 2, 2, *ids("the Zebra"), 2]
+
+
+def test_vocabulary_that_pads_otherwise_is_refused(pieces: Path, tmp_path: Path):
+    """RoBERTa's code counts positions over ids other than 1, which is a token of a WordPiece vocabulary."""
+    words = tmp_path / "vocab.txt"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(28))]) + "\n")
+    for path, model_type, message in (
+        (words, "roberta", r"vocab.txt: it is of another kind than .* use --model_type=bert"),
+        (pieces, "bert", r"sentencepiece.bpe.model: 30 entries, the config says 32"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            write_transformers(tmp_path / "out", CONFIG, random_tensors("roberta"), [path], model_type=model_type)
+    write_ours(tmp_path / "ours", CONFIG, random_tensors("roberta"), [pieces])
+    assert (tmp_path / "ours" / pieces.name).read_bytes() == pieces.read_bytes()
