@@ -176,13 +176,14 @@ def train(session: Session, options: Options, records: Records) -> Mapping[str, 
     own = training if rows[1] == 1 else open_dataset(options, records.files, options.train_batch_size, rows)
     scored = training.max_predictions_per_seq + training.max_word_order_per_seq
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    tokens_per_step = options.train_batch_size * training.max_seq_length
     outcome = session.train(
         own,
         (lambda: evaluate(session, options, held_out)) if held_out else None,
         {
             "data": records.facts,
-            "step": f"{options.train_batch_size} examples, {options.train_batch_size * training.max_seq_length:,} "
-            f"tokens; {options.num_train_steps:,} steps are {epochs:.1f} epochs",
+            "step": f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
+            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
         },
         num_steps=options.num_train_steps,
         save_every_steps=options.save_checkpoints_steps,
@@ -190,7 +191,7 @@ def train(session: Session, options: Options, records: Records) -> Mapping[str, 
         best_metric="loss" if held_out else None,
         lower_is_better=True,
         unit="tokens",
-        count_units=lambda batch: int(batch["input_ids"].size) * rows[1],
+        count_units=lambda batch: tokens_per_step,
         flops_per_unit=flops_per_example(session.config, training.max_seq_length, scored) / training.max_seq_length,
     )
     return outcome.evaluation

@@ -96,6 +96,97 @@ def test_every_flag_of_albert_zh_exists(verb: str):
     assert set(ALBERT_ZH[verb].split()) <= set(flags_of(verb))
 
 
+SOURCES = [
+    path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0] in {*MAY_IMPORT, path.name} and ".venv" not in path.parts
+]
+# The files that make a batch, and those that read one. All others ask the schema.
+FEATURES = {"token_boundary", "first_segment_length", "sequence_ids", "label_ids", "next_sentence_labels"}
+FEATURES |= {"input_ids", "input_mask", "segment_ids", "scored_positions"}
+FEATURES |= {f"{loss}_{what}" for loss in ("masked_lm", "word_order") for what in ("positions", "ids", "weights")}
+KNOWS_FEATURES = (
+    "data/forms/",
+    "data/masking.py",
+    "data/word_order.py",
+    "data/labelled.py",
+    "data/tokenizers/in_graph.py",
+    "modeling/body.py",
+    "modeling/heads.py",
+    "tasks/",
+    "conversion/parity.py",
+)
+# Functions that are one thought, longer than 60 lines. None may be added.
+LONG_FUNCTIONS = {
+    "data/masking.py:_choose_words",
+    "data/word_order.py:shuffle_words",
+    "data/writing/beam.py:create_examples_with_beam",
+    "training/loop.py:train",
+}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_objective_resolves_and_can_be_asked_for():
+    from data.forms import FORMS
+    from data.objectives import OBJECTIVES
+    from data.pairing import PAIRINGS
+    from tasks.losses import LOSSES
+
+    for name, row in OBJECTIVES.items():
+        assert row.pairing in PAIRINGS, name
+        assert row.form in FORMS, name
+        assert set(row.losses) <= set(LOSSES), name
+        assert len(row.labels) == PAIRINGS[row.pairing].num_labels, name
+        assert bool(row.label_name) == bool(row.labels), name
+    for verb in ("create_pretraining_data", "run_pretraining", "plan_training"):
+        fields = {field.name: field for field in dataclasses.fields(importlib.import_module(verb).Options)}
+        assert fields["objective"].metadata["flag"].choices == tuple(OBJECTIVES), verb
+
+
+def test_only_papers_know_their_family():
+    asked = re.compile(r"""\.family\s*(==|!=|in\b)\s*["'(]""")
+    for path in SOURCES:
+        name = relative(path)
+        if name.startswith("conversion/namings/") or name == "modeling/families.py":
+            continue
+        assert not asked.search(path.read_text(encoding="utf-8")), (
+            f"{name} asks for a family: make it a field of Family"
+        )
+
+
+def test_features_are_named_where_batches_are_made_or_read():
+    for path in SOURCES:
+        name = relative(path)
+        if name.startswith(KNOWS_FEATURES):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in FEATURES, f"{name}:{node.lineno} names {node.value}: ask the schema"
+
+
+def test_functions_are_short():
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+                found.add(f"{relative(path)}:{node.name}")
+    assert found <= LONG_FUNCTIONS, f"over 60 lines: {found - LONG_FUNCTIONS}"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("class", "Checkpoint"), ("def", "read_checkpoint")])
+def test_a_name_means_one_thing(kind: str, name: str):
+    pattern = re.compile(rf"^{kind} {name}\b", re.MULTILINE)
+    assert len([path for path in SOURCES if pattern.search(path.read_text(encoding="utf-8"))]) == 1
+
+
+def test_user_mistakes_are_raised_by_one_name():
+    for path in SOURCES:
+        assert "app.UsageError" not in re.sub(r"absl\.app\.UsageError", "", path.read_text(encoding="utf-8")), path
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_readme_tree_names_the_files_that_are_there(page: str):
     if not TRACKED[0]:
