@@ -10,12 +10,12 @@ from absl.app import UsageError
 
 from data.labelled import EncodedExamples, encode_examples
 from ground.tensors import Tensor, ops
-from modeling import ClassifierModel, Computation
+from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
-from modeling.losses import cross_entropy
+from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import fold_in, seeded
-from tasks.pretraining import Terms, accuracy_term, example_weights
-from tasks.regularization import Passes, Regularizer
+from tasks.losses import Terms, example_weights
+from tasks.regularization import Passes, Regularizer, symmetric_divergence
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def encode(row: DatasetRow, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int) -> EncodedExamples:
-    """Tokenises the examples of a row; a label becomes its index in the row, -1 where there is none."""
+    """Tokenise the examples of a row; a label becomes its index in the row, -1 where there is none."""
     return encode_examples(
         [example.text_a for example in examples],
         [example.text_b or "" for example in examples] if row.is_pair else None,
@@ -66,17 +66,26 @@ class ClassificationTask:
                 )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
         self.computation = computation
+        self.metrics = ("accuracy",)
         self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
-    def build_model(self) -> keras.Model:
+    def build_model(self) -> LanguageModel:
+        """Return a new classifier."""
         return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
+    def companions(self) -> Mapping[str, keras.Model]:
+        """Return no further models."""
+        return {}
+
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Count the examples, for every loss."""
         return dict.fromkeys(self.loss_weights, ops.sum(example_weights(batch)))
 
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
+        """Return losses and metrics; while training, regularizers add passes of the model."""
+
         def logits_of(key: Tensor, word_noise_BLE: Tensor | None) -> Tensor:
             with seeded(key), fusing():
                 return model(batch, training=training, word_noise_BLE=word_noise_BLE)["logits"]
@@ -89,8 +98,9 @@ class ClassificationTask:
             further[regularizer.name] = (ops.zeros(()), ops.zeros(()))
             if training:
                 noise_shape = (*ops.shape(batch["input_ids"]), self.config.embedding_size)
-                # The ordinary pass derives its masks from the key itself, by small numbers.
-                passes = Passes(logits_BC, logits_of, noise_shape, key=fold_in(seed, 2**31 + stream))
+                # The ordinary pass folds small numbers into the seed; a small number here would repeat its masks.
+                key = fold_in(seed, 2**31 + stream)
+                passes = Passes(logits_BC, logits_of, symmetric_divergence, self.num_labels, noise_shape, key)
                 divergence_B, more = regularizer(passes)
                 further[regularizer.name] = (ops.sum(divergence_B * weights_B), ops.sum(weights_B))
                 logits += more
@@ -99,5 +109,5 @@ class ClassificationTask:
         return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`probabilities` float32 [B, C]."""
+        """Return `probabilities` float32 [B, C]."""
         return {"probabilities": ops.softmax(ops.cast(model(batch, training=False)["logits"], "float32"))}
