@@ -85,9 +85,8 @@ class RunFile:
             return find_kind(self.kind).task(self.row, self.config, computation, HeadOptions())
         from tasks.pretraining import PretrainingTask
 
-        return PretrainingTask(
-            self.config, self.objective, word_order_weight=1.0 if self.shuffles_words else None, computation=computation
-        )
+        weights = {"word_order": 1.0} if self.shuffles_words else {}
+        return PretrainingTask(self.config, self.objective, weights=weights, computation=computation)
 
     def write(self, folder: Path) -> None:
         """Write `run.json`; raises `OSError`."""

@@ -62,11 +62,13 @@ def numpy_divergence(a, b):
 def test_known_answer_of_the_released_divergence():
     a, b = np.array([[0.0, 1.0]], "float32"), np.array([[1.0, 0.0]], "float32")
     key = ops.convert_to_tensor(KEY)
-    divergence, more = Adversarial()(Passes(a, lambda key, noise: b + 0 * ops.sum(noise), (1, 2, 3), key))
+    divergence, more = Adversarial()(
+        Passes(a, lambda key, noise: b + 0 * ops.sum(noise), symmetric_divergence, 2, (1, 2, 3), key)
+    )
     assert float(divergence[0]) == pytest.approx(0.4621, abs=5e-5)
     assert more == []
     # R-Drop halves the same sum for its two directions, whatever the number of classes.
-    divergence, more = RDrop(1.0)(Passes(a, lambda key, noise: b, (1, 2, 3), key))
+    divergence, more = RDrop(1.0)(Passes(a, lambda key, noise: b, symmetric_divergence, 2, (1, 2, 3), key))
     assert float(divergence[0]) == pytest.approx(0.4621, abs=5e-5)
     np.testing.assert_array_equal(more[0], b)
 
@@ -118,7 +120,8 @@ def test_the_adversarial_step_equals_numpys():
 
     key = ops.convert_to_tensor(KEY)
     adversarial = Adversarial(sigma=0.01, step=0.05, bound=0.03)
-    passes = Passes(ops.convert_to_tensor(before + 1.0 * rng.normal(size=(2, 3)), "float32"), logits_of, (2, 4, 5), key)
+    clean = ops.convert_to_tensor(before + 1.0 * rng.normal(size=(2, 3)), "float32")
+    passes = Passes(clean, logits_of, symmetric_divergence, 3, (2, 4, 5), key)
     divergence, _ = adversarial(passes)
     last_key, last = seen[-1]
     if keras.config.backend() == "jax":
