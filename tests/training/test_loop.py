@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import toy_run as toy_run_module
 from absl.app import UsageError
-from engine_cases import CONFIG
 from toy_run import SignallingDataset, toy_engine, toy_run
 from toy_task import ToyDataset
 
