@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from on_jax import ROOT, environment_on_jax
 
 
 def call_on_jax(
@@ -23,8 +22,8 @@ def call_on_jax(
     path = folder / "calls.json"
     listed = [[verb, {name: str(value) for name, value in flags.items()}] for verb, flags in calls]
     path.write_text(json.dumps(listed))
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    # The verbs choose their backend by their own flag.
+    environment = environment_on_jax(devices=devices)
     environment.pop("KERAS_BACKEND", None)
     command = [sys.executable, "-W", "error", __file__, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from on_jax import environment_on_jax
 
 import run_classifier
 from commands import techniques
@@ -252,12 +252,7 @@ def test_all_do_what_they_promise_at_once(left_out: str):
 @pytest.mark.skipif(ON_JAX, reason="this is the process on JAX")
 def test_all_do_what_they_promise_at_once_on_jax():
     """Between them the two sets hold every pair."""
-    environment = os.environ | {
-        "KERAS_BACKEND": "jax",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "at_once", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment_on_jax(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "2 passed, 1 skipped" in done.stdout

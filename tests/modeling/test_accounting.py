@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modeling_cases import CONFIGS
+from on_jax import environment_on_jax
 
 from modeling import PretrainingModel, count_parameters, load_config
 from modeling.accounting import Layout, collective_bytes, flops_per_example, parameter_count, step_memory
@@ -59,8 +59,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_operations_are_those_of_every_product_that_jax_traces():
-    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    environment = environment_on_jax(ROOT, Path(__file__).parent)
     command = [sys.executable, "-c", COUNT_PRODUCTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,13 +1,12 @@
 """Gradients inside of a task, on TensorFlow here and on JAX in a process of its own."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from on_jax import ROOT, environment_on_jax
 
 from ground.tensors import ops
 from modeling.differentiation import gradient, variable_gradients
@@ -57,8 +56,6 @@ def test_a_gradient_inside_is_a_constant_to_the_one_outside():
 def test_all_of_this_holds_on_jax():
     if keras.config.backend() == "jax":
         pytest.skip("this is that process")
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", *FILES]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, env=environment_on_jax(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import tensorflow as tf
 from absl import app
 from modeling_cases import CONFIGS, features, without_dropout
+from on_jax import environment_on_jax
 
 from modeling import (
     ClassifierModel,
@@ -438,8 +438,7 @@ assert losses[-1] < losses[0], losses
 
 
 def run_on_jax(script: str, *arguments: str) -> None:
-    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    environment = environment_on_jax(ROOT, Path(__file__).parent)
     command = [sys.executable, "-c", script, *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
+from on_jax import ROOT, environment_on_jax
 
 from data.masking import Masking, MaskVocabulary
 from data.pairing import Pairs
@@ -189,8 +188,6 @@ def test_the_verbs_train_on_and_score_packed_records(tmp_path, capsys):
 def test_all_of_this_holds_on_jax():
     if keras.config.backend() == "jax":
         pytest.skip("this is that process")
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(Path(__file__).relative_to(root)), "-k", "bert_offset"]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "bert_offset"]
+    result = subprocess.run(command, cwd=ROOT, env=environment_on_jax(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -1,11 +1,10 @@
 """What both engines are made to do, in this process or, on the other backend or on several devices, in one of its own.
 
-As a program: `engine_cases.py OUTPUT.npz CASE [STATE.npz]` on the backend of KERAS_BACKEND, on DEVICES devices.
+As a program: `engine_cases.py OUTPUT.npz CASE [STATE.npz]` on the backend of KERAS_BACKEND.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    sys.path[:0] = [str(Path(__file__).parents[level]) for level in range(3)]
 
 import keras
 import numpy as np
+from on_jax import environment_on_jax
 from toy_task import DistilledTask, MixtureTask, ToyDataset, ToyTask
 
 from ground.tensors import ops
@@ -230,15 +230,9 @@ def toy_cases(state: Outcome) -> Outcome:
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 
-def run_apart(path: Path, case: str, *, backend: str, devices: int = 1, state: Path | None = None) -> Outcome:
+def run_apart(path: Path, case: str, *, backend: str, state: Path | None = None) -> Outcome:
     """Run a case in a process of its own."""
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "DEVICES": str(devices),
-        "JAX_PLATFORMS": "cpu",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
+    environment = {**environment_on_jax(), "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-W", "error", __file__, str(path), case, *([str(state)] if state else [])]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    sys.path[:0] = [str(Path(__file__).parents[level]) for level in range(3)]
 
 import keras
 import numpy as np
+from on_jax import environment_on_jax
 
 from ground.tensors import ops
 
@@ -317,16 +318,11 @@ def disagreement(process: str) -> Outcome:
     return {"text": np.array(text), "largest": np.array(processes.largest(int(process)))}
 
 
-def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-
-
 def start(path: Path, case: str, *arguments: object, devices: int = 8, address: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", __file__, str(path), case, *map(str, arguments)]
     return subprocess.Popen(
         command,
-        env=environment(devices) | {"ADDRESS": address},
+        env=environment_on_jax(devices=devices) | {"ADDRESS": address},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

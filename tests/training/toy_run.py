@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[level]) for level in range(3)]
 
 from toy_task import ToyDataset, ToyTask  # noqa: E402
 
