@@ -59,10 +59,6 @@ class ClassificationTask:
         """Return a new classifier."""
         return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("accuracy",)
-
     def companions(self) -> Mapping[str, keras.Model]:
         return {}
 
