@@ -1,4 +1,4 @@
-"""Makes pretraining examples from raw text: the flags of albert_zh's and Google's script of this name, and ours.
+"""Make pretraining examples from raw text: the flags of albert_zh's and Google's script of this name, and ours.
 
 create_pretrain_data.sh is an example of its use.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
@@ -18,9 +19,12 @@ from commands.flags import flag, run
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
+    from data.recipe import Recipe
+    from data.tokenizers import Tokenizer
     from data.word_order import WordOrder
+    from data.writing.output import Output
 
-# What every text has; all else that is counted while reading is odd.
+# Counts that every text has; any other count of reading is a repair.
 _READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
 
 
@@ -139,27 +143,45 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Makes the shards; prints what was read and written. Raises `UsageError` for flags that do not go together."""
+    """Make the shards; print what was read and written. Raises `UsageError` for flags that do not go together."""
+    check(options)
+    # Tokenizers start threads of their own otherwise; the processes are ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from data.corpus import expand_inputs
+    from data.tokenizers import load_tokenizer
+    from data.writing.output import Output
+
+    output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
+    recipe = recipe_of(options)
+    inputs = expand_inputs(options.input_file)
+    tokenizer = load_tokenizer(**tokenizer_files(options))
+    parts = [(recipe, output)]
+    held_out = held_out_name(str(options.output_file[0]))
+    if options.eval_fraction:
+        # Write the small held-out part first: if the large part is interrupted, the rerun does not repeat it.
+        apart = dataclasses.replace(recipe, held_out=True, dupe_factor=1)
+        parts.insert(0, (apart, Output((Path(held_out),))))
+    else:
+        remove_former_held_out(Output((Path(held_out),)))
+    for part, target in parts:
+        if options.runner:
+            names = (held_out,) if part.held_out else options.output_file
+            make_with_beam(options, inputs, part, names, target)
+        else:
+            make_here(options, inputs, part, target, tokenizer)
+    return 0
+
+
+def check(options: Options) -> None:
+    """Raise `UsageError` for what flags alone tell; a recipe and an output check themselves."""
     if not (options.vocab_file or options.spm_model_file):
         raise UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")
-    if options.num_shards and options.shard_size:
-        raise UsageError("--num_shards and --shard_size exclude each other: give one of them")
-    if len(options.output_file) > 1 and (options.num_shards or options.shard_size):
+    row = OBJECTIVES[options.objective]
+    if options.random_next_sentence and not row.labels:
         raise UsageError(
-            f"--output_file names {len(options.output_file)} files but --num_shards and --shard_size make "
-            "numbered files of one name: give one name, or leave the other flag out"
+            f"--random_next_sentence=True asks for pairs, --objective={options.objective} for none: drop one of them"
         )
-    if len(set(options.output_file)) < len(options.output_file):
-        raise UsageError(f"--output_file={','.join(options.output_file)}: a file is named twice")
-    if options.random_next_sentence and options.objective == "masked_lm":
-        raise UsageError("--random_next_sentence=True asks for pairs, --objective=masked_lm for none: drop one of them")
-    if options.do_permutation and options.masking == "dynamic":
-        raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
-    if options.pack_sequences and options.objective != "masked_lm":
-        raise UsageError(
-            f"--pack_sequences needs --objective=masked_lm: with {options.objective} an example is one pair"
-        )
-    if options.random_next_sentence and OBJECTIVES[options.objective].shuffles_words:
+    if options.random_next_sentence and row.shuffles_words:
         raise UsageError(
             f"--random_next_sentence=True is --objective=bert, but --objective={options.objective}: drop one of them"
         )
@@ -168,19 +190,13 @@ def main(options: Options) -> int:
             "--shard_size cannot be had with --runner, which must know the files at once: give --num_shards"
         )
 
-    # Tokenizers start threads of their own otherwise; the processes are ours.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from data.corpus import expand_inputs
-    from data.masking import Masking
-    from data.pretraining import Recipe
-    from data.tokenizers import load_tokenizer
-    from data.writing.local import Output, create_examples
 
-    inputs = expand_inputs(options.input_file)
-    tokenizer = load_tokenizer(
-        vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
-    )
-    recipe = Recipe(
+def recipe_of(options: Options) -> Recipe:
+    """Return the recipe that the flags ask for; raises `UsageError` where they do not go together."""
+    from data.masking import Masking
+    from data.recipe import Recipe
+
+    return Recipe(
         objective="bert" if options.random_next_sentence else options.objective,
         masking=Masking(
             rate=options.masked_lm_prob,
@@ -199,56 +215,13 @@ def main(options: Options) -> int:
         albert_zh_labels=options.albert_zh_labels,
         text_field=options.text_field,
         held_out_fraction=options.eval_fraction,
-        packing=options.pack_sequences,
+        form="packed" if options.pack_sequences else None,
         word_order=word_order(options),
     )
-    # The smaller part first: a run that is interrupted in the other one does not make it again from the start.
-    parts = [(recipe, options.output_file, options.num_shards, options.shard_size)]
-    first_output = next(iter(options.output_file))
-    if options.eval_fraction:
-        apart = dataclasses.replace(recipe, held_out=True, dupe_factor=1)
-        parts.insert(0, (apart, (held_out_name(first_output),), None, None))
-    else:
-        remove_former_held_out(first_output)
-    for part, files, num_shards, shard_size in parts:
-        if options.runner:
-            from data.writing.beam import create_examples_with_beam
-
-            names = ("vocab_file", "spm_model_file", "do_lower_case")
-            create_examples_with_beam(
-                inputs,
-                files,
-                part,
-                {name: getattr(options, name) for name in names},
-                num_shards=num_shards,
-                runner=options.runner,
-                beam_options=options.beam_options,
-                flags=dataclasses.asdict(options),
-            )
-            continue
-        target = Output(tuple(map(Path, files)), num_shards, shard_size)
-        with Bars("held out, " if part.held_out else "") as bars:
-            result = create_examples(
-                inputs,
-                target,
-                part,
-                tokenizer,
-                num_workers=options.num_workers or num_cores(),
-                vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
-                flags=dataclasses.asdict(options),
-                report=bars.report,
-            )
-        print(summary(result.manifest))
-    return 0
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def word_order(options: Options) -> WordOrder | None:
-    """What the --trigram flags and --preset ask for; None where nothing is shuffled."""
+    """Return what the --trigram flags and --preset ask for; None where nothing is shuffled."""
     from data.word_order import PRESETS, WordOrder
 
     preset = PRESETS[options.preset]
@@ -257,7 +230,7 @@ def word_order(options: Options) -> WordOrder | None:
         rate = preset.rate if OBJECTIVES[options.objective].shuffles_words else 0.0
     if not rate:
         return None
-    chosen = WordOrder(
+    return WordOrder(
         rate=rate,
         tokens=options.trigram_tokens,
         windows=options.trigram_windows or preset.windows,
@@ -265,28 +238,65 @@ def word_order(options: Options) -> WordOrder | None:
         identity=options.trigram_identity,
         labels=options.trigram_labels or preset.labels,
     )
-    if options.pack_sequences and chosen.windows == "any":
-        raise UsageError(
-            "--pack_sequences tells sequences apart by their [CLS], which windows of any tokens may move: give "
-            "--trigram_windows=unmasked"
+
+
+def tokenizer_files(options: Options) -> dict[str, Any]:
+    """Return the arguments of `load_tokenizer`."""
+    return {name: getattr(options, name) for name in ("vocab_file", "spm_model_file", "do_lower_case")}
+
+
+def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: Output, tokenizer: Tokenizer) -> None:
+    """Make the shards by processes of this machine, with progress and a summary."""
+    from data.writing.local import create_examples
+
+    with Bars("held out, " if recipe.held_out else "") as bars:
+        result = create_examples(
+            inputs,
+            output,
+            recipe,
+            tokenizer,
+            num_workers=options.num_workers or num_cores(),
+            vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
+            flags=dataclasses.asdict(options),
+            report=bars.report,
         )
-    return chosen
+    print(summary(result.manifest))
+
+
+def make_with_beam(
+    options: Options, inputs: Sequence[Path], recipe: Recipe, names: Sequence[str], output: Output
+) -> None:
+    """Make the shards under Apache Beam; `names` are the output's files as they were given, maybe as URLs."""
+    from data.writing.beam import create_examples_with_beam
+
+    create_examples_with_beam(
+        inputs,
+        names,
+        recipe,
+        tokenizer_files(options),
+        num_shards=output.num_shards,
+        runner=options.runner or "",
+        beam_options=options.beam_options,
+        flags=dataclasses.asdict(options),
+    )
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def held_out_name(output_file: str) -> str:
-    """The file of the documents that are held out of `output_file`."""
+    """Return the file of the documents that are held out of `output_file`."""
     stem, suffix = os.path.splitext(output_file)  # noqa: PTH122  (may be a URL)
     return f"{stem}.held_out{suffix}"
 
 
-def remove_former_held_out(output_file: str) -> None:
-    """Removes what an earlier run held out of the same output: its documents are in the new shards."""
-    from data.writing.local import Output
-
-    apart = Output((Path(held_out_name(output_file)),))
-    if apart.manifest_path.is_file():
-        apart.files[0].unlink(missing_ok=True)
-        apart.manifest_path.unlink()
+def remove_former_held_out(former: Output) -> None:
+    """Remove what an earlier run held out of the same output: its documents are in the new shards."""
+    if former.manifest_path.is_file():
+        former.files[0].unlink(missing_ok=True)
+        former.manifest_path.unlink()
 
 
 class Bars:
@@ -317,7 +327,7 @@ class Bars:
 
 
 def summary(manifest: dict) -> str:
-    """A few lines on what was read and written, for a person."""
+    """Return a few lines on what was read and written, for a person."""
     counts = manifest["counts"]
     tokens_each = counts["example_tokens"] / manifest["num_examples"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())

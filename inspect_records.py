@@ -1,9 +1,10 @@
-"""Looks into pretraining shards, ours, BERT's or albert_zh's: `inspect_records.py show|stats|verify|repair FILES`."""
+"""Look into pretraining shards, ours, BERT's or albert_zh's: `inspect_records.py show|stats|verify|repair FILES`."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from commands.flags import flag, run
 if TYPE_CHECKING:
     import numpy as np
 
+    from data.display import Mark
+    from data.forms import Side
     from data.reading import PretrainingDataset
     from data.tokenizers import Tokenizer
 
 ACTIONS = ("show", "stats", "verify", "repair")
 _BAR_CHARACTERS = 40
-# Hidden, left as it was, replaced by another token; shuffled, and what stood there.
+# Hidden, left as it was, replaced by another token; shuffled, and the original of shuffled words.
 _COLOURS = {
     "masked": "\033[7;32m",
     "kept": "\033[4;36m",
@@ -46,7 +49,7 @@ class Options:
 
 
 def as_flags(arguments: Sequence[str]) -> list[str]:
-    """Turns words without dashes into flags: the action, then files."""
+    """Return flags for words without dashes: the action, then files."""
     words = [argument for argument in arguments if not argument.startswith("-")]
     flags = [argument for argument in arguments if argument.startswith("-")]
     if words:
@@ -57,7 +60,7 @@ def as_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def main(options: Options) -> int:
-    """Does what is asked; 1 when verify or repair found damage. Raises `UsageError` where nothing can be read."""
+    """Do what is asked; return 1 where verify or repair found damage. Raises `UsageError` where nothing can be read."""
     from data.reading import PretrainingDataset, expand_shards
 
     if options.action in ("verify", "repair"):
@@ -73,7 +76,7 @@ def main(options: Options) -> int:
 
 
 def find_tokenizer(options: Options, dataset: PretrainingDataset) -> Tokenizer | None:
-    """The tokenizer that is asked for, else the manifest's if its file is still there."""
+    """Return the tokenizer that is asked for, else the manifest's if its file is still there."""
     from data.tokenizers import load_tokenizer
 
     if options.vocab_file or options.spm_model_file:
@@ -86,96 +89,83 @@ def find_tokenizer(options: Options, dataset: PretrainingDataset) -> Tokenizer |
 
 
 def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, limit: int, *, colour: bool) -> None:
-    """Prints examples; what is to be predicted is marked by colour, or as [token] or [token|what is seen].
+    """Print examples; predicted tokens are marked by colour, or as [token] or [token|what is seen].
 
-    Shuffled words come with what stood there: {before|now}.
+    Shuffled words come with the original ones: {before|now}.
     """
-    number = 0
     if tokenizer is None:
         print("ids, because no vocabulary is known: give --vocab_file or --spm_model_file for text", end="\n\n")
     if colour:
         print("predicted:", *(f"{_COLOURS[kind]}{kind}\033[0m" for kind in _COLOURS), end="\n\n")
     else:
         print("predicted: [masked] [kept|kept] [replaced|seen] {before|shuffled}", end="\n\n")
-    for batch in dataset.evaluation_batches(64):
-        shuffled, sequences = batch.get("word_order_weights"), batch.get("sequence_ids")
-        for row in range(len(batch["input_ids"])):
-            if not batch["input_mask"][row].any():
-                return
-            if number >= skip + limit:
-                return
-            if number >= skip:
-                print(
-                    f"# {number}: label {batch['next_sentence_labels'][row]}, {batch['input_mask'][row].sum()} tokens, "
-                    f"{int(batch['masked_lm_weights'][row].sum())} predictions"
-                    + (f", {int(shuffled[row].sum())} shuffled" if shuffled is not None else "")
-                    + (f", {sequences[row].max()} sequence(s)" if sequences is not None else "")
-                )
-                print(
-                    as_text({name: value[row] for name, value in batch.items()}, tokenizer, colour=colour), end="\n\n"
-                )
-            number += 1
+    sides = dataset.form.sides
+    examples = (
+        {name: value[row] for name, value in batch.items()}
+        for batch in dataset.evaluation_batches(64)
+        for row in range(len(batch[sides[0].ids]))
+    )
+    for number, example in enumerate(itertools.islice(examples, min(skip + limit, dataset.num_examples))):
+        if number >= skip:
+            print(f"# {number}: {heading(example, sides)}")
+            texts = [as_text(example, side, tokenizer, colour=colour) for side in sides]
+            print("\n".join(texts), end="\n\n")
 
 
-def as_text(example: dict[str, np.ndarray], tokenizer: Tokenizer | None, *, colour: bool) -> str:
-    """One example as a line per segment, or per sequence where it is packed."""
+def heading(example: Mapping[str, np.ndarray], sides: Sequence[Side]) -> str:
+    """Return the numbers of one example in words."""
+
+    def total(names: Sequence[str]) -> int:
+        return int(sum(example[name].sum() for name in names if name in example))
+
+    facts = [f"label {example['next_sentence_labels']}"] if "next_sentence_labels" in example else []
+    facts.append(f"{total([side.mask for side in sides])} tokens")
+    facts.append(f"{total([f'{side.hidden}_weights' for side in sides])} predictions")
+    shuffled = [f"{side.shuffled}_weights" for side in sides]
+    if any(name in example for name in shuffled):
+        facts.append(f"{total(shuffled)} shuffled")
+    if "sequence_ids" in example:
+        facts.append(f"{example['sequence_ids'].max()} sequence(s)")
+    return ", ".join(facts)
+
+
+def as_text(example: Mapping[str, np.ndarray], side: Side, tokenizer: Tokenizer | None, *, colour: bool) -> str:
+    """Return one text of an example, a line for each segment, or for each sequence where it is packed."""
+    from data.display import marked_lines
 
     def name(token: int) -> str:
         return tokenizer.tokens([token])[0] if tokenizer else str(token)
 
-    def labelled(what: str) -> dict[int, int]:
-        used = example[f"{what}_weights"] > 0
-        positions, before = example[f"{what}_positions"][used], example[f"{what}_ids"][used]
-        return dict(zip(positions.tolist(), before.tolist(), strict=True))
+    def run(tokens: Sequence[int]) -> str:
+        return "".join(spaced(name(token), first=i == 0) for i, token in enumerate(tokens))
 
-    length = int(example["input_mask"].sum())
-    labels = labelled("masked_lm")
-    shuffled = labelled("word_order") if "word_order_weights" in example else {}
-    ids: list[int] = example["input_ids"][:length].tolist()
-    segments = example.get("sequence_ids", example["segment_ids"])[:length].tolist()
-    seen_at_labels = [ids[position] for position in labels]
-    mask_id = tokenizer.mask_id if tokenizer else max(set(seen_at_labels), key=seen_at_labels.count, default=-1)
-
-    def run_of_shuffled(first: int) -> str:
-        """A stretch of shuffled words as one."""
-        last = next(i for i in range(first, length + 1) if i not in shuffled or segments[i] != segments[first])
-        now, before = (
-            "".join(spaced(name(token), i == 0) for i, token in enumerate(tokens))
-            for tokens in (ids[first:last], [shuffled[i] for i in range(first, last)])
-        )
+    def text(mark: Mark) -> str:
+        shown, original = run(mark.shown), run(mark.original)
+        if mark.kind == "plain":
+            return shown
         if colour:
-            return f"{_COLOURS['shuffled']}{now}\033[0m{_COLOURS['before']}{before}\033[0m"
-        return f"{{{before}|{now}}}"
+            now = shown if mark.kind == "shuffled" else original
+            before = f"{_COLOURS['before']}{original}\033[0m" if mark.kind == "shuffled" else ""
+            return f"{_COLOURS[mark.kind]}{now}\033[0m{before}"
+        if mark.kind == "shuffled":
+            return f"{{{original}|{shown}}}"
+        return f"[{original}]" if mark.kind == "masked" else f"[{original}|{shown}]"
 
-    parts: list[str] = []
-    for position, (token, segment) in enumerate(zip(ids, segments, strict=True)):
-        if position and segment != segments[position - 1]:
-            parts.append("\n")
-        elif position - 1 in shuffled and position in shuffled:
-            continue
-        if position in shuffled:
-            text = run_of_shuffled(position)
-        elif position not in labels:
-            text = name(token)
-        else:
-            kind = "masked" if token == mask_id else "kept" if token == labels[position] else "replaced"
-            label = name(labels[position])
-            plain = f"[{label}]" if kind == "masked" else f"[{label}|{name(token)}]"
-            text = f"{_COLOURS[kind]}{label}\033[0m" if colour else plain
-        before = shuffled if position in shuffled else labels
-        bare = name(before.get(position, token))
-        parts.append(spaced(bare, not parts or parts[-1] == "\n", text))
-    return "".join(parts)
+    lines = marked_lines(example, side, tokenizer.mask_id if tokenizer else None)
+    return "\n".join(
+        "".join(spaced(name(mark.original[0]), first=i == 0, text=text(mark)) for i, mark in enumerate(line))
+        for line in lines
+    )
 
 
-def spaced(token: str, first: bool, text: str | None = None) -> str:
-    """What is printed for a token, with a space before it where a word begins that is not of ideographs."""
+def spaced(token: str, *, first: bool, text: str | None = None) -> str:
+    """Return `text` for a token, with a space before it where a word begins that is not of ideographs."""
     joined = first or token.startswith("##") or token.removeprefix("##")[:1] >= "\u2e80"
     return ("" if joined else " ") + (token if text is None else text)
 
 
 def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
-    """Prints lengths, rates and balance of all examples."""
+    """Print lengths, rates and balance of all examples."""
     from data.inspection import statistics
     from ground.progress import Progress
 
@@ -191,7 +181,7 @@ def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
     rows = [
         ("examples", f"{found.examples:,} in {len(dataset.paths)} file(s)"),
         ("tokens", f"{found.tokens:,}, {found.tokens / found.examples:.1f} an example"),
-        ("positions filled", f"{found.fill:.1%} of {dataset.max_seq_length}"),
+        ("positions filled", f"{found.fill:.1%} of {found.max_seq_length}"),
         (
             "predictions",
             f"{found.predictions / found.examples:.2f} an example, {found.predictions / found.tokens:.2%} of tokens",
@@ -205,10 +195,10 @@ def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
         rows += [("shuffled", share), ("  moved", f"{found.moved / found.shuffled:.2%}")]
     if found.sequences:
         rows.append(("packing", f"{found.sequences / found.examples:.2f} sequences an example"))
-    rows += [
-        ("labels", ", ".join(f"{label}: {n / found.examples:.2%}" for label, n in sorted(found.labels.items()))),
-        ("duplicate texts", f"{found.duplicates:.2%}"),
-    ]
+    if found.labels:
+        shares = (f"{label}: {n / found.examples:.2%}" for label, n in sorted(found.labels.items()))
+        rows.append(("labels", ", ".join(shares)))
+    rows.append(("duplicate texts", f"{found.duplicates:.2%}"))
     if tokenizer:
         rows.append(("unknown tokens", f"{found.unknown_tokens / found.tokens:.2%}"))
     for name, value in rows:
@@ -221,7 +211,7 @@ def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
 
 
 def verify(paths: Sequence[Path]) -> int:
-    """Prints a line a file and one for each problem; returns 1 if there is any."""
+    """Print a line a file and one for each problem; return 1 if there is any."""
     from data import inspection
 
     wrong = 0
@@ -235,18 +225,18 @@ def verify(paths: Sequence[Path]) -> int:
 
 
 def repair(paths: Sequence[Path]) -> int:
-    """Mends each file that needs it and prints what was lost; returns 1 if any record was."""
+    """Repair each file that needs it and print what was lost; return 1 if any record was."""
     from data import inspection
 
     lost = 0
     for path in paths:
-        done = inspection.repair(path)
+        done, lost_examples = inspection.repair(path)
         if done.kept_as is None:
-            print(f"{path}: {done.recovered:,} records, nothing to mend")
+            print(f"{path}: {done.records:,} records, nothing to mend")
             continue
         lost += len(done.damaged)
-        missing = "" if done.lost_examples is None else f", {done.lost_examples:,} lost"
-        print(f"{path}: {done.recovered:,} records recovered{missing}; the damaged file is kept as {done.kept_as}")
+        missing = "" if lost_examples is None else f", {lost_examples:,} lost"
+        print(f"{path}: {done.records:,} records recovered{missing}; the damaged file is kept as {done.kept_as}")
         for begin, end in done.damaged:
             print(f"  lost: bytes {begin:,} to {end:,}")
     return int(lost > 0)

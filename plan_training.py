@@ -22,6 +22,8 @@ from commands.options import OPTIMIZERS
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
+    import jax
+
     from modeling.config import Config
     from training.jax_step import JaxStep
     from training.planning import Chip, Compiled
@@ -318,9 +320,6 @@ def compiled_here(options: Options) -> Compiled:
 
 def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Mapping[str, Any]]:
     """The train step of the options on `devices`, and the shapes of a batch; allocates no weights."""
-    import jax
-    import numpy as np
-
     from modeling import DTYPES, Computation, declared, load_config
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
@@ -342,18 +341,21 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
         micro_batches=options.gradient_accumulation_steps,
         ema_decay=options.ema_decay or None,
     )
+    return step, abstract_batch(options)
 
-    def feature(width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((options.train_batch_size, width), np.dtype(dtype))
 
-    batch = {name: feature(options.max_seq_length) for name in ("input_ids", "input_mask", "segment_ids")}
-    for loss, width in (("masked_lm", options.masked_positions), ("word_order", options.max_word_order_per_seq)):
-        if width:
-            batch |= {f"{loss}_{name}": feature(width) for name in ("positions", "ids")}
-            batch |= {f"{loss}_weights": feature(width, "float32")}
-    if task.objective.label_name:
-        batch["next_sentence_labels"] = feature(1)
-    return step, batch
+def abstract_batch(options: Options) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Return shape and type of every feature of the batches that the reader yields with these lengths."""
+    import jax
+    import numpy as np
+
+    from data.forms import FORMS
+    from data.schema import shapes
+
+    form = FORMS[OBJECTIVES[options.objective].form]
+    lengths = form.lengths(options.max_seq_length, options.masked_positions, options.max_word_order_per_seq)
+    features = shapes(form.schema, lengths, options.train_batch_size)
+    return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in features.items()}
 
 
 def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:

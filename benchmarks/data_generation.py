@@ -165,9 +165,10 @@ def in_process(measure: str, text: Path, options: Options) -> dict[str, Any]:
 def split(text: Path, options: Options) -> dict[str, float]:
     """Seconds of work by stage, all workers together."""
     from data.masking import Masking
-    from data.pretraining import Recipe
+    from data.recipe import Recipe
     from data.tokenizers import load_tokenizer
-    from data.writing.local import Output, create_examples
+    from data.writing.local import create_examples
+    from data.writing.output import Output
 
     recipe = Recipe(
         objective="albert",

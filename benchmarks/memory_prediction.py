@@ -80,6 +80,8 @@ def measure(case: Case) -> dict[str, float]:
     """Train a few steps; return the measured and the predicted peak and their difference."""
     import numpy as np
 
+    from data.forms import FORMS
+    from data.schema import padding
     from modeling import DTYPES, Computation, load_config
     from modeling.accounting import Layout, step_memory
     from optimization import Constant, create_optimizer
@@ -95,16 +97,13 @@ def measure(case: Case) -> dict[str, float]:
     engine: Any = ChosenEngine(task, create_optimizer("adamw", Constant(1e-4)), seed=1)
 
     generator = np.random.default_rng(1)
-    shape, predicted = (case.batch_size, case.length), (case.batch_size, case.predictions)
-    batch = {
-        "input_ids": generator.integers(0, config.vocab_size, shape, dtype=np.int32),
-        "input_mask": np.ones(shape, np.int32),
-        "segment_ids": np.zeros(shape, np.int32),
-        "masked_lm_positions": generator.integers(0, case.length, predicted, dtype=np.int32),
-        "masked_lm_ids": generator.integers(0, config.vocab_size, predicted, dtype=np.int32),
-        "masked_lm_weights": np.ones(predicted, np.float32),
-        "next_sentence_labels": np.zeros((case.batch_size, 1), np.int32),
-    }
+    lengths = {"tokens": case.length, "predictions": case.predictions}
+    batch = padding(FORMS["one_row"].schema, lengths, case.batch_size)
+    for name, below in (("input_ids", config.vocab_size), ("masked_lm_positions", case.length)):
+        batch[name] = generator.integers(0, below, batch[name].shape, dtype=np.int32)
+    batch["masked_lm_ids"] = generator.integers(0, config.vocab_size, batch["masked_lm_ids"].shape, dtype=np.int32)
+    for name in ("input_mask", "masked_lm_weights"):
+        batch[name][:] = 1
     for _ in range(2):
         engine.train([batch])
     state = 3 * sum(4 * int(np.prod(variable.shape)) for variable in engine.model.trainable_variables)

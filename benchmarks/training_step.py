@@ -318,11 +318,14 @@ def config_of(options: Options) -> Config:
 
 
 def random_batches(config: Config, length: int, size: int, predictions: int) -> list[dict[str, np.ndarray]]:
-    """Batches of the shapes of real ones; the last row of each ends in padding."""
+    """Return batches of the reader's features and shapes; the last row of each ends in padding."""
     import numpy as np
 
+    from data.forms import FORMS
+    from data.schema import padding
+
     generator = np.random.default_rng(0)
-    batches = []
+    lengths, batches = {"tokens": length, "predictions": predictions}, []
     for _ in range(BATCHES):
         input_ids = generator.integers(0, config.vocab_size, (size, length), np.int32)
         input_mask = np.ones((size, length), np.int32)
@@ -330,14 +333,15 @@ def random_batches(config: Config, length: int, size: int, predictions: int) -> 
         places = [generator.choice(length - length // 8, predictions, replace=False) for _ in range(size)]
         positions = np.sort(np.stack(places), axis=1).astype(np.int32)
         batches.append(
-            {
+            padding(FORMS["one_row"].schema, lengths, size)
+            | {
                 "input_ids": input_ids,
                 "input_mask": input_mask,
                 "segment_ids": np.tile((np.arange(length) >= length // 2).astype(np.int32), (size, 1)),
                 "masked_lm_positions": positions,
                 "masked_lm_ids": generator.integers(0, config.vocab_size, positions.shape, np.int32),
                 "masked_lm_weights": np.ones(positions.shape, np.float32),
-                "next_sentence_labels": generator.integers(0, 2, (size, 1), np.int32),
+                "next_sentence_labels": generator.integers(0, 2, size, np.int32),
             }
         )
     return batches

@@ -61,6 +61,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.label)
 
+    def take(self, chosen: slice | np.ndarray) -> Pairs:
+        """Return some of the pairs."""
+        return Pairs(*(getattr(self, name)[chosen] for name in Pairs.__slots__))
+
 
 def _spans_of(block: Block, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     start = block.sentences[begin]

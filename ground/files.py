@@ -19,8 +19,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes | memoryview, *, sync: bool = True) -> None:
     """Write `content` (text as UTF-8) beside `path`, sync it and rename it; creates the folder.
+
+    Without `sync` the file outlives a crash of the process but maybe not one of the machine.
 
     Raises `OSError` that names the path; the former file is then unchanged.
     """
@@ -30,8 +32,9 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     try:
         with naming(target), temporary.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -144,6 +144,11 @@ class Column:
             raise MalformedRecordError(f"{lengths[wrong[0]]} values where {width} are expected")
         return self.values.reshape(-1, width)
 
+    def array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return the values as [N, *shape]; raises `MalformedRecordError` where a record has another number of them."""
+        width = int(np.prod(shape, dtype=np.int64))
+        return self.matrix(width).reshape(-1, *shape).astype(dtype, copy=False)
+
     def padded(self, width: int) -> np.ndarray:
         """Return the values as [N, width], zero padded; raises `MalformedRecordError` where a record has more."""
         lengths = np.diff(self.splits)

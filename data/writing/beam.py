@@ -1,15 +1,13 @@
-"""The examples of `data.pretraining` under Apache Beam: the same multiset from any runner, in shards that only the seed
-and the input decide.
+"""Shards made under Apache Beam: the same examples from any runner, in an order that only seed and input decide.
 
-A span of input is the unit of work here as it is there, and an example's shard and place in it are drawn from its key.
-Inputs and outputs have to be reachable under the same paths by all workers; outputs may be on any file system that
-Beam writes to.
+A span of input is the unit of work, as in `data.writing.local`; the shard of an example and its place there are drawn
+from its key. All workers reach inputs and outputs under the same paths; outputs may be on any file system that Beam
+writes to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,21 +22,10 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList, TaggedOutput
 
-from data import corpus
-from data.pretraining import (
-    MANIFEST_SUFFIX,
-    Recipe,
-    Vocabulary,
-    check_partners,
-    describe,
-    encode_pairs,
-    example_keys,
-    nothing_made,
-    plan,
-    read_blocks,
-    tally,
-)
+from data import corpus, manifest
+from data.examples import check_partners, encode_pairs, example_keys, nothing_made, plan, read_blocks
 from data.randomness import keys, random_below, stream_number
+from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer, load_tokenizer
 
 _SHARD = stream_number("shard")
@@ -89,7 +76,7 @@ class _WriteShard(beam.DoFn):
         target = self._paths[shard]
         temporary = f"{target}.partial"
         with FileSystems.create(temporary) as stream:
-            # Places tie about never, and then the bytes decide: the order is that of the content alone.
+            # Where places tie, which is nearly never, the bytes decide: the order depends on the content alone.
             for _, record in sorted(records):
                 stream.write(record)
                 checksum.update(record)
@@ -115,12 +102,13 @@ class _WriteManifest(beam.DoFn):
         if not total["examples"]:
             raise nothing_made(total, self._recipe)
         check_partners(total, self._recipe)
-        manifest = {**self._known, **tally(total, [entry for _, entry in sorted(shards, key=lambda item: item[0])])}
+        entries = [entry for _, entry in sorted(shards, key=lambda item: item[0])]
+        content = {**self._known, **manifest.tally(total, entries)}
         if FileSystems.exists(self._path):
             FileSystems.delete([self._path])
         with FileSystems.create(self._path) as stream:
-            stream.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
-        yield manifest
+            stream.write(manifest.to_bytes(content))
+        yield content
 
 
 def _sum_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -138,7 +126,7 @@ def create_examples_with_beam(
     beam_options: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> None:
-    """Builds and runs the pipeline; returns when the runner says it is done.
+    """Build and run the pipeline; return when the runner says that it is done.
 
     Args:
         inputs: files, under paths that the workers can open.
@@ -150,7 +138,8 @@ def create_examples_with_beam(
         beam_options: its options, such as --project=NAME.
         flags: the resolved flags, for the manifest.
 
-    Raises `UsageError` where the input holds nothing or the options are not Beam's.
+    Raises:
+        UsageError: the input holds nothing, or the options are not Beam's.
     """
     try:
         options = PipelineOptions([f"--runner={runner}", *beam_options])
@@ -161,7 +150,7 @@ def create_examples_with_beam(
         ) from None
     tokenizer = load_tokenizer(**tokenizer_files)
     vocabulary_file = Path(tokenizer_files.get("spm_model_file") or tokenizer_files["vocab_file"])
-    known = describe(inputs, recipe, tokenizer, vocabulary_file) | {"flags": dict(flags or {})}
+    known = manifest.describe(inputs, recipe, tokenizer, vocabulary_file) | {"flags": dict(flags or {})}
     # Paths as text: a URL is no Path.
     stem, suffix = os.path.splitext(output_files[0])  # noqa: PTH122
     if num_shards:
@@ -179,7 +168,7 @@ def create_examples_with_beam(
             | "make"
             >> beam.ParDo(_MakeExamples(recipe, tokenizer_files, len(paths))).with_outputs(_COUNTS, main="records")
         )
-        # A shard that no example falls to is written all the same, as an empty file.
+        # A shard without examples is written too, as an empty file.
         every_shard = pipeline | "shards" >> beam.Create([(shard, None) for shard in range(len(paths))])
         shards = (
             {"records": made["records"], "shards": every_shard}
@@ -193,7 +182,7 @@ def create_examples_with_beam(
             | "once" >> beam.Create([None])
             | "manifest"
             >> beam.ParDo(
-                _WriteManifest(stem + MANIFEST_SUFFIX, known, recipe),
+                _WriteManifest(stem + manifest.SUFFIX, known, recipe),
                 shards=AsList(shards),
                 counts=AsList(counts),
             )

@@ -17,9 +17,9 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们�
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    from data import pretraining
+    from data import examples
 
-    monkeypatch.setattr(pretraining, "_SMALLEST_SPAN_BYTES", 700)
+    monkeypatch.setattr(examples, "SMALLEST_SPAN_BYTES", 700)
     (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
     (tmp_path / "corpus.txt").write_text(
         "".join(f"今天天气很好{'学' * i}。\n我们学习语言模型。\n{'今天' * i}学习。\n\n" for i in range(40)),

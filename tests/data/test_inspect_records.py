@@ -10,14 +10,16 @@ from absl.app import UsageError
 import inspect_records as verb
 from commands.flags import parse
 from data import inspection
+from data.forms import Side
 from data.masking import Masking
-from data.pretraining import Recipe
 from data.reading import PretrainingDataset
+from data.recipe import Recipe
 from data.tfrecord.encoding import encode_examples
 from data.tfrecord.frames import frame
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.word_order import WordOrder
-from data.writing.local import Output, create_examples
+from data.writing.local import create_examples
+from data.writing.output import Output
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。"]
 LABELS = {"masked_lm_positions": (2, 3), "masked_lm_ids": (2, 3), "next_sentence_labels": (2, 1)}
@@ -36,7 +38,7 @@ def folder(tmp_path):
         "dynamic": {"dynamic": True},
         "words": {"objective": "structbert", "word_order": WordOrder(0.1)},
         "dynamic_words": {"objective": "structbert", "word_order": WordOrder(0.1), "dynamic": True},
-        "packed": {"objective": "masked_lm", "packing": True, "word_order": WordOrder(0.1, labels="changed")},
+        "packed": {"objective": "masked_lm", "form": "packed", "word_order": WordOrder(0.1, labels="changed")},
     }
     for name, changes in kinds.items():
         recipe = Recipe("albert", Masking(0.2, 6), False, True, "rjieba", 24, 4, 0.1, 1)
@@ -75,8 +77,8 @@ def test_show_marks_what_is_hidden_kept_and_replaced():
         "masked_lm_ids": np.asarray([5, 6, 7]),
         "masked_lm_weights": np.ones(3),
     }
-    assert verb.as_text(example, tokenizer, colour=False) == "[CLS][今][天|天]\n[气|好] [SEP]"
-    assert "\033[7;32m今\033[0m" in verb.as_text(example, tokenizer, colour=True)
+    assert verb.as_text(example, Side(), tokenizer, colour=False) == "[CLS][今][天|天]\n[气|好] [SEP]"
+    assert "\033[7;32m今\033[0m" in verb.as_text(example, Side(), tokenizer, colour=True)
 
 
 def test_show_marks_shuffled_words_with_what_stood_there():
@@ -92,8 +94,8 @@ def test_show_marks_shuffled_words_with_what_stood_there():
         "word_order_ids": np.asarray([5, 6, 7, 0, 0, 0]),
         "word_order_weights": np.asarray([1, 1, 1, 0, 0, 0]),
     }
-    assert verb.as_text(example, tokenizer, colour=False) == "[CLS]{今天气|气今天}[很]好 [SEP]"
-    assert "\033[7;35m气今天\033[0m\033[2;35m今天气\033[0m" in verb.as_text(example, tokenizer, colour=True)
+    assert verb.as_text(example, Side(), tokenizer, colour=False) == "[CLS]{今天气|气今天}[很]好 [SEP]"
+    assert "\033[7;35m气今天\033[0m\033[2;35m今天气\033[0m" in verb.as_text(example, Side(), tokenizer, colour=True)
 
 
 def test_shuffled_words_and_packing_are_shown_and_counted(folder, capsys):

@@ -14,18 +14,23 @@ from absl.app import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import pretraining
+from data import examples
 from data.corpus import Span, expand_inputs
+from data.examples import read_blocks
+from data.forms.packed import sequence_ids
+from data.forms.segments import join_pairs
 from data.masking import Masking
 from data.objectives import OBJECTIVES
 from data.pairing import Pairs
-from data.pretraining import Recipe, Vocabulary, read_blocks, sequence_ids
 from data.reading import PretrainingDataset
+from data.recipe import Recipe, Vocabulary
 from data.tfrecord.decoding import decode_examples
 from data.tfrecord.files import RecordFile
+from data.tokenizers.template import Template
 from data.tokenizers.wordpiece import WordPieceTokenizer
-from data.writing import local
-from data.writing.local import Output, create_examples
+from data.writing import pieces, spans
+from data.writing.local import create_examples
+from data.writing.output import Output
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -87,10 +92,10 @@ def recipe(**changes):
 @pytest.fixture
 def small_spans(monkeypatch):
     """Spans and pieces so small that a test has many of each."""
-    monkeypatch.setattr(pretraining, "_SMALLEST_SPAN_BYTES", 2000)
-    monkeypatch.setattr(local, "_PIECE_TOKENS", 2000)
-    monkeypatch.setattr(pretraining, "BLOCK_CHARACTERS", 300)
-    monkeypatch.setattr(pretraining, "_BATCH_TOKENS", 400)
+    monkeypatch.setattr(examples, "SMALLEST_SPAN_BYTES", 2000)
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 2000)
+    monkeypatch.setattr(examples, "BLOCK_CHARACTERS", 300)
+    monkeypatch.setattr(examples, "BATCH_TOKENS", 400)
 
 
 def make(tmp_path, tokenizer, name="x.tfrecord", workers=1, output=None, corpus=None, **changes):
@@ -208,9 +213,9 @@ def test_shorter_run_removes_the_shards_of_the_longer_one(tmp_path, tokenizer):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 9))
-def test_deal_gives_every_example_to_one_piece_and_pieces_equal_shares(sizes, pieces):
-    deal = local._Deal(tuple((i // 2, i % 2, size) for i, size in enumerate(sizes)), pieces)
-    got = [list(deal.slices(piece)) for piece in range(pieces)]
+def test_deal_gives_every_example_to_one_piece_and_pieces_equal_shares(sizes, num_pieces):
+    deal = pieces.Deal(tuple((i // 2, i % 2, size) for i, size in enumerate(sizes)), num_pieces)
+    got = [list(deal.slices(piece)) for piece in range(num_pieces)]
     taken = sorted((2 * span + k, i) for slices in got for span, k, begin, end in slices for i in range(begin, end))
     assert taken == [(number, i) for number, size in enumerate(sizes) for i in range(size)]
     totals = [sum(end - begin for *_, begin, end in slices) for slices in got]
@@ -220,9 +225,9 @@ def test_deal_gives_every_example_to_one_piece_and_pieces_equal_shares(sizes, pi
 def test_length_of_segments_changes_the_order_only(tmp_path, tokenizer, monkeypatch):
     """A span of any length, such as one compressed file, is kept in memory in parts."""
     corpus = write_corpus(tmp_path / "corpus.txt")
-    monkeypatch.setattr(pretraining, "BLOCK_CHARACTERS", 300)
+    monkeypatch.setattr(examples, "BLOCK_CHARACTERS", 300)
     _, one = make(tmp_path, tokenizer, name="one.tfrecord", corpus=corpus)
-    monkeypatch.setattr(local, "_SEGMENT_TOKENS", 500)
+    monkeypatch.setattr(spans, "SEGMENT_TOKENS", 500)
     _, many = make(tmp_path, tokenizer, name="many.tfrecord", corpus=corpus)
     assert multiset(one) == multiset(many)
 
@@ -268,11 +273,24 @@ def test_truncated_first_word_of_a_segment_is_a_word():
     tokens = np.asarray([10, 11, 12, 13, 14, 15], np.uint16) * 2
     one = np.ones(1, np.int64)
     pairs = Pairs(0 * one, 2 * one, 3 * one, 3 * one, one)
-    vocabulary = Vocabulary(2, 3, 1, np.zeros(20, bool), None, np.dtype(np.uint16))  # type: ignore[arg-type]
-    examples = pretraining.assemble(tokens, pairs, recipe(max_seq_length=10), vocabulary)
-    assert examples.input_ids.tolist() == [[2, 10, 11, 3, 13, 14, 15, 3, 0, 0]]
-    assert examples.word_starts.astype(int).tolist() == [[1, 1, 0, 1, 1, 0, 0, 1, 0, 0]]
-    assert (examples.lengths.tolist(), examples.first_lengths.tolist()) == ([8], [4])
+    segments = join_pairs(tokens, pairs, Template.of_bert(2, 3), 2, 10)
+    assert segments.ids.tolist() == [[2, 10, 11, 3, 13, 14, 15, 3, 0, 0]]
+    assert segments.word_starts.astype(int).tolist() == [[1, 1, 0, 1, 1, 0, 0, 1, 0, 0]]
+    assert segments.bounds.tolist() == [[0, 4, 8]]
+
+
+def test_pairs_in_xlmr_s_template():
+    tokens = np.asarray([10, 11, 12, 13, 14, 15], np.uint16) * 2
+    one = np.ones(1, np.int64)
+    template = Template.of_roberta(0, 2)
+    pairs = Pairs(0 * one, 2 * one, 3 * one, 3 * one, one)
+    segments = join_pairs(tokens, pairs, template, 2, 10)
+    assert segments.ids.tolist() == [[0, 10, 11, 2, 2, 13, 14, 15, 2, 0]]
+    assert segments.word_starts.astype(int).tolist() == [[1, 1, 0, 1, 1, 1, 0, 0, 1, 0]]
+    assert segments.bounds.tolist() == [[0, 5, 9]]
+    alone = join_pairs(tokens, pairs, template, 1, 10)
+    assert alone.ids.tolist() == [[0, 10, 11, 2, 0, 0, 0, 0, 0, 0]]
+    assert alone.bounds.tolist() == [[0, 4, 4]]
 
 
 def test_labels_of_albert_zh(tmp_path, tokenizer):
@@ -313,15 +331,17 @@ KILL_SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from data import pretraining
-from data.writing import local
+from data import examples
+from data.recipe import Recipe
+from data.writing import local, pieces
+from data.writing.output import Output
 from data.masking import Masking
 from data.tokenizers.wordpiece import WordPieceTokenizer
-pretraining._SMALLEST_SPAN_BYTES, local._PIECE_TOKENS, pretraining.BLOCK_CHARACTERS = 2000, 2000, 300
+examples.SMALLEST_SPAN_BYTES, pieces.PIECE_TOKENS, examples.BLOCK_CHARACTERS = 2000, 2000, 300
 corpus, output, vocabulary, workers = sys.argv[2:]
-recipe = pretraining.Recipe("albert", Masking(0.15, 6), False, True, "rjieba", 40, 2, 0.1, 5)
+recipe = Recipe("albert", Masking(0.15, 6), False, True, "rjieba", 40, 2, 0.1, 5)
 local.create_examples(
-    [Path(corpus)], local.Output((Path(output),), num_shards=3), recipe,
+    [Path(corpus)], Output((Path(output),), num_shards=3), recipe,
     WordPieceTokenizer.load(Path(vocabulary), do_lower_case=True), num_workers=int(workers),
     report=lambda stage, done, total: print(stage, done, flush=True),
 )
@@ -399,21 +419,21 @@ def test_packed_examples_hold_the_sequences_of_unpacked_ones(tmp_path, tokenizer
         (batch,) = PretrainingDataset(list(map(str, paths)), 1).evaluation_batches(manifest["num_examples"])
         found = Counter()
         for i in range(manifest["num_examples"]):
-            numbers = batch["sequence_ids"][i] if changes.get("packing") else batch["input_mask"][i]
+            numbers = batch["sequence_ids"][i] if changes.get("form") else batch["input_mask"][i]
             for number in range(1, int(numbers.max()) + 1):
                 sequence = batch["input_ids"][i][numbers == number].tolist()
                 assert (sequence[0], sequence[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
                 found[tuple(sequence)] += 1
         return found, manifest
 
-    (apart, manifest_apart), (packed, manifest_packed) = sequences(), sequences(packing=True)
+    (apart, manifest_apart), (packed, manifest_packed) = sequences(), sequences(form="packed")
     assert apart == packed
     assert manifest_packed["num_examples"] < manifest_apart["num_examples"]
 
 
 def test_masks_of_packed_examples_keep_off_the_specials(tmp_path, tokenizer):
     manifest, paths = make(
-        tmp_path, tokenizer, objective="masked_lm", packing=True, max_seq_length=64, masking=Masking(0.3, 20, ngram=3)
+        tmp_path, tokenizer, objective="masked_lm", form="packed", max_seq_length=64, masking=Masking(0.3, 20, ngram=3)
     )
     batch = read(paths)
     assert (batch["input_ids"] == tokenizer.cls_id).sum() > manifest["num_examples"]

@@ -6,13 +6,17 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import reading
+from data import order
+from data.forms import FORMS
 from data.masking import Masking
-from data.pretraining import Recipe
-from data.reading import STATIC_FEATURES, PretrainingDataset, expand_shards
+from data.reading import PretrainingDataset, expand_shards
+from data.recipe import Recipe
+from data.schema import shapes
+from data.tfrecord import files
 from data.tfrecord.encoding import encode_examples
 from data.tokenizers.wordpiece import WordPieceTokenizer
-from data.writing.local import Output, create_examples
+from data.writing.local import create_examples
+from data.writing.output import Output
 
 L, P = 12, 3
 
@@ -51,8 +55,11 @@ def numbers(batch):
 
 
 def test_features_have_shapes_and_types(shards):
-    batch = PretrainingDataset(shards, 4).batch(0)
-    assert list(batch) == list(STATIC_FEATURES)
+    dataset = PretrainingDataset(shards, 4)
+    batch = dataset.batch(0)
+    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == shapes(
+        FORMS["one_row"].schema, dataset.lengths, 4
+    )
     for name, value in batch.items():
         assert value.dtype == (np.float32 if name == "masked_lm_weights" else np.int32)
         width = {"input_ids": L, "input_mask": L, "segment_ids": L, "next_sentence_labels": None}.get(name, P)
@@ -66,8 +73,8 @@ def test_every_epoch_holds_every_example_once(tmp_path_factory, batch_size, seed
     for i, count in enumerate((5, 0, 9, 1, 7)):
         write_shard(folder / f"x-{i}.tfrecord", sum((5, 0, 9, 1, 7)[:i]), count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_SHUFFLE_EXAMPLES", shuffle)
-        patch.setattr(reading, "_OPEN_FILES", 2)
+        patch.setattr(order, "SHUFFLE_EXAMPLES", shuffle)
+        patch.setattr(files, "OPEN_FILES", 2)
         dataset = PretrainingDataset(str(folder / "*"), batch_size, seed=seed)
         assert (dataset.num_examples, dataset.max_seq_length, dataset.max_predictions_per_seq) == (22, L, P)
         steps = -(-22 * 3 // batch_size)

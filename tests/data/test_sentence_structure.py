@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import create_pretraining_data
-from data import pretraining
-from data.inspection import restore
+from data import examples
+from data.forms import Side
+from data.forms.sides import original_ids
 from data.pairing import PAIRINGS, Block, chunk_and_pair, make_divisible
 from data.reading import PretrainingDataset
 from data.tfrecord.decoding import decode_examples
@@ -145,9 +146,8 @@ def test_records_hold_text_whose_labels_are_true(folder):
     assert manifest["counts"]["word_order_predictions"] == batch["word_order_weights"].sum()
     documents = [d.replace("\n", "") for d in (folder / "text.txt").read_text(encoding="utf-8").split("\n\n")]
     seen = Counter()
-    for ids, segments, mask, label in zip(
-        restore(batch), batch["segment_ids"], batch["input_mask"], batch["next_sentence_labels"], strict=True
-    ):
+    names = ("segment_ids", "input_mask", "next_sentence_labels")
+    for ids, segments, mask, label in zip(original_ids(batch, Side()), *(batch[n] for n in names), strict=True):
         length, second = mask.sum(), int(np.argmax(segments))
         a, b = ("".join(VOCABULARY[i] for i in part) for part in (ids[1 : second - 1], ids[second : length - 1]))
         (of_a,), (of_b,) = ([i for i, d in enumerate(documents) if part in d] for part in (a, b))
@@ -168,7 +168,7 @@ def test_words_shuffled_on_the_fly_are_distributed_as_those_in_records(folder):
     assert {name: value.shape for name, value in a.items()} == {name: value.shape for name, value in b.items()}
     assert {name: value.dtype for name, value in a.items()} == {name: value.dtype for name, value in b.items()}
     # The same texts, and other masks and windows of the same law.
-    assert sorted(map(tuple, restore(a))) == sorted(map(tuple, restore(b)))
+    assert sorted(map(tuple, original_ids(a, Side()))) == sorted(map(tuple, original_ids(b, Side())))
     assert p_value(stats.ks_2samp(a["word_order_weights"].sum(axis=1), b["word_order_weights"].sum(axis=1))) > 1e-4
     places = [x["word_order_positions"][x["word_order_weights"] > 0] // 8 for x in (a, b)]
     assert p_value(stats.chi2_contingency([np.bincount(p, minlength=8) for p in places])) > 1e-4
@@ -216,7 +216,7 @@ def test_preset_released_is_what_the_flags_say_one_by_one(folder):
 
 
 def test_blocks_never_leave_a_document_alone(monkeypatch, folder):
-    monkeypatch.setattr(pretraining, "BLOCK_CHARACTERS", 40)
+    monkeypatch.setattr(examples, "BLOCK_CHARACTERS", 40)
     manifest = make(folder, "b.tfrecord", objective="structbert")
     assert not manifest["counts"].get("pairs_without_another_document")
     shares = np.asarray([*manifest["counts"]["labels"].values()]) / manifest["num_examples"]

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from data.forms import FORMS, Segments
 from data.masking import Masking, MaskVocabulary, mask_examples
-from data.pretraining import Assembled, static_features
 from data.randomness import keys
+from data.recipe import Recipe, Specials
 from data.word_order import PRESETS, WordOrder, shuffle_words
 
 CLS, SEP, MASK = 2, 3, 4
@@ -206,16 +207,45 @@ def test_released_windows_move_masked_and_separating_tokens_without_a_label_for_
     assert (paper["input_ids"][:, [0, 21, 42]] == shown[:, [0, 21, 42]]).all()
 
 
+@settings(max_examples=50, deadline=None)
+@given(batches(), word_orders, st.integers(0, 2**40))
+def test_labels_are_the_text_and_not_what_is_shown_in_its_place(batch, word_order, seed):
+    ids, hidden, lengths = batch
+    shown = np.where(SPECIAL[ids], ids, ids + 300).astype(np.int32)
+    out = shuffle_words(shown, ids, hidden, lengths, keys(seed, np.arange(len(ids))), word_order, SPECIAL[ids])
+    for row in range(len(ids)):
+        positions, labels = labelled(out, row)
+        np.testing.assert_array_equal(labels, ids[row, positions])
+        assert sorted(out["input_ids"][row]) == sorted(shown[row])
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches(), st.integers(2, 5), st.integers(0, 2**40))
+def test_windows_of_any_tokens_reach_every_token_behind_their_start(batch, tokens, seed):
+    """At rate 1 all windows are taken: the [SEP]s are in them, the last one too, and the tokens behind a [SEP]."""
+    ids, _, lengths = batch
+    word_order = WordOrder(rate=1.0, tokens=tokens, windows="any", overlap=True, labels="all")
+    key = keys(seed, np.arange(len(ids)))
+    nothing = np.zeros(ids.shape, bool)
+    out = shuffle_words(ids, ids, nothing, lengths, key, word_order, SPECIAL[ids])
+    for row, length in enumerate(lengths):
+        starts = [i for i in range(length - tokens + 1) if not SPECIAL[ids[row, i]]]
+        reached = sorted({i + k for i in starts for k in range(tokens)})
+        assert labelled(out, row)[0].tolist() == reached[: word_order.num_slots(ids.shape[1])]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**40), word_orders, st.floats(0.0, 0.6))
 def test_features_with_masks_and_shuffled_words_restore_to_the_text(seed, word_order, rate):
     ids, _, lengths = many(5)
     starts = np.ones(ids.shape, bool)
     masking = Masking(rate, 30, ngram=2)
-    examples = Assembled(ids, starts, lengths, np.full(5, 62))
+    bounds = np.stack([np.zeros(5, int), np.full(5, 62), lengths], axis=1)
+    segments = Segments(ids, starts, bounds, np.zeros(5, int))
     key = keys(seed, np.arange(5))
     word_order = dataclasses.replace(word_order, windows="unmasked", overlap=False, labels="all")
-    features = static_features(examples, np.zeros(5, int), key, masking, VOCABULARY, word_order)
+    recipe = Recipe("albert", masking, False, False, "none", 128, 1, 0.0, seed, word_order=word_order)
+    features = FORMS["one_row"].features(segments, key, recipe, Specials(CLS), VOCABULARY)
     plain = mask_examples(ids, starts, lengths, key, masking, VOCABULARY)
     restored = features["input_ids"].copy()
     predicted = []

@@ -13,10 +13,12 @@ import pytest
 from absl.app import UsageError
 from on_jax import ROOT, environment_on_jax
 
+from data.forms import FORMS
 from data.masking import Masking, MaskVocabulary
 from data.pairing import Pairs
-from data.pretraining import Assembled, Vocabulary, assemble, pack_sequences, sequence_ids, static_features
 from data.randomness import keys
+from data.recipe import Recipe, Vocabulary
+from data.tokenizers.template import Template
 from ground.tensors import ops
 from modeling import Config, PretrainingModel, named_variables
 from modeling.differentiation import variable_gradients
@@ -43,29 +45,23 @@ FEATURES = ("input_ids", "input_mask", "segment_ids")
 KEY = np.array([1, 2], np.uint32)
 
 
-class Recipe:
-    """What packing reads of a recipe."""
-
-    max_seq_length = LENGTH
-    pairing: Any = type("Pairing", (), {"num_segments": 1})
-
-
 def packed_and_alone(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """Masked rows as `data` packs them; their sequences a row each; which packed position every one of those is."""
-    random, recipe = np.random.default_rng(seed), Recipe()
+    random, form = np.random.default_rng(seed), FORMS["packed"]
+    recipe = Recipe("masked_lm", Masking(0.3, 8), False, False, "none", LENGTH, 1, 0.0, seed, form="packed")
     lengths = np.append(random.integers(1, LENGTH // 2, 14), LENGTH - 2)
     special = np.arange(VOCABULARY) < 5
     masking = MaskVocabulary(MASK, np.arange(5, VOCABULARY, dtype=np.int32), special)
-    vocabulary = Vocabulary(CLS, SEP, 1, special, masking, np.dtype(np.uint16))
+    vocabulary = Vocabulary(Template.of_bert(CLS, SEP), 1, special, masking, np.dtype(np.uint16))
     tokens = random.integers(5, VOCABULARY, lengths.sum()).astype(np.uint16) * 2 + 1
     zeros = np.zeros_like(lengths)
     pairs = Pairs(np.cumsum(lengths) - lengths, lengths, zeros, zeros, zeros)
-    tokens, pairs = pack_sequences(tokens, pairs, recipe, vocabulary)  # pyright: ignore[reportArgumentType]
-    rows: Assembled = assemble(tokens, pairs, recipe, vocabulary)  # pyright: ignore[reportArgumentType]
+    tokens, pairs, _ = form.lay_out(tokens, pairs, recipe, vocabulary)
+    rows = form.join(tokens, pairs, recipe, vocabulary)
     drawn = keys(seed, np.arange(len(pairs)))
-    packed = static_features(rows, pairs.label, drawn, Masking(0.3, 8), masking)
-    packed["next_sentence_labels"] = packed["next_sentence_labels"][:, 0]
-    numbers = packed["sequence_ids"] = sequence_ids(packed["input_ids"], packed["input_mask"], CLS)
+    packed = form.features(rows, drawn, recipe, vocabulary.specials, masking)
+    packed = form.complete(packed, vocabulary.specials)
+    numbers = packed["sequence_ids"]
     alone = {name: [] for name in packed if name != "sequence_ids"}
     origins = []
     for row in range(len(numbers)):

@@ -1,0 +1,265 @@
+"""Text -> examples of pretraining, many at a time: sentences, tokens, words, pairs, segments, features, records.
+
+A span of the input is the unit of work: its examples are a function of the span, the recipe and the seed.
+`data.writing` hands spans to workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from absl.app import UsageError
+
+from data import corpus
+from data.manifest import stamp
+from data.pairing import Block, Pairing, Pairs, chunk_and_pair, make_divisible, truncate
+from data.randomness import keys, stream_number
+from data.recipe import Recipe, Vocabulary
+from data.segmentation import word_starts
+from data.tfrecord.encoding import Rows, encode_examples
+from data.tokenizers import Encoding, Tokenizer
+from ground.ragged import bounds_of
+
+# Documents are handled together up to this many characters: enough for NumPy, little enough for memory and caches.
+BLOCK_CHARACTERS = 1 << 18
+BATCH_TOKENS = 1 << 19
+SMALLEST_SPAN_BYTES = 1 << 20
+LARGEST_SPAN_BYTES = 1 << 26
+_SPANS = 64
+_CHUNKING = stream_number("chunks and pairs")
+_MASK = stream_number("masks")
+
+
+class Stopwatch:
+    """Adds up seconds by stage; a stage ends where the next begins."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Book the time since the last stop under `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._since
+        self._since = now
+
+
+def plan(inputs: Sequence[Path]) -> list[corpus.Span]:
+    """Divide the input for workers, in a way that depends on its size alone."""
+    size = sum(stamp(path)[0] for path in inputs)
+    return corpus.plan_spans(inputs, min(max(size // _SPANS, SMALLEST_SPAN_BYTES), LARGEST_SPAN_BYTES))
+
+
+# -- text to pairs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PairedBlock:
+    """Tokens of some documents and the examples cut from them."""
+
+    tokens: np.ndarray  # token_dtype, id * 2 + (begins a word)
+    pairs: Pairs
+    counts: Counter[str]
+
+
+def read_blocks(
+    span: corpus.Span,
+    span_index: int,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    watch: Stopwatch | None = None,
+) -> Iterator[PairedBlock]:
+    """Read a span; yield its documents, some at a time, tokenised and paired, and at last the counts of reading.
+
+    Raises:
+        UsageError: the input cannot be read (`data.corpus.read_documents`).
+    """
+    watch = watch or Stopwatch()
+    read = corpus.Counts()
+    documents = corpus.read_documents(span, read, text_field=recipe.text_field, text=recipe.row.text)
+    for number, batch in enumerate(_batched(filter(recipe.takes, documents), recipe.pairing.min_documents)):
+        watch.stop("read")
+        texts = [sentence for document in batch for sentence in document]
+        encoding = tokenizer.encode_batch(texts)
+        watch.stop("tokenize")
+        if recipe.whole_word:
+            starts = word_starts(texts, encoding, segmenter=recipe.segmenter)
+        else:
+            starts = np.ones(len(encoding.ids), bool)
+        watch.stop("segment")
+        random = np.random.Generator(np.random.PCG64([recipe.seed % 2**64, _CHUNKING, span_index, number]))
+        block = _paired(batch, encoding, starts, recipe, vocabulary, random)
+        watch.stop("build")
+        yield block
+    nothing = np.zeros(0, np.int64)
+    counts = Counter({f"read_{name}": value for name, value in asdict(read).items()})
+    yield PairedBlock(nothing.astype(vocabulary.token_dtype), Pairs(*[nothing] * 5), counts)
+
+
+def _paired(
+    documents: Sequence[Sequence[str]],
+    encoding: Encoding,
+    starts: np.ndarray,
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    random: np.random.Generator,
+) -> PairedBlock:
+    """Cut tokenised documents into the examples of the recipe."""
+    pairing, form = recipe.pairing, recipe.layout
+    max_tokens = form.max_tokens(recipe, vocabulary.template)
+    bounds = bounds_of([len(document) for document in documents])
+    block, unpaired = make_divisible(
+        Block(encoding.splits, bounds[:-1], bounds[1:]),
+        starts,
+        vocabulary.clause_ends[encoding.ids],
+        max_tokens,
+        pairing.num_segments,
+    )
+    pairs = chunk_and_pair(
+        block,
+        pairing,
+        num_passes=recipe.dupe_factor,
+        max_tokens=max_tokens,
+        short_seq_prob=recipe.short_seq_prob,
+        random=random,
+    )
+    pairs, cut = truncate(pairs, max_tokens, random)
+    tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
+    tokens, pairs, of_form = form.lay_out(tokens, pairs, recipe, vocabulary)
+    counts = Counter(
+        **of_form,
+        documents=len(documents),
+        sentences=int(bounds[-1]),
+        tokens=len(encoding.ids),
+        unknown_tokens=int((encoding.ids == vocabulary.unk_id).sum()),
+        examples=len(pairs),
+        truncated_tokens=int(cut.sum()),
+        truncated_examples=int((cut > 0).sum()),
+        documents_too_short_to_pair=unpaired,
+        **_partners(block, pairs, pairing),
+    )
+    return PairedBlock(tokens, pairs, counts)
+
+
+def _batched(documents: Iterable[list[str]], min_documents: int) -> Iterator[list[list[str]]]:
+    """Yield some documents at a time; at least `min_documents` unless there are no more."""
+    held: list[list[str]] = []
+    batch: list[list[str]] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += sum(map(len, document))
+        if characters >= BLOCK_CHARACTERS and len(batch) >= min_documents:
+            if held:
+                yield held
+            held, batch, characters = batch, [], 0
+    if len(batch) < min_documents:
+        held, batch = held + batch, []
+    yield from filter(None, (held, batch))
+
+
+# -- pairs to records --------------------------------------------------------------------------------------------------
+
+
+def encode_pairs(
+    tokens: np.ndarray,
+    pairs: Pairs,
+    keys_N: np.ndarray,
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    watch: Stopwatch | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, Counter[str]]]:
+    """Yield (record bytes, their offsets, counts) of a few hundred examples at a time, in the order of `pairs`."""
+    watch = watch or Stopwatch()
+    size = max(1, BATCH_TOKENS // recipe.max_seq_length)
+    for begin in range(0, len(pairs), size):
+        part = pairs.take(slice(begin, begin + size))
+        segments = recipe.layout.join(tokens, part, recipe, vocabulary)
+        watch.stop("build")
+        counts = Counter(
+            examples=len(part),
+            example_tokens=int(segments.lengths.sum()),
+            **{f"label_{label}": int(n) for label, n in enumerate(np.bincount(part.label)) if n},
+        )
+        if recipe.dynamic:
+            features: Mapping[str, Rows] = segments.to_record()
+        else:
+            features = recipe.layout.features(
+                segments, keys_N[begin : begin + size], recipe, vocabulary.specials, vocabulary.masking
+            )
+            counts.update(_predictions(features, recipe))
+        watch.stop("mask")
+        content, offsets = encode_examples(features)
+        watch.stop("encode")
+        yield content, offsets, counts
+
+
+def _predictions(features: Mapping[str, np.ndarray], recipe: Recipe) -> dict[str, int]:
+    """Return how many tokens are predicted, by the names that manifests have had for them since the first."""
+    titles = {"masked_lm": "predictions"}
+    sides = recipe.layout.sides
+    return {
+        titles.get(name, f"{name}_predictions"): int(features[f"{name}_weights"].sum())
+        for side in sides
+        for name in side.lists(features)
+    }
+
+
+def example_keys(recipe: Recipe, span_index: int | np.ndarray, sequence_N: np.ndarray) -> np.ndarray:
+    """Return the uint64 keys that the masks of examples are drawn by."""
+    return keys(recipe.seed, _MASK, span_index, sequence_N)
+
+
+# -- texts that no example can be made of ------------------------------------------------------------------------------
+
+
+def _partners(block: Block, pairs: Pairs, pairing: Pairing) -> dict[str, int]:
+    """Return the counts that `check_partners` looks at; none for a pairing that any text will do for."""
+    if pairing.min_documents == 1:
+        return {}
+    return {
+        "pairs_without_another_document": len(pairs) if block.num_documents < pairing.min_documents else 0,
+        "documents_of_enough_sentences": int((block.end - block.begin >= pairing.min_sentences).sum()),
+    }
+
+
+def check_partners(counts: Mapping[str, int], recipe: Recipe) -> None:
+    """Raise `UsageError` where the text has too few documents or sentences for some label of the pairing."""
+    pairing, found = recipe.pairing, counts.get("documents", 0)
+    where = "held out" if recipe.held_out else "in the input"
+    if counts.get("pairs_without_another_document", 0) == counts["examples"]:
+        raise UsageError(
+            f"--objective={recipe.objective} pairs sentences of different documents, but of the {found:,} document(s) "
+            f"{where} no two are in one file: put a blank line between documents, or several documents into a file"
+        )
+    if pairing.min_documents > 1 and not counts.get("documents_of_enough_sentences", 0):
+        raise UsageError(
+            f"--objective={recipe.objective} leaves out sentences between two others, but none of the {found:,} "
+            f"documents {where} has {pairing.min_sentences} sentences: put one sentence a line, or give "
+            "--objective=structbert"
+        )
+
+
+def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
+    """Return the error for an input without a single example."""
+    if recipe.held_out and not counts.get("tokens"):
+        return UsageError(
+            f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
+            "documents: raise it, or set it to 0"
+        )
+    if counts.get("documents_too_short_to_pair", 0):
+        return UsageError(
+            f"--objective={recipe.objective} pairs sentences, but all {counts['documents']:,} documents "
+            f"{'held out' if recipe.held_out else 'in the input'} are of one word each: put a sentence a line and a "
+            "blank line between documents, or give --objective=masked_lm"
+        )
+    return UsageError(
+        f"no example could be made: {counts.get('documents', 0)} documents, {counts.get('sentences', 0)} "
+        f"sentences and {counts.get('tokens', 0)} tokens in the input; check that it is text"
+    )

@@ -1,0 +1,112 @@
+"""Examples with their specials, before anything is hidden: joined from pairs, and stored by compact records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.tfrecord.decoding import Column
+from data.tfrecord.encoding import Rows
+
+if TYPE_CHECKING:
+    from data.pairing import Pairs
+    from data.tokenizers.template import Template
+
+# Google's names, and what compact shards have been written with since the first.
+COMPACT_FEATURES = ("input_ids", "token_boundary", "first_segment_length", "next_sentence_labels")
+
+
+@dataclass
+class Segments:
+    """N examples: their segments one behind the other, each with the specials that belong to it.
+
+    Attributes:
+        ids: int32 [N, K], zero padded.
+        word_starts: bool [N, K]; a special is a word of its own.
+        bounds: int64 [N, S + 1]; segment s of example n is ids[n, bounds[n, s] : bounds[n, s + 1]]. An example of one
+            text has an empty second segment.
+        label: int64 [N], class of the pair.
+    """
+
+    ids: np.ndarray
+    word_starts: np.ndarray
+    bounds: np.ndarray
+    label: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, specials counted; int64 [N]."""
+        return self.bounds[:, -1]
+
+    def to_record(self) -> dict[str, Rows]:
+        """Return the features of compact records, which are not padded."""
+        return {
+            "input_ids": (self.ids, self.lengths),
+            "token_boundary": (self.word_starts.astype(np.int32), self.lengths),
+            "first_segment_length": self.bounds[:, 1:-1],
+            "next_sentence_labels": self.label,
+        }
+
+    @classmethod
+    def from_record(cls, columns: Mapping[str, Column], width: int) -> Segments:
+        """Return the examples of compact records, padded to `width`; raises `MalformedRecordError`."""
+        lengths = np.diff(columns["input_ids"].splits)
+        ends = columns["first_segment_length"]
+        inner = ends.matrix(len(ends.values) // max(len(lengths), 1))
+        return cls(
+            columns["input_ids"].padded(width).astype(np.int32),
+            columns["token_boundary"].padded(width).astype(bool),
+            np.concatenate([np.zeros((len(lengths), 1), np.int64), inner, lengths[:, None]], axis=1),
+            columns["next_sentence_labels"].matrix(1)[:, 0],
+        )
+
+
+def join_pairs(tokens: np.ndarray, pairs: Pairs, template: Template, num_texts: int, width: int) -> Segments:
+    """Put one or two texts with their specials together, in one gather.
+
+    Example:
+        tokens    [10, 11, 12, 13, 14, 15] * 2         (ids; no token begins a word), template [CLS] 2, [SEP] 3
+        pairs     first 0 : 2, second 3 : 6            width 10
+        source    [-1  0  1  2 | 2  3  4  5 | 6  7]    of every column, in `tokens`: specials and padding are wrong yet
+        ids       [ 2 10 11  3  13 14 15  3   0  0]
+        starts    [ 1  1  0  1   1  0  0  1   0  0]    truncation may begin inside a word: its rest is a word
+
+    Args:
+        tokens: id * 2 + (begins a word), which `pairs` points into.
+        pairs: N pairs of spans.
+        template: the specials.
+        num_texts: 1 or 2.
+        width: K of the result.
+    """
+    column_K = np.arange(width, dtype=np.int32)
+    first, last = template.first, template.last
+    behind_first = template.behind(num_texts)[0]
+    a_N, b_N = pairs.first_length, pairs.second_length
+    first_N = len(first) + a_N + len(behind_first)
+    lengths_N = first_N + (b_N + len(last) if num_texts == 2 else 0)
+    offset_first, offset_second = pairs.first_start - len(first), pairs.second_start - first_N
+    source_NK = np.where(column_K < first_N[:, None], offset_first[:, None], offset_second[:, None])
+    source_NK += column_K
+    packed_NK = tokens.take(source_NK, mode="clip")
+    ids_NK = (packed_NK >> 1).astype(np.int32)
+    starts_NK = (packed_NK & 1).astype(bool)
+    rows = np.arange(len(a_N))
+
+    def put(begin_N: np.ndarray, specials: tuple[int, ...]) -> None:
+        for place, special in enumerate(specials):
+            ids_NK[rows, begin_N + place] = special
+            starts_NK[rows, begin_N + place] = True
+        starts_NK[rows, np.minimum(begin_N + len(specials), width - 1)] = True
+
+    put(np.zeros_like(a_N), first)
+    put(len(first) + a_N, behind_first)
+    if num_texts == 2:
+        put(lengths_N - len(last), last)
+    padding_NK = column_K >= lengths_N[:, None]
+    ids_NK[padding_NK] = 0
+    starts_NK[padding_NK] = False
+    bounds = np.stack([np.zeros_like(first_N), first_N, lengths_N], axis=1)
+    return Segments(ids_NK, starts_NK, bounds, pairs.label)

@@ -1,0 +1,149 @@
+"""Functions of a job run in worker processes, or in this one; finished calls leave a marker and are not run again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from absl.app import UsageError
+
+from data.recipe import Recipe, Vocabulary
+from data.tokenizers import Tokenizer
+from ground.files import write_atomically
+
+Done = dict[str, Any]
+"""The outcome of a call: `files` by name and size, `seconds` by stage, and what the function adds."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker knows."""
+
+    recipe: Recipe
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    work_path: Path
+
+
+class Report(Protocol):
+    """Is told how far the work is: stage, what is done of it and all of it, in bytes of input or examples."""
+
+    def __call__(self, stage: str, done: float, total: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One unit of work of a stage.
+
+    Attributes:
+        function: takes the job and the arguments; module-level, so that it can be sent to a worker.
+        arguments: of the function.
+        size: its share of the stage, for the report.
+        marker: file that the function writes when it is done; None: the call is not remembered.
+    """
+
+    function: Callable[..., Done]
+    arguments: tuple[Any, ...]
+    size: float = 0.0
+    marker: Path | None = None
+
+
+def finish(marker: Path, content: Mapping[str, Any]) -> Done:
+    """Write the marker of a unit of work whose files are complete; return the content."""
+    write_atomically(marker, json.dumps(content), sync=False)
+    return dict(content)
+
+
+def finished(marker: Path) -> Done | None:
+    """Return the content of a marker whose files are all there in their full size, else None."""
+    try:
+        content = json.loads(marker.read_bytes())
+    except FileNotFoundError:
+        return None
+    paths = {marker.parent / name: size for name, size in content["files"].items()}
+    return content if all(path.is_file() and path.stat().st_size == size for path, size in paths.items()) else None
+
+
+# Of a worker process: the job is sent once, when the process starts, and not with every call.
+_job_of_worker: list[Job] = []
+
+
+def _start_worker(job: Job) -> None:
+    _job_of_worker[:] = [job]
+    # Ctrl-C reaches every process of the terminal; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_worker(function: Callable[..., Done], arguments: tuple[Any, ...]) -> Done:
+    return function(_job_of_worker[0], *arguments)
+
+
+class Pool:
+    """Worker processes that know a job; with one worker, this process.
+
+    Attributes:
+        seconds: of work by stage, summed over workers; of calls that an earlier run finished nothing is added.
+    """
+
+    def __init__(self, num_workers: int, job: Job):
+        self.num_workers, self._job = num_workers, job
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._executor: ProcessPoolExecutor | None = None
+        if num_workers > 1:
+            # Forked workers share what the parent has loaded and start in milliseconds.
+            method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+            context = multiprocessing.get_context(method)
+            self._executor = ProcessPoolExecutor(
+                num_workers, mp_context=context, initializer=_start_worker, initargs=(job,)
+            )
+
+    def run(self, stage: str, calls: list[Call], report: Report) -> list[Done]:
+        """Run the calls that no marker says are done; return the outcomes of all, in the order of `calls`."""
+        results = {i: found for i, call in enumerate(calls) if call.marker and (found := finished(call.marker))}
+        total, done = sum(call.size for call in calls), sum(calls[i].size for i in results)
+        report(stage, done, total)
+        for i, found in self._map({i: call for i, call in enumerate(calls) if i not in results}):
+            results[i] = found
+            for name, value in found["seconds"].items():
+                self.seconds[name] += value
+            done += calls[i].size
+            report(stage, done, total)
+        return [results[i] for i in range(len(calls))]
+
+    def _map(self, calls: Mapping[int, Call]) -> Iterator[tuple[int, Done]]:
+        """Yield (number, outcome) as outcomes come; no more than two calls a worker wait, so that memory is bounded."""
+        if self._executor is None:
+            for number, call in calls.items():
+                yield number, call.function(self._job, *call.arguments)
+            return
+        running: dict[Future[Done], int] = {}
+        for number, call in calls.items():
+            running[self._executor.submit(_in_worker, call.function, call.arguments)] = number
+            if len(running) >= 2 * self.num_workers:
+                yield from self._ready(running)
+        while running:
+            yield from self._ready(running)
+
+    @staticmethod
+    def _ready(running: dict[Future[Done], int]) -> Iterator[tuple[int, Done]]:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            try:
+                yield running.pop(future), future.result()
+            except BrokenProcessPool:
+                raise UsageError(
+                    "a worker process was killed, most likely for want of memory: run the same command again to go on "
+                    "from here, with fewer --num_workers"
+                ) from None
+
+    def close(self, *, cancel: bool) -> None:
+        """Wait for the running calls; with `cancel` drop those that have not begun."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=cancel)
