@@ -6,6 +6,7 @@ Differs from TF 1's assignment maps, which skip in silence the names that do not
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,18 @@ def load_into(
 
 
 def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
-    """Return a built model with the heads that tensors under our names have: the classifier's, or those of pretraining.
+    """Return a built model with the heads that tensors under our names have."""
+    from modeling.heads import ClassifierHead, MaskedLMHead, PairHead
+    from modeling.model import HeadOfModel, LanguageModel
 
-    With the heads of both, which no published graph has, the classifier counts.
-    """
-    from modeling import ClassifierModel, PretrainingModel
-
+    heads: list[HeadOfModel] = []
+    if "masked_lm/output_bias" in tensors:
+        heads.append(MaskedLMHead)
+    if "sentence_pair/kernel" in tensors:
+        heads.append(partial(PairHead, num_labels=tensors["sentence_pair/kernel"].shape[-1]))
     if "classifier/kernel" in tensors:
-        return ClassifierModel(config, tensors["classifier/kernel"].shape[-1])
-    pair_kernel = tensors.get("sentence_pair/kernel")
-    return PretrainingModel(config, num_pair_labels=0 if pair_kernel is None else pair_kernel.shape[-1])
+        heads.append(partial(ClassifierHead, num_labels=tensors["classifier/kernel"].shape[-1], dropout=0.0))
+    return LanguageModel(config, heads)
 
 
 def check_fits(checkpoint: Checkpoint) -> None:

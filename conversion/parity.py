@@ -46,11 +46,11 @@ def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray]) -> d
     assert config is not None
     model = model_for(config, tensors)
     load_into(model, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
-    raw = {**model.backbone(dict(features)), **model(dict(features))}
+    raw = model(dict(features))
     outputs = {"last hidden state": raw["sequence_output"], "hidden states": ops.stack(raw["hidden_states"])}
     if "backbone/pooler/kernel" in tensors:
         outputs["pooled output"] = raw["pooled_output"]
-    if "masked_lm_logits" in raw and "masked_lm/output_bias" in tensors:
+    if "masked_lm_logits" in raw:
         outputs["masked-LM logits"] = raw["masked_lm_logits"][..., : config.vocab_size]
     if "sentence_pair_logits" in raw:
         outputs["sentence-pair logits"] = raw["sentence_pair_logits"]

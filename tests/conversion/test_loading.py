@@ -8,6 +8,7 @@ from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors, shapes
 
 from conversion.loading import assignment, check_fits, load_into
+from conversion.parity import our_outputs, random_features
 from conversion.readers import Checkpoint
 
 HEADS_OF_PRETRAINING = ("masked_lm/.*", "sentence_pair/.*")
@@ -156,3 +157,19 @@ def test_config_of_another_model_does_not_fit(change: dict[str, int]):
 def test_checkpoint_without_config_says_which_flag():
     with pytest.raises(UsageError, match=r"kind of LayerNorm cannot be seen in the weights: pass --config_file"):
         check_fits(dataclasses.replace(_checkpoint("bert"), config=None))
+
+
+def test_every_head_of_a_checkpoint_is_checked_and_computed():
+    """A checkpoint may have the heads of pretraining and a classifier; one of another width does not fit."""
+    both = random_tensors("bert", num_pair_labels=3) | random_tensors("bert", num_labels=5)
+    checkpoint = dataclasses.replace(_checkpoint("bert"), tensors=both)
+    check_fits(checkpoint)
+    outputs = our_outputs(checkpoint, random_features(CONFIGS["bert"]))
+    assert {name for name in outputs if "logits" in name} == {
+        "masked-LM logits",
+        "sentence-pair logits",
+        "classifier logits",
+    }
+    narrow = {**both, "masked_lm/transform/kernel": np.zeros((8, 4), np.float32)}
+    with pytest.raises(UsageError, match="1 of another shape"):
+        check_fits(dataclasses.replace(checkpoint, tensors=narrow))
