@@ -171,11 +171,10 @@ def load_weights(session: Session, options: Options) -> None:
 
 def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
-    from commands.records import open_dataset
     from modeling.accounting import flops_per_example
 
     training, held_out, rows = records.training, records.held_out, session.rows_of_process()
-    own = training if rows[1] == 1 else open_dataset(options, records.files, options.train_batch_size, rows)
+    own = training.part(*rows, options.train_batch_size // rows[1])
     scored = training.max_predictions_per_seq + training.max_word_order_per_seq
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
     tokens_per_step = options.train_batch_size * training.max_seq_length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.reading import PretrainingDataset
+    from data.shards import Shards
     from modeling.config import Config
 
 
@@ -22,12 +23,10 @@ class Records:
     """The data sets of a pretraining run.
 
     Attributes:
-        files: record files to train on.
         training: their examples.
         held_out: examples of documents that `training` does not hold; None without --do_eval.
     """
 
-    files: Sequence[str]
     training: PretrainingDataset
     held_out: PretrainingDataset | None
 
@@ -59,16 +58,25 @@ def open_records(options: Any) -> Records:
     Raises:
         UsageError: nothing matches, files contradict one another or the flags, or --do_eval finds nothing held out.
     """
-    training_files, held_out_files = split_held_out(options.input_file)
-    held_out_files = list(options.eval_input_file) or held_out_files
-    if options.do_eval and not held_out_files:
+    from data.shards import Shards
+
+    shards = Shards.find(options.input_file)
+    training_shards = shards.where(lambda manifest: not is_held_out(manifest))
+    if not training_shards.paths:
+        raise UsageError(
+            f"all of {', '.join(options.input_file)} is held out: give --input_file the training records too"
+        )
+    held_out_shards = shards.where(is_held_out)
+    if options.eval_input_file:
+        held_out_shards = Shards.find(options.eval_input_file)
+    if options.do_eval and not held_out_shards.paths:
         raise UsageError(
             f"--do_eval: none of {', '.join(options.input_file)} is held out; make the records with --eval_fraction, "
             "or give --eval_input_file"
         )
-    training = open_dataset(options, training_files, options.train_batch_size)
-    held_out = open_dataset(options, held_out_files, options.eval_batch_size) if options.do_eval else None
-    records = Records(training_files, training, held_out)
+    training = open_dataset(options, training_shards, options.train_batch_size)
+    held_out = open_dataset(options, held_out_shards, options.eval_batch_size) if options.do_eval else None
+    records = Records(training, held_out)
     check_objective(training, options.objective)
     if held_out and bool(held_out.max_word_order_per_seq) != records.shuffled:
         with_words, without = ("--input_file", "the held-out ones")[:: 1 if records.shuffled else -1]
@@ -80,33 +88,22 @@ def open_records(options: Any) -> Records:
     return records
 
 
-def open_dataset(
-    options: Any, files: Sequence[str], batch_size: int, rows: tuple[int, int] = (0, 1)
-) -> PretrainingDataset:
-    """Open record files; `rows` is (index, count): of every batch the index-th of count equal parts is read."""
+def open_dataset(options: Any, shards: Shards, batch_size: int) -> PretrainingDataset:
+    """Open record files with the lengths that the flags ask for."""
     from data.reading import PretrainingDataset
 
     return PretrainingDataset(
-        files,
-        batch_size // rows[1],
+        shards,
+        batch_size,
         seed=options.seed,
-        shard=rows,
         max_seq_length=options.max_seq_length,
         max_predictions_per_seq=options.max_predictions_per_seq,
     )
 
 
-def split_held_out(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part record files into those to train on and those whose manifest says that their documents are held out."""
-    from data.reading import expand_shards, find_manifests
-
-    paths = expand_shards(patterns)
-    described = find_manifests(paths)
-    held_out = [path for path in paths if path in described and described[path][0]["recipe"]["held_out"]]
-    training = [path for path in paths if path not in held_out]
-    if not training:
-        raise UsageError(f"all of {', '.join(patterns)} is held out: give --input_file the training records too")
-    return [str(path) for path in training], [str(path) for path in held_out]
+def is_held_out(manifest: Mapping[str, Any] | None) -> bool:
+    """Whether records were made of documents that were set apart."""
+    return manifest is not None and manifest["recipe"]["held_out"]
 
 
 def check_objective(dataset: PretrainingDataset, objective: str) -> None:
@@ -124,7 +121,8 @@ def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) ->
     if dataset.manifest is not None:
         return
     batch = dataset.batch(0)
-    largest = max(int(batch[name].max()) for name in ("input_ids", "masked_lm_ids"))
+    features = [name for side in dataset.form.sides for name in (side.ids, f"{side.hidden}_ids")]
+    largest = max(int(batch[name].max()) for name in features)
     if largest >= vocab_size:
         raise UsageError(
             f"the records hold the id {largest:,} but {config_file} has vocab_size={vocab_size:,}: "

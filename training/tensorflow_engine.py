@@ -276,23 +276,25 @@ class TensorFlowEngine:
         finite = tf.math.is_finite(loss) & tf.math.is_finite(info["gradient_norm"])
         norms = self._results.norms(gradients, old, new, step)
 
-        def apply() -> Tensor:
-            for name, value in new.items():
-                _own(self._trained[name]).assign(value)
-                for slot, values in new_slots.items():
-                    _own(self._slots[slot][name]).assign(values[name])
-            for name, average in self._ema.items():
-                average = _own(average)
-                average.assign(self._ema_decay * average + (1 - self._ema_decay) * _own(self._trained[name]))
-            return tf.constant(0.0)
-
-        skipped = tf.cond(finite & (loss <= self._loss_limit), apply, lambda: tf.constant(1.0))
+        taken = finite & (loss <= self._loss_limit)
+        skipped = tf.cond(taken, lambda: self._applied(new, new_slots), lambda: tf.constant(1.0))
         scalars = [loss, info["learning_rate"], info["gradient_norm"], skipped]
         if self._loss_scaling:
             for name, value in self._loss_scaling.update(scaling, finite).items():
                 _own(self._scaling[name]).assign(value)
             scalars.append(scaling["scale"])
         return tf.concat([tf.stack(scalars), *norms, sums], axis=0)
+
+    def _applied(self, new: Mapping[str, Tensor], new_slots: Slots) -> Tensor:
+        """Assign the results of an update to this replica's copies; return 0, the `skipped` of a step that was taken."""
+        for name, value in new.items():
+            _own(self._trained[name]).assign(value)
+            for slot, values in new_slots.items():
+                _own(self._slots[slot][name]).assign(values[name])
+        for name, average in self._ema.items():
+            average = _own(average)
+            average.assign(self._ema_decay * average + (1 - self._ema_decay) * _own(self._trained[name]))
+        return tf.constant(0.0)
 
     def _evaluation(self, batch: dict[str, Tensor], in_parts: bool) -> Tensor:
         return self._on_replicas(self._summed_evaluation_sums if in_parts else self._evaluation_sums, batch)
