@@ -285,8 +285,8 @@ class TensorFlowEngine:
             scalars.append(scaling["scale"])
         return tf.concat([tf.stack(scalars), *norms, sums], axis=0)
 
-    def _applied(self, new: Mapping[str, Tensor], new_slots: Slots) -> Tensor:
-        """Assign the results of an update to this replica's copies; return 0, the `skipped` of a step that was taken."""
+    def _applied(self, new: Mapping[str, Tensor], new_slots: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Assign the results of an update to the copies of this replica; return 0: the step was not skipped."""
         for name, value in new.items():
             _own(self._trained[name]).assign(value)
             for slot, values in new_slots.items():
