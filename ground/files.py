@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds either the old content or the new, never half of it."""
+"""Files are written so that a reader finds either the old content or the new, never half of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write `content` (text as UTF-8) beside `path`, sync it and rename it; creates the folder.
 
-    Raises `OSError` that names the path; the former file then stands unchanged.
+    Raises `OSError` that names the path; the former file is then unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -46,12 +46,12 @@ def format_flops(flops: float) -> str:
 
 
 class Progress:
-    """Shows how far a job is. Use as a context manager, or call `close`.
+    """Shows the progress of a job. Use it as a context manager, or call `close`.
 
     Args:
         total: number of units in the job; None when it is not known, then there is no time left either.
-        unit: plural name of what is counted.
-        description: what is being done; opens the line.
+        unit: plural name of the things counted.
+        description: name of the job; opens the line.
         done: where a resumed job starts; the rate counts from there.
         stream: where to write; a terminal gets one live line, anything else a plain line now and then.
         interval_seconds: least time between two plain lines.
@@ -99,7 +99,7 @@ class Progress:
         return max(0.0, after - before) / (now - then) if now > then else 0.0
 
     def update(self, done: float, fields: Mapping[str, float | str] = {}) -> None:
-        """Tell that `done` units are finished in all; `fields` follow on the line."""
+        """Set the number of finished units to `done`; `fields` follow on the line."""
         now = self._clock()
         self._history.append((now, done))
         while len(self._history) > 2 and self._history[1][0] <= now - _WINDOW_SECONDS:
@@ -122,7 +122,7 @@ class Progress:
             self._live.stop()
 
     def line(self) -> str:
-        """Return what is shown now, without the bar."""
+        """Return the current line without the bar."""
         now, done = self._history[-1]
         parts = [self._description] if self._description else []
         if self._total is None:
@@ -150,7 +150,7 @@ class Progress:
 
             grid = Table.grid(padding=(0, 1))
             bar = ProgressBar(total=self._total or 1, completed=self._history[-1][1], width=20)
-            grid.add_row(*([bar] if self._total is not None else []), Text(line, no_wrap=True, overflow="ellipsis"))
+            grid.add_row(*([bar] if self._total is not None else []), Text(line))
             self._live.update(grid, refresh=True)
         elif line != self._shown_line:
             self._shown_line = line

@@ -1,4 +1,4 @@
-"""A table on the terminal: what the verbs close with."""
+"""A table on the terminal, with which the verbs close."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ NORMS_AND_BIASES = "LayerNorm|layer_norm|bias"
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How one named optimizer differs from the others: its rule, and which variables it leaves out of what."""
+    """The choices of one named optimizer: its rule, and the variables without decay and without trust ratio."""
 
     rule: type[AdamW]
     bias_correction: bool

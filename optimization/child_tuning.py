@@ -1,6 +1,6 @@
 """Child-Tuning (Xu et al. 2021, arXiv 2109.05687): only a part of the network, the child, gets its gradient.
 
-Both forms stand after clipping and before the moments, as in the released code. Weight decay still reaches every
+Both forms are applied after clipping and before the moments, as in the released code. Weight decay still reaches every
 weight: with decay, weights outside the child shrink. Unlike the released D, the child has exactly the size asked for,
 also where much of the Fisher information is 0.
 """
@@ -23,7 +23,7 @@ Gradients = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class TaskFreeChild:
-    """Form F: a new random child every step, gradients divided by its share so that their mean stays what it was.
+    """Form F: a new random child every step, gradients divided by its share so that their mean is unchanged.
 
     The draw of an element depends on (seed, variable's name, step, position) alone and is equal on every backend.
 

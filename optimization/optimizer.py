@@ -42,13 +42,13 @@ class Optimizer:
     """Gradients -> updates.
 
     Attributes:
-        rule: what is done to each variable.
+        rule: the arithmetic on each variable.
         schedule: step -> learning rate.
         weight_decay: decoupled decay of each variable; it is multiplied by the learning rate.
         trust_ratio: whether LAMB's ratio applies; rules without one ignore it.
         learning_rate_multiplier: factor on the learning rate of each variable, decay included; a number, or a schedule
             of its own. Where it is 0 the variable stays, bit for bit, while its moments go on.
-        frozen: expressions over names; what they match has no slots, no gradient and no part in the global norm.
+        frozen: expressions over names; matching variables have no slots, no gradient and no part in the global norm.
         clip_norm: largest global norm of the gradients; None does not clip.
         transforms: applied in order before clipping.
         transforms_after_clipping: applied in order between clipping and the rule; no part in `gradient_norm`.

@@ -1,4 +1,4 @@
-"""What happens to gradients before the rule sees them; each works on all of them, keyed by variable name."""
+"""Functions of the gradients that are applied before the rule; each works on all gradients, by variable name."""
 
 from __future__ import annotations
 

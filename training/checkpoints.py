@@ -3,11 +3,11 @@
     OUTPUT/checkpoints/step_00001000/{model,optimizer[,ema]}.safetensors  state.json
     OUTPUT/best/                     {model}.safetensors                  state.json
 
-What is larger than 4 GiB comes in parts, `model-00001-of-00003.safetensors` and so on, of whole tensors each. Of a
-tensor that is cut over processes each writes what it holds, `model-process-00001-of-00004.safetensors`, and reads what
-it needs. A folder is written under another name, synced and renamed, so that a crash leaves the former one.
-`state.json` holds step, seed, the configuration of the model, what the loop remembers, and the SHA-256 of every file.
-Tensors are named as the model names them, and any number of devices, of either backend, can take them up.
+A group of tensors above 4 GiB is split into files of whole tensors: `model-00001-of-00003.safetensors` and so on. Where
+a tensor is cut over processes, every process writes its own pieces, `model-process-00001-of-00004.safetensors`, and
+reads only the pieces that its devices need. A folder is written under another name, synced and renamed, so that a crash
+leaves the former one. `state.json` holds step, seed, the configuration of the model, the progress of the loop, and the
+SHA-256 of every file. Tensors are named as the model names them; any number of devices, of either backend, reads them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RunState:
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """What one process holds of a tensor of `shape`: arrays by the place of their first element, none held twice."""
+    """The parts of a tensor of `shape` that one process writes: arrays by the index of their first element."""
 
     shape: tuple[int, ...]
     arrays: Mapping[tuple[int, ...], np.ndarray]
@@ -65,7 +65,7 @@ class StoredTensor:
         self._pieces: list[tuple[tuple[int, ...], Path, str]] = []
 
     def add(self, starts: tuple[int, ...], path: Path, key: str) -> None:
-        """Tell that the tensor `key` of a file stands here from `starts` on."""
+        """Register that `key` in `path` holds the part of this tensor that begins at index `starts`."""
         self._pieces.append((starts, path, key))
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
@@ -99,11 +99,11 @@ def _within(outer: list[tuple[int, int]], inner: list[tuple[int, int]]) -> tuple
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint folder is incomplete or not what was written."""
+    """A checkpoint folder is incomplete, or differs from the bytes that were written."""
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` stands."""
+    """Return the folder of the checkpoint of `step`."""
     return output_dir / "checkpoints" / f"step_{step:08d}"
 
 
@@ -119,10 +119,10 @@ def _step_of(folder: Path) -> int:
 def write_state(
     folder: Path, saved: RunState, *, part_bytes: int = _PART_BYTES, processes: Processes | None = None
 ) -> None:
-    """Write `folder`, replacing what stands there only when all is on disk; raises `OSError` that names the folder.
+    """Write `folder`; a former folder of that name is replaced only when the new one is complete on disk.
 
-    All `processes` call it together: the first writes what is whole, each its own pieces. A file holds `part_bytes` of
-    whole tensors at most, unless one tensor alone is larger.
+    All `processes` call it together: the first writes the whole tensors, every process its own pieces. A file holds at
+    most `part_bytes` of whole tensors, unless one tensor alone is larger. Raises `OSError` that names the folder.
     """
     processes = processes or Processes()
     temporary, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -166,7 +166,7 @@ def write_state(
         if processes.writes:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    # What stops between the two renames leaves both folders, and the next start brings the former one back.
+    # A crash between the two renames leaves both folders; `_finish_interrupted_writes` then restores the former one.
     processes.together(replace)
 
 
@@ -175,7 +175,7 @@ def _listing(index: int) -> str:
 
 
 def _write_whole(folder: Path, state: Mapping[str, Any], part_bytes: int) -> dict[str, dict[str, Any]]:
-    """Write the tensors that are whole; returns the facts of the files by name."""
+    """Write the whole tensors; return checksum and size of every file by its name."""
     whole, files = {name: value for name, value in state.items() if not isinstance(value, Pieces)}, {}
     for group in _GROUPS:
         parts = _parts(whole, f"{group}/", part_bytes)
@@ -187,7 +187,7 @@ def _write_whole(folder: Path, state: Mapping[str, Any], part_bytes: int) -> dic
 
 
 def _write_cut(folder: Path, state: Mapping[str, Any], processes: Processes) -> dict[str, dict[str, Any]]:
-    """Write what this process holds of tensors that are cut over several; returns the facts of the files by name."""
+    """Write the `Pieces` of this process; return checksum and size of every file by its name."""
     files = {}
     for group in _GROUPS:
         cut = {
@@ -237,7 +237,7 @@ def _parts(state: Mapping[str, np.ndarray], prefix: str, part_bytes: int) -> lis
 def _write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], places: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write a file, `places` into its header; returns its checksum and size."""
+    """Write a file with `places` in its header; return its checksum and size."""
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
         save_file(contiguous, path, metadata={"format": "np"} | ({"places": json.dumps(places)} if places else {}))
@@ -245,7 +245,7 @@ def _write_tensors(
         full = "No space left" in str(error)
         code = errno.ENOSPC if full else errno.EIO
         raise OSError(code, os.strerror(code) if full else str(error)) from None
-    # safetensors makes its files readable by their owner alone.
+    # safetensors creates files that only their owner may read; colleagues could not resume the run.
     path.chmod(0o666 & ~_umask())
     _sync(path)
     return {"sha256": _digest(path), "bytes": path.stat().st_size}
@@ -254,13 +254,14 @@ def _write_tensors(
 def read_state(
     folder: Path, *, groups: Collection[str] = _GROUPS, stored: bool = False, share: tuple[int, int] = (0, 1)
 ) -> RunState:
-    """Read and verify a folder; raises `CorruptCheckpointError` unless it is byte for byte what was written.
+    """Read and verify a folder; raises `CorruptCheckpointError` unless every byte is as `write_state` wrote it.
 
     Args:
         folder: as `write_state` made it.
-        groups: of the state, those to read.
-        stored: leave the tensors where they are: the state holds `StoredTensor`.
-        share: (index, count): of the files that every count-th is verified here, the others elsewhere.
+        groups: the groups of tensors to read.
+        stored: leave the tensors on disk and return `StoredTensor`s.
+        share: (index, count): verify only the files whose number is `index` modulo `count`; other processes verify the
+            others.
     """
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -297,10 +298,10 @@ def read_state(
 def latest_state(
     output_dir: Path, *, up_to_step: int | None = None, processes: Processes | None = None
 ) -> RunState | None:
-    """Read the newest checkpoint (up to a step) that verifies, saying which were passed over; None if there are none.
+    """Read the newest checkpoint (up to a step) that verifies and warn of damaged newer ones; None if there are none.
 
-    All `processes` call it together and get the same one, each having verified a share of it; of several processes
-    each then reads what it needs (`StoredTensor`). Raises `UsageError` if there are some and none can be read.
+    All `processes` call it together and get the same checkpoint. Each verifies a share of its files; several processes
+    get `StoredTensor`s, of which each reads only its part. Raises `UsageError` if no checkpoint can be read.
     """
     processes = processes or Processes()
     if processes.writes:
@@ -337,14 +338,14 @@ def rotate(output_dir: Path, keep: int, *, spared_step: int | None = None) -> No
     for folder in list_checkpoints(output_dir)[: -keep or None] if keep else []:
         if _step_of(folder) == spared_step:
             continue
-        # Renamed first: what is half removed must not look like a checkpoint.
+        # Renamed first: a half-removed folder under its own name would be read as a damaged checkpoint.
         doomed = folder.with_name(f".{folder.name}.old")
         folder.rename(doomed)
         shutil.rmtree(doomed)
 
 
 def best_of(saved: RunState) -> RunState:
-    """Return what `OUTPUT/best` keeps: the weights that were evaluated (the averaged ones, if any), no optimizer."""
+    """Return the state for `OUTPUT/best`: the evaluated weights (the averaged ones, if any) without the optimizer."""
     weights = {name: value for name, value in saved.tensors.items() if name.startswith("model/")}
     averaged = {
         f"model/{name.removeprefix('ema/')}": value for name, value in saved.tensors.items() if name.startswith("ema/")
@@ -353,7 +354,7 @@ def best_of(saved: RunState) -> RunState:
 
 
 def _finish_interrupted_writes(output_dir: Path) -> None:
-    """Undo what a crash left: unfinished folders go; one that was set aside without its successor comes back."""
+    """Remove the unfinished folders of a crash; restore a folder that was set aside without a successor in place."""
     for parent in (output_dir / "checkpoints", output_dir):
         for left in [*parent.glob(".step_*.old"), *parent.glob(".best.old")]:
             target = left.with_name(left.name.removeprefix(".").removesuffix(".old"))

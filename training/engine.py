@@ -1,4 +1,4 @@
-"""What the loop needs of a task, an optimizer, a data set and an engine, and where a step's random key comes from."""
+"""The protocols that the loop and the engines are written against: Task, Model, Optimizer, Dataset, Engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ EVALUATION_STREAM = 2
 
 
 class Task(Protocol):
-    """What is asked of a model. Everything but `build_model` is traced: no side effects, no data-dependent Python."""
+    """Losses, metrics and predictions of a model.
+
+    `normalizers`, `terms` and `predictions` are traced: no side effects, no data-dependent Python.
+    """
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -50,7 +53,7 @@ class Task(Protocol):
         ...
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weight of each loss term, from the batch alone; those of parts of a batch add up to its own."""
+        """Return the weight of each loss term, from the batch alone; weights of parts add up to the whole's."""
         ...
 
     def terms(
@@ -60,7 +63,7 @@ class Task(Protocol):
         ...
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what is wanted of each example; leading axis: examples."""
+        """Return the predictions for each example by name; leading axis: examples."""
         ...
 
 
@@ -102,15 +105,14 @@ def layout_rules_of(model: keras.Model) -> LayoutRules | None:
 
 def stacks_of(model: keras.Model) -> tuple[Stack, ...]:
     """Return the `stacks` of a `Model`; none for a model without any, whose weights are all gathered at once."""
-    blocks = getattr(model, "blocks", None)
-    return getattr(model, "stacks", () if blocks is None else (blocks,))
+    return getattr(model, "stacks", ())
 
 
 class Optimizer(Protocol):
     """Gradients -> updates, as in `optimization.Optimizer`."""
 
     def trainable(self, names: Iterable[str]) -> list[str]:
-        """Return those of the variables that are to be trained."""
+        """Return the names of the variables to train, in order."""
         ...
 
     def init(self, parameters: Mapping[str, Tensor]) -> Slots:
@@ -144,14 +146,14 @@ class Engine(Protocol):
     step: int
     seed: int
     loss_limit: float
-    """A step whose loss is above is skipped too; infinite unless someone sets it, for the calls that follow."""
+    """A step whose loss exceeds this limit is skipped; infinite by default. It holds for the calls after it is set."""
 
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         """Take one optimizer step a batch; return `loss`, `NAME_loss`, the metrics, `learning_rate`, `gradient_norm`.
 
-        `skipped` is 1 for a step whose loss or gradient was not finite, or its loss above `loss_limit`; it changed
-        nothing but the step number. A metric whose weight is 0 is left out. With loss scaling `loss_scale` is the one
-        that the step was taken with. Where a step is due for them there are `gradient_norm/BRICK` (before clipping) and
+        `skipped` is 1 for a step whose loss or gradient was not finite, or whose loss exceeded `loss_limit`; such a
+        step changed nothing but the step number. A term whose weight is 0 is left out. With loss scaling, `loss_scale`
+        is the scale of the step. Every `norm_steps` there are `gradient_norm/BRICK` (before clipping) and
         `update_norm/BRICK`.
         """
         ...
@@ -167,8 +169,8 @@ class Engine(Protocol):
     def state(self, *, whole: bool = True) -> dict[str, Any]:
         """Return `model/NAME`, `optimizer/SLOT/NAME` and, with averaging, `ema/NAME`; all processes call it together.
 
-        Unless `whole`, a tensor that is cut over processes is what this one holds of it: `training.checkpoints.Pieces`.
-        With loss scaling `optimizer/loss_scale/scale` and `optimizer/loss_scale/finite_steps` too.
+        Unless `whole`, a tensor that is cut over processes is given as the `training.checkpoints.Pieces` of this
+        process. With loss scaling there are `optimizer/loss_scale/scale` and `optimizer/loss_scale/finite_steps` too.
         """
         ...
 
@@ -271,8 +273,8 @@ class StepResults:
         """Return a training step's values by name."""
         names = [*self.scalars, *self.norm_names]
         values = dict(zip(names, map(float, vector), strict=False))
-        told = {name: x for name, x in values.items() if name in self.scalars or not np.isnan(x)}
-        return {"loss": told.pop("loss"), **self.means(vector[len(names) :].astype(np.float64)), **told}
+        given = {name: x for name, x in values.items() if name in self.scalars or not np.isnan(x)}
+        return {"loss": given.pop("loss"), **self.means(vector[len(names) :].astype(np.float64)), **given}
 
     def of_evaluation(self, parts: Iterable[np.ndarray], loss_weights: Mapping[str, float]) -> dict[str, float]:
         """Return an evaluation's values from the vectors of its batches; raises `ValueError` if there are none."""

@@ -24,7 +24,7 @@ class DivergedError(UsageError):
 
 
 class SkipGuard(Hook):
-    """Says when a step was skipped, because it was not finite or a spike; stops the run when that goes on.
+    """Reports every skipped step (not finite, or a spike) and stops the run after `max_skipped_steps` in a row.
 
     `OUTPUT/replay/step_N` then holds the first batch of the streak, the state (which no skipped step changed), seed and
     flags, so that the step can be run again.
@@ -38,7 +38,7 @@ class SkipGuard(Hook):
         self._batch: Batch = {}
 
     def steps(self, run: Run, batches: Sequence[Batch], results: Sequence[Record]) -> None:
-        """Count skipped steps in a row; raises `DivergedError` at the limit."""
+        """Count skipped steps in a row; raises `DivergedError` at `max_skipped_steps`."""
         first = run.engine.step - len(results)
         for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
             if not result["skipped"]:
@@ -46,7 +46,8 @@ class SkipGuard(Hook):
                 continue
             loss, norm = result["loss"], result["gradient_norm"]
             if math.isfinite(loss) and not math.isfinite(norm) and result.get("loss_scale", 1.0) > 1.0:
-                # Gradients beyond float16: the scale halves until they fit, which is no sign of divergence.
+                # The gradients overflow float16, and the scale halves until they fit. Counted as divergence, the first
+                # steps of every run with a large initial scale would end the run.
                 run.say(f"step {step:,} was skipped: gradients do not fit a loss scale of {result['loss_scale']:g}")
                 continue
             if not self._streak:
@@ -66,7 +67,7 @@ class SkipGuard(Hook):
 
 
 def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state: bool) -> Path:
-    """Write what is needed to run `step` again to `OUTPUT/replay/step_N`; returns that folder.
+    """Write batch, seed, flags and result of `step` to `OUTPUT/replay/step_N`; return that folder.
 
     Without the state `replay.json` names the checkpoint from which the steps before it can be taken again.
     """

@@ -1,6 +1,6 @@
-"""What accompanies a run: the live line and tables, metrics.jsonl, TensorBoard, the report.
+"""Hooks: the live line and the closing table, metrics.jsonl, TensorBoard, the profiler, report.html.
 
-A hook sees the run after each call of the engine; it changes nothing of the training.
+A hook sees the run after each call of the engine and changes nothing of the training.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Does nothing; override what is needed."""
+    """A hook that does nothing; a subclass overrides the moments it needs."""
 
     in_every_process = False
-    """Of several processes only the first writes and talks; a hook that may end the run has to be in all."""
+    """Whether the hook runs in every process. Only the first process writes files and prints; a hook that may end the
+    run has to run in all, or the others wait for the one that ended."""
 
     def start(self, run: Run) -> None:
         """Before the first step; `run.engine.step` is where the run starts."""
@@ -47,7 +48,7 @@ class Hook:
         """After an evaluation at `run.engine.step`."""
 
     def went_back(self, run: Run) -> None:
-        """After a rollback to step `run.engine.step`: what was told of later steps does not hold."""
+        """After a rollback to step `run.engine.step`: records of later steps no longer hold."""
 
     def end(self, run: Run, outcome: str) -> None:
         """After the last step, also when the run failed: `finished`, `stopped early`, `interrupted` or `failed`."""
@@ -105,8 +106,8 @@ class Terminal(Hook):
             table.add_row(name, *cells[: 2 if held_out else 1])
         console = Console(file=self._stream, highlight=False)
         console.print(table)
-        told = {name: text.partition(" ") for name, text in run.speed_texts().items()}
-        speed = "".join(f", {number} {name}{space}{share}" for name, (number, space, share) in told.items())
+        parts = {name: text.partition(" ") for name, text in run.speed_texts().items()}
+        speed = "".join(f", {number} {name}{space}{share}" for name, (number, space, share) in parts.items())
         print(f"{format_duration(run.progress.seconds)} of training{speed}", file=self._stream)
         if run.progress.batches_passed_over:
             print(f"{run.progress.batches_passed_over:,} batches were passed over in rollbacks", file=self._stream)
@@ -148,7 +149,7 @@ class MetricsFile(Hook):
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    # JSON knows no nan; what is not finite is null.
+    # JSON has no NaN: other readers would refuse the line.
     finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in record.items()}
     return json.dumps(finite) + "\n"
 
@@ -171,16 +172,16 @@ class TensorBoard(Hook):
         self._writer: Writer | None = None
 
     def start(self, run: Run) -> None:
-        """Open an event file; TensorBoard itself drops what a former, longer run wrote beyond the first step of it."""
+        """Open an event file; TensorBoard drops the events of a former run beyond the first step of this one."""
         if "tensorflow" not in sys.modules:
-            # By this module TensorBoard knows to write its files itself, rather than to import TensorFlow for it.
+            # With this module loaded TensorBoard writes event files by itself; else it would import TensorFlow.
             sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
         from tensorboard.summary import Writer
 
         self._writer = Writer(str(run.plan.output_dir / "tensorboard"))
 
     def went_back(self, run: Run) -> None:
-        """Go on in a file of its own, as a run that is started again does."""
+        """Continue in a new event file, as a restarted run does."""
         self.end(run, "")
         self.start(run)
 
@@ -207,7 +208,7 @@ class TensorBoard(Hook):
 class Profiler(Hook):
     """A profile of the steps from `first` up to `last` in `OUTPUT/tensorboard`, by the profiler of the backend.
 
-    A run that starts amid them profiles those that are left. Of several processes the first profiles itself.
+    A run that starts between them profiles the steps that are left. Only the first process is profiled.
     """
 
     in_every_process = True
@@ -217,7 +218,7 @@ class Profiler(Hook):
         self._running = False
 
     def start(self, run: Run) -> None:
-        """Have calls of the engine end where the profile begins and ends."""
+        """Let calls of the engine end at the steps where the profile begins and ends."""
         run.call_ends += (self._first, self._last)
         self._switch(run)
 
@@ -246,7 +247,7 @@ class Profiler(Hook):
 
 
 def _profiler() -> tuple[Callable[[str], None], Callable[[], None]]:
-    """Return how a profile of the backend is started and stopped."""
+    """Return the functions that start and stop a profile of the backend."""
     if keras.config.backend() == "jax":
         import jax
 
@@ -264,7 +265,7 @@ class Report(Hook):
         self._write(run, "running")
 
     def end(self, run: Run, outcome: str) -> None:
-        """Rewrite the page for good."""
+        """Write the final page."""
         self._write(run, outcome)
 
     def _write(self, run: Run, outcome: str) -> None:

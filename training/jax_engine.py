@@ -1,8 +1,8 @@
 """The engine on Keras's JAX backend: one compiled loop of pure steps with donated state, on any number of devices.
 
 Same steps, names and numbers as `TensorFlowEngine`; dropout masks are drawn by JAX's generator from the same keys, so
-they differ from TensorFlow's. On several devices, and on several hosts, the whole step is partitioned by the compiler,
-which keeps its meaning: sums go over the global batch, clipping sees global gradients, masks do not depend on the mesh.
+they differ from TensorFlow's. On several devices, and on several hosts, the compiler partitions the whole step and
+keeps its meaning: sums go over the global batch, clipping sees global gradients, masks do not depend on the mesh.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class JaxEngine:
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights, with which `evaluate` and `predict` then work.
         steps_per_call: steps that one compiled call takes, at most; numbers do not depend on how many it does take.
-        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
+        norm_steps: steps between norms of gradient and update by brick; 0 never computes them.
         loss_scaling: for a model that computes in float16.
-        placement: devices and what is cut over them; by default everything stands on the first device.
+        placement: devices, and the cuts of tensors over them; by default everything is on the first device.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class JaxEngine:
             norm_steps=norm_steps,
             loss_scaling=loss_scaling,
         )
-        # The variables hold the weights between calls, so that anyone may read and set them there.
+        # Between calls the variables hold the weights, so that a caller may read and set them.
         self._variables = self._compiled.variables
         self._place_weights()
         self._slots = self._compiled.initial_slots(self._weights())
@@ -85,9 +85,9 @@ class JaxEngine:
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
         """Take one optimizer step a batch; raises `UsageError` for a batch that cannot be cut into micro-batches.
 
-        Of every batch a process is to give the rows of its `placement.host_part`.
+        A process gives only its rows of every batch: `placement.host_part`.
         """
-        # Whoever set weights since the last call left them wherever they came from.
+        # A caller may have set weights since the last call; the new values can be on any device.
         self._place_weights()
         if self.step == 0:
             self._ema = {name: jnp.copy(self._variables[name].value) for name in self._ema}
@@ -126,7 +126,7 @@ class JaxEngine:
     def state(self, *, whole: bool = True) -> dict[str, Any]:
         """Return a copy of everything that a step changes, but the step number; all processes call it together.
 
-        Unless `whole`, nothing is sent: of what is cut over processes each returns its own pieces.
+        Unless `whole`, nothing is sent between processes: a cut tensor is the `Pieces` of this process.
         """
         return {name: _on_host(value, whole=whole) for name, value in self._named_state().items()}
 
@@ -175,9 +175,12 @@ class JaxEngine:
                 variable.assign(_placed(np.asarray(variable.value), sharding))
 
     def _stacked(self, values: list[np.ndarray]) -> jax.Array:
-        """Return [steps_per_call, micro-batches, examples, ...], on the devices; steps beyond those given are 0.
+        """Return [steps_per_call, micro-batches, examples, ...] on the devices, with zeros for missing steps.
 
-        A micro-batch takes every micro_batches-th row, so that which rows it takes does not depend on the hosts.
+        A micro-batch takes every micro_batches-th row: contiguous rows would depend on the number of hosts.
+
+            one host, 2 micro-batches:   rows 0 .. 7  ->  [[0 2 4 6], [1 3 5 7]]
+            two hosts, 2 micro-batches:  rows 0 .. 3  ->  [[0 2], [1 3]] and rows 4 .. 7  ->  [[4 6], [5 7]]
         """
         size, *rest = values[0].shape
         micro_batches = self._compiled.micro_batches
@@ -191,14 +194,14 @@ class JaxEngine:
         )
 
     def _spread(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return a batch of evaluation on the devices: in parts where it can be cut, else whole on each."""
+        """Return a batch of evaluation on the devices: cut where its size allows, else whole on each."""
         size = len(next(iter(batch.values())))
         axes = () if size % self.placement.data_parts else (DATA,)
         return {name: _placed(value, self.placement.sharding(*axes)) for name, value in batch.items()}
 
 
 def _in_host_memory() -> contextlib.AbstractContextManager[Any]:
-    """Let new weights stand in the host's memory: those of a large model do not fit into one device's."""
+    """Create weights in the memory of the host: the weights of a large model do not fit into one device."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -207,12 +210,12 @@ def _in_host_memory() -> contextlib.AbstractContextManager[Any]:
 
 
 def _placed(value: Any, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
-    """Return a copy of `value`, an array or `StoredTensor` that every process has whole, on the devices."""
+    """Return a copy of `value`, a whole array or `StoredTensor` in every process, on the devices."""
     return jax.make_array_from_callback(tuple(value.shape), sharding, lambda index: np.array(value[index], dtype))
 
 
 def _on_host(value: jax.Array, *, whole: bool) -> np.ndarray | Pieces:
-    # A view of a donated buffer would change under its holder.
+    # A view would change with the next step, which reuses the donated buffer.
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.array(value, copy=True)
     if whole:

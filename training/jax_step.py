@@ -1,7 +1,7 @@
 """The train step on JAX as a pure function: (state, fixed weights, batches, step number) -> (state, results).
 
-It knows names, shapes and places of variables, never their values: what `JaxEngine` runs can be compiled ahead of time
-for devices that are not here, from a model whose variables are only declared (`modeling.variables.declared`).
+It knows names, shapes and shardings of variables, never their values. So the step of `JaxEngine` can be compiled ahead
+of time, for devices of another machine, from a model whose variables are only declared (`modeling.variables.declared`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from training.placement import DATA, Placement
 
 Arrays = dict[str, Any]
 State = dict[str, Any]
-"""What a step changes: `trained` by name, `slots` by slot and name, `ema` by name, `scaling` with loss scaling."""
+"""The tensors that a step changes: `trained` and `ema` by name, `slots` by slot and name, and `scaling`."""
 
 _GATHERED = "gathered"
 
@@ -54,7 +54,7 @@ class JaxStep:
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights; None keeps none.
         steps_per_call: steps that one call of `train` takes, at most.
-        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
+        norm_steps: steps between norms of gradient and update by brick; 0 never computes them.
         loss_scaling: for a model that computes in float16.
 
     Attributes:
@@ -118,11 +118,11 @@ class JaxStep:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """How [steps, micro-batches, examples, ...] stands on the devices."""
+        """The sharding of batches [steps, micro-batches, examples, ...]."""
         return self.placement.sharding(None, None, DATA)
 
     def shapes(self) -> tuple[State, Arrays]:
-        """Return the state and the fixed weights as `jax.ShapeDtypeStruct`s that say where each part stands."""
+        """Return the state and the fixed weights as `jax.ShapeDtypeStruct`s with their shardings."""
         weights = {
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=self.shardings[name])
             for name, variable in self.all_variables.items()
@@ -151,7 +151,7 @@ class JaxStep:
         return jax.jit(self._optimizer.init, out_shardings=places)(trainable)
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[State, Arrays, Arrays, Any, Any, Any]:
-        """Return shapes and places of `train`'s arguments, for batches of the shapes and types of `batch`, [B, ...]."""
+        """Return shapes and shardings of the arguments of `train` for batches like `batch`, features [B, ...]."""
         state, fixed = self.shapes()
         batches = {}
         for name, feature in batch.items():
@@ -163,9 +163,9 @@ class JaxStep:
         return state, fixed, batches, number, number, limit
 
     def lower(self, batch: Mapping[str, Any]) -> jax.stages.Lowered:
-        """Lower `train` from shapes alone; `.compile()` then gives the program of the mesh's devices.
+        """Lower `train` from shapes alone; `.compile()` then gives the program for the devices of the mesh.
 
-        It tells its memory, cost and text; `batch` is as in `arguments`.
+        The program reports its memory, cost and text; `batch` is as in `arguments`.
         """
         return self.train.lower(*self.arguments(batch))
 
@@ -180,7 +180,7 @@ class JaxStep:
     ) -> tuple[State, Tensor]:
         """Take `count` steps.
 
-        The count is an argument, not a constant: one program for any number of steps gives each step the same bits.
+        The count is an argument: with a constant, every number of steps would be a program of its own, with other bits.
         """
         first = {name: stack[0] for name, stack in batches.items()}
         connected = self._connected_names(state["trained"], fixed, {name: x[0] for name, x in first.items()})
@@ -271,7 +271,7 @@ class JaxStep:
             def whole(value: Tensor) -> Tensor:
                 return self._whole(name, value)
 
-            # The gradient goes back in parts at once; else the loop would keep it whole for every block.
+            # The gradient is cut into parts at once; else the loop would keep one whole gradient per block.
             whole.defvjp(
                 lambda value: (self._whole(name, value), None),
                 lambda _, gradient: (lax.with_sharding_constraint(gradient, self.shardings[name]),),
@@ -290,7 +290,7 @@ class JaxStep:
     def _whole(self, name: str, value: Tensor) -> Tensor:
         if self.shardings[name] == self._computed[name]:
             return value
-        # In the type that is computed with: less to send, and no second copy to keep. Every matrix is cast anyway.
+        # Cast before the gather: half the bytes to send, and no float32 copy to keep. Every matrix is cast anyway.
         value = lax.convert_element_type(value, self._compute_dtypes[name])
         return checkpoint_name(lax.with_sharding_constraint(value, self._computed[name]), _GATHERED)
 

@@ -23,10 +23,10 @@ class LossScaling:
     """The scale halves after each step that is not finite and doubles after so many finite ones in a row.
 
     Attributes:
-        initial: scale of the first step; float16 ends at 2^16.
-        growth_steps: finite steps in a row before the scale doubles.
-        smallest: the scale does not fall below.
-        largest: nor rise above.
+        initial: scale of the first step; the largest float16 is below 2^16.
+        growth_steps: finite steps in a row after which the scale doubles.
+        smallest: lower bound of the scale.
+        largest: upper bound of the scale.
     """
 
     initial: float = 2.0**15

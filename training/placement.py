@@ -1,4 +1,4 @@
-"""Which part of every tensor stands on which device (JAX): batches over `data`, weights over `model`, FSDP over both.
+"""The part of every tensor on every device (JAX): batches over `data`, weights over `model`, FSDP over both.
 
 A model declares rules, (expression over variable names, axes); Megatron's cuts (Shoeybi et al. 2019) are rules of
 `modeling/layouts.py`. FSDP (ZeRO 3, Rajbhandari et al. 2020) further cuts weights, averages and slots over `data`.
@@ -25,7 +25,7 @@ DATA, MODEL = "data", "model"
 
 @dataclass(frozen=True)
 class Placement:
-    """A mesh of devices and what is cut over it; make it with `create_placement`."""
+    """A mesh of devices and the cuts of tensors over it; `create_placement` makes it."""
 
     mesh: Mesh
     fsdp: bool = False
@@ -45,7 +45,7 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def computed(self, shapes: Mapping[str, Sequence[int]], rules: LayoutRules | None) -> dict[str, NamedSharding]:
-        """Return how each variable stands while it is computed with: cut over `model` by the first rule that fits.
+        """Return the sharding of each variable during computation: cut over `model` by the first rule that fits.
 
         Raises `UsageError` where there are no rules, none fits, or an axis cannot be cut into equal parts.
         """
@@ -72,9 +72,11 @@ class Placement:
         return self.sharding(*axes)
 
     def stored(self, shape: Sequence[int], computed: NamedSharding) -> NamedSharding:
-        """Return how a variable stands between steps: with FSDP its longest whole axis is cut over `data` as well.
+        """Return the sharding of a variable between steps: with FSDP its longest whole axis is cut over `data` as well.
 
-        Vectors, and axes that cannot be cut into equal parts, stay as they are: they are few.
+        Vectors, and axes that cannot be cut into equal parts, are not cut: they hold few of the weights.
+
+            data 4, model 2, shape [8, 32], computed (None, "model")  ->  ("data", "model"), parts of [2, 16]
         """
         axes = [*computed.spec, *[None] * (len(shape) - len(computed.spec))]
         whole = [i for i, axis in enumerate(axes) if axis is None and shape[i] % self.data_parts == 0]

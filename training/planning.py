@@ -1,7 +1,7 @@
-"""What a run will cost, before it runs: the real train step compiled for TPUs that are not here, and a roofline.
+"""The cost of a run before it runs: the real train step compiled for TPUs of another machine, and a roofline.
 
-Compiling needs libtpu and no TPU. The compiler's own report gives memory and, from the program's text, what is sent
-between chips; operations are the caller's closed form, because the compiler counts a loop's body once.
+Compiling needs libtpu and no TPU. The compiler reports the memory, and the text of the program gives the bytes sent
+between chips. Operations are a closed form of the caller, because the compiler counts the body of a loop once.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ DEVICES = ("cpu", *(name for name in CHIPS if name not in GENERATIONS))
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step; bytes are per chip, of what stands between steps by name.
+    """The report of the compiler on a step; bytes are per chip, `held_bytes` those kept between steps.
 
-    `peak_bytes` is None where the program does not fit and the compiler does not say by how much; nothing else is
-    known of what does not fit.
+    `peak_bytes` is None where the program does not fit and the compiler does not say by how much; all other fields are
+    then empty.
     """
 
     peak_bytes: float | None
@@ -79,7 +79,7 @@ class Compiled:
 
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
-    """Return generation and extents of "v4:4x4x8"; raises `UsageError` for what is no such name."""
+    """Return generation and extents of "v4:4x4x8"; raises `UsageError` for any other text."""
     generation, _, extents = topology.partition(":")
     if generation not in GENERATIONS:
         near = nearest(generation, GENERATIONS)
@@ -200,7 +200,7 @@ def compile_step(step: JaxStep, batch: Mapping[str, Any], capacity_bytes: float)
     state, fixed = step.shapes()
     groups = {"weights": {**state["trained"], **fixed}, "optimizer slots": state["slots"], "average": state["ema"]}
     held = {name: sum(map(_bytes_on_one, jax.tree.leaves(group))) for name, group in groups.items()}
-    # The CPU's compiler does not say what is live at once, only what it sets aside.
+    # The CPU compiler reports no peak, only the memory that it reserves.
     set_aside = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     on_tpu = step.placement.mesh.devices.flat[0].platform == "tpu"
     return Compiled(
@@ -224,7 +224,7 @@ _ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 
 
 def collectives(text: str) -> dict[str, float]:
-    """Return the bytes that one chip holds of what is sent in a step, by kind, from a compiled program's text.
+    """Return the bytes on one chip that a step sends, by kind of collective, from the text of a compiled program.
 
     Of a gathered or scattered tensor that is the whole one. Loops count as often as they run, where the compiler says
     so; the loop over steps counts once.
@@ -315,18 +315,20 @@ class Roofline:
 def roofline(
     chip: Chip, precision: str, flops: float, memory_bytes: float, collectives: Mapping[str, float]
 ) -> Roofline:
-    """Return the bounds of a step from what one chip computes, reads and writes, and sends."""
+    """Return the bounds of a step from the operations, the memory traffic and the bytes sent of one chip."""
     # An all-reduce is a scatter and a gather (Patarasuk and Yuan 2009).
     sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in collectives.items())
     return Roofline(flops / chip.flops(precision), memory_bytes / chip.memory_bandwidth, sent / chip.link_bandwidth)
 
 
 def largest_batch(peak_of: Callable[[int], float | None], capacity_bytes: float, start: int) -> int:
-    """Return the largest number of examples (or of whatever unit) whose peak is within the capacity; 0 if 1 is not.
+    """Return the largest number of examples (or of another unit) whose peak is within the capacity; 0 if 1 is not.
 
-    `peak_of` is costly and grows with its argument, nearly in a straight line: the next number to try is taken from one
-    through what was measured nearest to the capacity, and every third time, should memory bend, the middle of what is
-    left. None stands for too much by an unknown amount.
+    Secant search through the two sizes measured nearest to the capacity; every third try bisects, in case memory is not
+    linear. A try compiles the step, which takes up to minutes, and bisection alone needs about twice as many tries.
+    `peak_of` grows with its argument; a peak of None means: too large, amount unknown.
+
+        capacity 1000, peak 100 + 7 n, start 16:  tries 16, 64, 128 (secant: 996), 512 (too large), 129 (1003)  ->  128
     """
     peaks: dict[int, float] = {}
     fits, too_large = 0, math.inf

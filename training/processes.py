@@ -1,7 +1,7 @@
-"""The processes of one run: which of them this is, and what they agree on.
+"""The processes of one run: the number of this one, and the ways in which all of them agree.
 
-All take the same steps with the same numbers. The first writes what the run leaves behind; the others only read it,
-from a file system that all share.
+All take the same steps with the same numbers. The first writes the files of the run; the others only read them, from a
+file system that all share.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Processes:
 
     @property
     def writes(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.index == 0
 
     def largest(self, number: int) -> int:
@@ -37,9 +37,9 @@ class Processes:
         return [text]
 
     def together(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in every process; where it fails in one, with what a person can mend, it fails in all.
+        """Call `function` in every process; a user's mistake (`UsageError`, `OSError`) in one process ends all.
 
-        Raises `UsageError` that names the process; in that process itself, what was raised there.
+        Raises the error itself in the process where it was raised, and in the others a `UsageError` that names it.
         """
         result, failure = None, None
         try:

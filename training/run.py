@@ -1,4 +1,4 @@
-"""One training run: its plan, what it remembers from step to step, and what hooks see of it."""
+"""One training run: its plan, its progress from step to step, and the view that hooks have of it."""
 
 from __future__ import annotations
 

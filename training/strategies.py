@@ -1,4 +1,4 @@
-"""Which devices TensorFlow computes on: a `tf.distribute` strategy by what is there, and how its processes agree."""
+"""The devices of TensorFlow as a `tf.distribute` strategy, and the agreement of its processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _tpu_strategy(
         )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name, zone=zone, project=project)
-        # In this order, and before anything is computed.
+        # In this order and before anything is computed, or the TPU system fails to initialise.
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -113,5 +113,5 @@ class TensorFlowProcesses(Processes):
     def _gathered_on_replica(self, row: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         assert context is not None
-        # As a result of this replica's device: a mere argument stands on none.
+        # `identity` places the tensor on this replica's device; `all_gather` rejects an argument without one.
         return context.all_gather(tf.identity(row), axis=0)

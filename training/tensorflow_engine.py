@@ -1,8 +1,8 @@
 """The engine on Keras's TensorFlow backend, on one device or on the replicas of a `tf.distribute` strategy.
 
-Differs from `model.fit` in what specs measured to be wrong there: embedding gradients are densified before they are
-squared, counts and gradients are summed over all micro-batches and replicas before anything is divided or clipped, and
-there is no random state: every mask follows from (seed, step, micro-batch, replica).
+Unlike in `model.fit`, gradients of embeddings are dense before they are squared, counts and gradients are summed over
+all micro-batches and replicas before anything is divided or clipped, and there is no random state: every mask follows
+from (seed, step, micro-batch, replica).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from training.loss_scaling import LossScaling
 class TensorFlowEngine:
     """See `training.engine.Engine`.
 
-    Under a strategy every replica computes its part of each batch; a process gives the whole batch all the same.
+    Under a strategy every replica computes its part of each batch; every process gives the whole batch.
 
     Args:
         task: what to train; its model is built here and is `model`.
@@ -44,9 +44,9 @@ class TensorFlowEngine:
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights, with which `evaluate` and `predict` then work.
         steps_per_call: steps that one compiled call takes, at most; numbers do not depend on how many it does take.
-        strategy: the devices; None is the one that TensorFlow takes by itself.
+        strategy: the devices; None is the default device of TensorFlow.
         loss_scaling: for a model that computes in float16.
-        norm_steps: every so many steps the norms of gradient and update are told by brick; 0 never.
+        norm_steps: steps between norms of gradient and update by brick; 0 never computes them.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TensorFlowEngine:
 
     def _create_variables(self, *, with_average: bool) -> None:
         self.model = self._task.build_model()
-        # The task calls them; the scope around this gives every replica a copy of their weights.
+        # The task keeps and calls them; the scope around this gives every replica a copy of their weights.
         self._task.companions()
         weights = named_variables(self.model)
         self._variables = {name: variable.value for name, variable in weights.items()}
@@ -110,12 +110,12 @@ class TensorFlowEngine:
         return [self._results.of_step(vector) for vectors, count in results for vector in _rows(vectors, count)]
 
     def _call(self, batches: list[Batch]) -> tuple[Tensor, int]:
-        """Take up to `steps_per_call` steps; returns their vectors, more rows than steps perhaps, and their number."""
+        """Take up to `steps_per_call` steps; return their vectors, perhaps with further rows, and their number."""
         count, first_step = len(batches), tf.constant(self.step, tf.int64)
         if self._steps_per_call == 1:
             vectors = self._train_step(self._spread(batches[0]), first_step)
         else:
-            # One shape for any number of steps, so that there is one program.
+            # Padded to one shape: each number of steps would be traced and compiled anew.
             stack = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
             missing = self._steps_per_call - count
             stack = {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) for name, x in stack.items()}
@@ -137,9 +137,9 @@ class TensorFlowEngine:
             yield {name: value.numpy() for name, value in predictions.items()}
 
     def state(self, *, whole: bool = True) -> dict[str, np.ndarray]:
-        """Return a copy of everything that a step changes, but the step number; right even amid an evaluation.
+        """Return a copy of everything that a step changes, but the step number, also during an evaluation.
 
-        It is always whole: no strategy of ours cuts a variable.
+        It is always whole: the strategies of `training/strategies.py` cut no variable.
         """
         return {name: value.numpy() for name, value in self._state(self._held).items()}
 
@@ -163,7 +163,7 @@ class TensorFlowEngine:
         if not self._ema or self.step == 0:
             yield
             return
-        # Whatever interrupts from here on, `state` and `train` find the trained weights in `_held`.
+        # If anything interrupts the evaluation, `state` and `train` find the trained weights in `_held`.
         self._held = {name: tf.identity(value) for name, value in self._trained.items()}
         try:
             for name, value in self._trained.items():
@@ -191,7 +191,7 @@ class TensorFlowEngine:
         return self._strategy.experimental_distribute_values_from_function(part_of)
 
     def _evaluated(self, batch: Batch) -> tuple[dict[str, Tensor], bool]:
-        """Return a batch of evaluation and whether it is in parts: where it cannot be cut it goes to all as a whole."""
+        """Return a batch of evaluation and whether it is cut; where it cannot be, every replica gets the whole."""
         if self._strategy is None or len(next(iter(batch.values()))) % self._replicas:
             return _tensors(batch), False
         return self._spread(batch), True
@@ -214,11 +214,12 @@ class TensorFlowEngine:
         return self._on_replicas(self._replica_step, batch, step)
 
     def _steps(self, batches: dict[str, Tensor], first_step: Tensor, count: Tensor) -> Tensor:
-        """Take `count` of the stacked steps; returns a row for each, and more."""
+        """Take `count` of the stacked steps; return a row for each, then undefined rows."""
         if isinstance(self._strategy, tf.distribute.TPUStrategy):
             return self._on_replicas(self._loop_of_replica, batches, first_step, count)
 
-        # Where replicas are threads they meet for their sums, which they cannot inside of a loop of each.
+        # MirroredStrategy replicas are threads that synchronise in `all_reduce`; that deadlocks inside a per-replica
+        # while loop, so the loop is outside.
         def together(*arguments: Any) -> Tensor:
             return self._on_replicas(self._one_of_steps, *arguments)
 
@@ -232,7 +233,7 @@ class TensorFlowEngine:
         return self._replica_step(batch, first_step + tf.cast(index, first_step.dtype))
 
     def _replica_step(self, batch: dict[str, Tensor], step: Tensor) -> Tensor:
-        """One optimizer step; returns it as `StepResults` names it."""
+        """Take one optimizer step; return the vector of `StepResults`."""
         replica = 0 if self._strategy is None else _replica_context().replica_id_in_sync_group
         counts = self._task.normalizers(batch)
         totals = self._summed(list(counts.values()))
@@ -320,9 +321,10 @@ def _replica_context() -> tf.distribute.ReplicaContext:
 
 
 def _own(variable: tf.Variable) -> tf.Variable:
-    """Return what this replica has of a variable: as all come to the same new value, each sets its own, unasked.
+    """Return this replica's copy of a variable.
 
-    A TPU's replicas are one program that sets its own anyway.
+    All replicas compute the same new value, so each assigns its own copy; an assignment to the variable itself would
+    synchronise the replicas once more. Replicas of a TPU are one program in which the variable is its own copy.
     """
     strategy = tf.distribute.get_strategy()
     if isinstance(strategy, tf.distribute.TPUStrategy) or not isinstance(variable, tf.distribute.DistributedValues):
@@ -352,7 +354,7 @@ def _over_micro_batches(
     """Return the sums of what `micro_step` returns over `count` equal parts of the batch."""
     if count == 1:
         return micro_step(tf.constant(0), batch)
-    # The first part stands outside of the loop, which tells the loop what to add up; the step is traced once for both.
+    # The first part is outside of the loop and gives it the shapes of its sums; `tf.function` traces the step once.
     micro_step = tf.function(micro_step, autograph=False)
     parts = {name: tf.reshape(x, (count, x.shape[0] // count, *x.shape[1:])) for name, x in batch.items()}
 

@@ -68,7 +68,9 @@ def test_terminal_gets_a_live_line():
     out, clock = Terminal(), Clock()
     with Progress(10, "steps", stream=out, clock=clock) as progress:
         clock.now += 1
-        progress.update(4, {"loss": 1.25})
+        progress.update(4, {"loss": 1.25} | {f"a_metric_of_a_long_name_{number}": 0.5 for number in range(9)})
         progress.print("saved [red]")
     assert "4/10 steps" in out.getvalue()
     assert "saved [red]" in out.getvalue()
+    # A line longer than the terminal is wrapped, not cut.
+    assert "name_8" in out.getvalue()
