@@ -78,7 +78,11 @@ def test_weights_that_transformers_saved_compute_the_same_here(
     else:
         # The whole state dict, with the tied decoder and index buffers that a saved folder leaves out.
         torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-    checkpoint = read_checkpoint(tmp_path, config=CONFIG)
+    # A state dict alone has no config beside it.
+    checkpoint = read_checkpoint(tmp_path, config=None if file == "folder" else CONFIG)
+    assert checkpoint.config is not None
+    rates = {name: getattr(checkpoint.config, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+    assert checkpoint.config == dataclasses.replace(CONFIG, **(rates if file == "folder" else {}))
     check_fits(checkpoint)
     features = random_features(CONFIG, pad_id=PAD)
     ours, expected = our_outputs(checkpoint, features), _outputs(theirs, features)
@@ -93,8 +97,8 @@ def test_weights_that_transformers_saved_compute_the_same_here(
 def test_written_and_read_again_is_the_same_model(num_labels: int, tmp_path: Path):
     tensors = random_tensors("roberta", num_labels=num_labels)
     written = write_transformers(tmp_path / "out", CONFIG, tensors, model_type="roberta")
-    checkpoint = read_checkpoint(tmp_path / "out", config=CONFIG)
-    assert written.config == CONFIG
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert checkpoint.config == written.config == CONFIG
     assert set(tensors) - set(checkpoint.tensors) == set(written.dropped)
     assert {name.split("/")[0] for name in written.dropped} == (set() if num_labels else {"sentence_pair"})
     for name, value in checkpoint.tensors.items():
