@@ -1,5 +1,5 @@
-"""Hides tokens for masked language modelling: BERT (Devlin et al. 2019, section 3.1) with whole words, and n-grams of
-words (ALBERT, Lan et al. 2020, section 4.1), for a batch of examples at once.
+"""Hidden tokens of masked language modelling, for a batch of examples at once: BERT (Devlin et al. 2019, section 3.1)
+with whole words, and n-grams of words (ALBERT, Lan et al. 2020, section 4.1).
 
 Unlike albert_zh, labels are the input ids, words of any length stay whole, a word never reaches across [SEP], and
 random replacements come from real tokens only.
@@ -50,7 +50,7 @@ class Masking:
         return self.max_predictions * (2 if self.permute else 1)
 
     def budget_tokens(self, lengths_N: np.ndarray) -> np.ndarray:
-        """Predictions wanted per example of `lengths_N` tokens (BERT's rounding, at least one)."""
+        """Return how many predictions each example of `lengths_N` tokens wants (BERT's rounding, at least one)."""
         if self.rate == 0:
             return np.zeros(len(lengths_N), np.int64)
         wanted = np.maximum(1, np.rint(lengths_N * self.rate)).astype(np.int64)
@@ -58,7 +58,7 @@ class Masking:
 
     @cached_property
     def cumulative_ngram(self) -> np.ndarray:
-        """Row m: thresholds on [0, 2**32) of n = 1 .. ngram when only m words are to be had; float64."""
+        """Row m: thresholds on [0, 2**32) of n = 1 .. ngram where a run has only m words left; float64."""
         weights = 1.0 / np.arange(1, self.ngram + 1)
         if not self.favor_shorter_ngram:
             weights = weights[::-1]
@@ -70,10 +70,10 @@ class Masking:
 
 @dataclass(frozen=True)
 class MaskVocabulary:
-    """What masking has to know of a vocabulary."""
+    """The ids that masking asks for."""
 
     mask_id: int
-    replacement_ids: np.ndarray  # int32, what a random replacement is drawn from
+    replacement_ids: np.ndarray  # int32, random replacements are drawn from them
     special: np.ndarray  # bool [V], ids that are never hidden
     # int32 [V], label of a token inside a word; None: the token's own id. albert_zh's labels need '##X' for X there.
     inside_labels: np.ndarray | None = None
@@ -87,9 +87,9 @@ def mask_examples(
     masking: Masking,
     vocabulary: MaskVocabulary,
 ) -> dict[str, np.ndarray]:
-    """Hides tokens of N examples; row n depends on its own arguments and keys_N[n] alone.
+    """Hide tokens of N examples; row n depends on its own arguments and keys_N[n] alone.
 
-    Words are taken in random order, each whole or not at all, as long as they fit into what is left of the budget. Of
+    Words are taken in random order, each whole or not at all, as long as they fit into the rest of the budget. Of
     the tokens taken 80 % become [MASK], 10 % stay, 10 % become a random token, each token by itself. A word that holds
     a special id, such as [UNK], is left alone.
 
@@ -118,7 +118,17 @@ def hide_tokens(
     vocabulary: MaskVocabulary,
     special_NL: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """As `mask_examples`, told which tokens are special; returns also bool [N, L], the positions that are predicted."""
+    """Hide tokens like `mask_examples`, told which tokens are special.
+
+    Example:
+        input_ids [2 10 11 12 3 0]     [CLS] 2, [SEP] 3, [MASK] 4; word starts [1 1 0 1 1 0]; a budget of 2
+        chosen    [0  1  1  0 0 0]     the word 10 11, whole
+        input_ids [2  4 11 12 3 0]     10 became [MASK], 11 was among the 10 % that stay
+        labels    positions [1 2 0], ids [10 11 0], weights [1 1 0]      ascending, zero padded to P = 3
+
+    Returns:
+        The features of `mask_examples`; and the positions that are predicted, bool [N, L].
+    """
     N, L = input_ids_NL.shape
     hidden_NL = _choose_words(special_NL, word_starts_NL, lengths_N, keys_N, masking)
     masked_ids_NL = input_ids_NL.copy()
@@ -154,13 +164,13 @@ def hide_tokens(
 
 
 def _rows_and_slots(flat: np.ndarray, N: int, L: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row of each ascending index into [N, L], and which of its row's it is."""
+    """Return the row of each ascending index into [N, L], and its number there: 1 2 9 of L 8 -> 0 0 1 and 0 1 0."""
     row = flat // L
     return row, np.arange(len(flat)) - np.searchsorted(row, np.arange(N))[row]
 
 
 def _hide(ids_NL: np.ndarray, hidden_NL: np.ndarray, keys_N: np.ndarray, vocabulary: MaskVocabulary) -> None:
-    """Replaces hidden tokens in place: [MASK], the token itself, or a random one."""
+    """Replace hidden tokens in place by [MASK], the token itself, or a random one."""
     flat = np.flatnonzero(hidden_NL)
     row, slot = _rows_and_slots(flat, *hidden_NL.shape)
     width = int(slot.max(initial=-1)) + 1
@@ -173,7 +183,7 @@ def _hide(ids_NL: np.ndarray, hidden_NL: np.ndarray, keys_N: np.ndarray, vocabul
 
 
 def _permute(ids_NL: np.ndarray, moved_NL: np.ndarray, keys_N: np.ndarray) -> None:
-    """Shuffles the tokens marked in each row among themselves, in place."""
+    """Shuffle the tokens marked in each row among themselves, in place."""
     flat = np.flatnonzero(moved_NL)
     row, slot = _rows_and_slots(flat, *moved_NL.shape)
     draw = random_bits(keys_N, int(slot.max(initial=-1)) + 1, _ORDER)[row, slot]
@@ -187,14 +197,22 @@ def _choose_words(
     keys_N: np.ndarray,
     masking: Masking,
 ) -> np.ndarray:
-    """Marks whole words, none with an excluded token, up to the budget; bool [N, L].
+    """Mark whole words, none with an excluded token, up to the budget; bool [N, L].
 
     All rows go through their shuffled words in step: one pass of the loop offers every row its next word.
+
+    Example:
+        word_starts [1 1 0 1 1 1 0]   length 6: [CLS], words 1:3, 3:4 and 4:5, [SEP], padding    budget 2
+        word_start  [0 1 3 4 5 6]     the padding is a word too, so that [SEP] ends somewhere
+        candidate   [0 1 1 1 0 0]     neither specials nor padding
+        order       2, 3, 1           random bits over word numbers, sorted; others sort last
+        passes      word 2 takes 1 of 2, word 3 takes 1 of 1, word 1 is not offered any more
+        result      [0 0 0 1 1 0 0]
     """
     N, L = word_starts_NL.shape
     real_NL = np.arange(L) < lengths_N[:, None]
     boundary_NL = word_starts_NL & real_NL
-    # All of the padding is one more "word", which ends the last real one.
+    # The padding is one more "word": without it the last real word would reach to the end of the row.
     padded = np.flatnonzero(lengths_N < L)
     boundary_NL[padded, lengths_N[padded]] = True
     boundary_NL[:, 0] = True
@@ -208,10 +226,12 @@ def _choose_words(
 
     available = candidate.astype(np.int64)
     for _ in range(masking.ngram - 1):
-        # Words in a row from here on; specials are no candidates, so neither [SEP] nor a row's end is crossed.
+        # How many candidates follow one another from here on. Specials are no candidates, and therefore no n-gram
+        # crosses [SEP] or the end of a row.
         available = np.where(candidate, 1 + np.minimum(np.append(available[1:], 0), masking.ngram - 1), 0)
 
-    # Sorting (random bits, number of the word) packed in one integer shuffles every row; the others sort last.
+    # Random bits and the number of the word are packed in one integer: one sort shuffles every row. An argsort of the
+    # bits would take several times as long. Words that are no candidates become the largest integer and sort last.
     W = int(num_words_N.max())
     number_mask = np.uint32(2 ** (W - 1).bit_length() - 1)
     order_NW = random_bits(keys_N, W, _ORDER)

@@ -1,7 +1,7 @@
-"""Cuts documents into pairs of segments: sentence order (ALBERT, Lan et al. 2020, section 3.1), next sentence (BERT,
+"""Documents -> pairs of segments: sentence order (ALBERT, Lan et al. 2020, section 3.1), next sentence (BERT,
 Devlin et al. 2019, section 3.1), sentence structure (StructBERT, Wang et al. 2020, section 2.2.2), or single segments.
 
-Sentences are gathered up to a target length as BERT's script does. What differs: no sentence is dropped for want of a
+Sentences are gathered up to a target length as BERT's script does. Unlike there, no sentence is dropped for want of a
 partner, the length of short examples is drawn for each of them and not once a document, and swapped pairs are never
 mixed with random ones.
 """
@@ -50,7 +50,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Two spans of tokens each: start and length of what becomes segment A and B; label by the pairing. int64 [C]."""
+    """Two spans of tokens each: start and length of segment A and of segment B; label by the pairing. int64 [C]."""
 
     first_start: np.ndarray
     first_length: np.ndarray
@@ -72,7 +72,7 @@ def _spans_of(block: Block, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndar
 
 
 def _split_points(chunks: Chunks, random: np.random.Generator) -> np.ndarray:
-    """The sentence that segment B begins with: uniform over the inner boundaries of a chunk; its end if it has none."""
+    """Return the sentence that segment B begins with: uniform over the inner boundaries of a chunk, else its end."""
     count = chunks.end - chunks.begin
     return chunks.begin + 1 + (random.random(len(count)) * np.maximum(count - 1, 1)).astype(np.int64)
 
@@ -103,7 +103,7 @@ def _next_sentence(chunks: Chunks, block: Block, random: np.random.Generator) ->
 
 
 def _elsewhere(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A sentence of another document of the block for each chunk (of its own if it is the only one); that one's end."""
+    """Return for each chunk a sentence of another document (its own if it is alone), and the end of that document."""
     step = 1 + (random.random(len(chunks.begin)) * max(block.num_documents - 1, 1)).astype(np.int64)
     other = (chunks.document + step) % block.num_documents
     begin, end = block.begin[other], block.end[other]
@@ -111,7 +111,7 @@ def _elsewhere(chunks: Chunks, block: Block, random: np.random.Generator) -> tup
 
 
 def _filling(block: Block, begin: np.ndarray, limit: np.ndarray, wanted_tokens: np.ndarray) -> np.ndarray:
-    """The end of the sentences from `begin` on that hold as many tokens as wanted, at least one sentence."""
+    """Return the end of the sentences from `begin` on that hold as many tokens as wanted, at least one sentence."""
     end = np.searchsorted(block.sentences, block.sentences[begin] + np.maximum(1, wanted_tokens))
     return np.minimum(np.maximum(end, begin + 1), limit)
 
@@ -152,7 +152,7 @@ def _structure(num_labels: int, chunks: Chunks, block: Block, random: np.random.
 
 
 def _single(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
-    """One segment; the label is always 0."""
+    """Return chunks as single segments; the label is always 0."""
     del random
     zeros = np.zeros_like(chunks.begin)
     return Pairs(*_spans_of(block, chunks.begin, chunks.end), zeros, zeros, zeros), chunks.end
@@ -176,10 +176,6 @@ class Pairing:
     min_documents: int = 1
     min_sentences: int = 1
 
-    def max_tokens(self, max_seq_length: int) -> int:
-        """Tokens of text that fit beside [CLS] and the [SEP]s."""
-        return max_seq_length - 1 - self.num_segments
-
 
 PAIRINGS: dict[str, Pairing] = {
     "sop": Pairing(num_segments=2, num_labels=2, pair=_swap),
@@ -201,10 +197,16 @@ PAIRINGS: dict[str, Pairing] = {
 def make_divisible(
     block: Block, word_starts: np.ndarray, clause_ends: np.ndarray, max_tokens: int, num_segments: int
 ) -> tuple[Block, int]:
-    """Cuts what could not be used whole, and leaves out what cannot be used at all.
+    """Cut sentences that are too long to use, and leave out documents that yield no example.
 
     Sentences of more than `max_tokens` tokens are cut into pieces of about an eighth of that, after a clause if there
     is one near; for pairs, the only sentence of a document is cut in two. Empty sentences and documents vanish.
+
+    Example:
+        sentences  [0 3 3 9 10]     documents 0:2, 2:3 and 3:4 of them; max_tokens 8, two segments
+        lengths    [3 0 6 1]        each document has one sentence that is not empty: cut it in two
+        cuts       [1], [6], []     at word starts nearest to the middle; the last sentence is one word
+        result     sentences [0 1 3 6 9 10], documents 0:2 and 2:4; 1 document is left out
 
     Args:
         block: documents of `len(word_starts)` tokens.
@@ -236,7 +238,7 @@ def make_divisible(
 
 
 def _cuts(begin: int, end: int, num_pieces: int, word_starts: np.ndarray, clause_ends: np.ndarray) -> np.ndarray:
-    """Up to num_pieces - 1 offsets inside a sentence, nearest to even: at clauses if near enough, else at words."""
+    """Return up to num_pieces - 1 offsets in a sentence, nearest to even: at clauses if near enough, else at words."""
     even = begin + (end - begin) * np.arange(1, num_pieces) / num_pieces
     words = begin + 1 + np.flatnonzero(word_starts[begin + 1 : end])
     if not len(words):
@@ -250,6 +252,7 @@ def _cuts(begin: int, end: int, num_pieces: int, word_starts: np.ndarray, clause
 
 
 def _nearest(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the values that are nearest to those wanted, the smaller of two equally near."""
     after = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
     before = np.maximum(after - 1, 0)
     closer = np.abs(sorted_values[before] - wanted) <= np.abs(sorted_values[after] - wanted)
@@ -265,15 +268,21 @@ def chunk_and_pair(
     short_seq_prob: float,
     random: np.random.Generator,
 ) -> Pairs:
-    """Makes the pairs of a block, all documents and passes in step; lengths may exceed `max_tokens` (see `truncate`).
+    """Return the pairs of a block, all documents and passes in step; lengths may exceed `max_tokens` (see `truncate`).
 
     A chunk takes sentences until it has its target length: `max_tokens`, or with probability `short_seq_prob`, drawn
     for every chunk, a uniform length from 2 up. It takes at least one sentence per segment. Where a single sentence
     would be left over at a document's end it joins the last chunk if it fits; else the last chunk gives it a sentence
     for company if it can.
 
+    Example:
+        sentences  [0 4 8 12 15]    one document of sentences 0:4, two segments, max_tokens 8, one pass
+        step 1     begin 0: two sentences reach 8 tokens, chunk 0:2; "sop" cuts it into 0:1 and 1:2
+        step 2     begin 2: the rest, chunk 2:4 of 7 tokens, cut into 2:3 and 3:4
+        result     first 0:4 and 8:12, second 4:8 and 12:15; label 1 where a draw swapped them
+
     Args:
-        block: what `make_divisible` returned: every document has a sentence for each segment.
+        block: from `make_divisible`, so that every document has a sentence for each segment.
         pairing: an entry of `PAIRINGS`.
         num_passes: passes over the block, each with its own draws (BERT's dupe_factor).
         max_tokens: of an example, without specials.
@@ -304,9 +313,15 @@ def chunk_and_pair(
 
 
 def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Puts items of `lengths`, none above `capacity`, into few bins: best fit, longest first.
+    """Put items of `lengths`, none above `capacity`, into few bins: best fit, longest first.
 
-    Returns int64, the bin of each item; bins are numbered from 0 without gaps.
+    Example:
+        lengths   [4, 6, 3]   capacity 9
+        longest   6 -> bin 0 (room 3), 4 -> bin 1 (room 5), 3 -> the tightest room from 3 on, bin 0
+        result    [1, 0, 0]
+
+    Returns:
+        The bin of each item, int64; bins are numbered from 0 without gaps.
     """
     bins = np.empty(len(lengths), np.int64)
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -329,9 +344,10 @@ def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def truncate(pairs: Pairs, max_tokens: int, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
-    """Shortens the longer segment until both fit `max_tokens`, each token from the front or the back at random.
+    """Shorten the longer segment until both fit `max_tokens`, each token from the front or the back at random.
 
-    Of two equally long segments the second is cut, as in BERT. Returns the pairs and int64 [C], the tokens cut.
+    Returns:
+        The pairs, cut as `data.tokenizers.template.kept_lengths` says; and the tokens cut from each, int64 [C].
     """
     a, b = pairs.first_length, pairs.second_length
     kept_a, kept_b = kept_lengths(a, b, max_tokens)

@@ -33,12 +33,12 @@ def _mix32_in_place(x: np.ndarray, scratch: np.ndarray) -> None:
 
 
 def stream_number(name: str) -> int:
-    """A number for a named stream of draws, the same in every process."""
+    """Return a number for a named stream of draws, the same in every process."""
     return zlib.crc32(name.encode())
 
 
 def keys(*coordinates: int | np.ndarray) -> np.ndarray:
-    """Returns a uint64 key per example from integer coordinates that broadcast, such as (seed, unit, row)."""
+    """Return a uint64 key per example from integer coordinates that broadcast, such as (seed, unit, row)."""
     key = np.zeros(1, np.uint64)
     for coordinate in coordinates:
         number = np.asarray(coordinate)
@@ -49,7 +49,7 @@ def keys(*coordinates: int | np.ndarray) -> np.ndarray:
 
 
 def random_bits(keys_N: np.ndarray, count: int, stream: int) -> np.ndarray:
-    """Returns uint32 [N, count] of uniform bits: draw (n, i) depends on keys_N[n], i and `stream` alone."""
+    """Return uint32 [N, count] of uniform bits: draw (n, i) depends on keys_N[n], i and `stream` alone."""
     key = keys(keys_N, stream)
     low, high = key.astype(np.uint32)[:, None], (key >> np.uint64(32)).astype(np.uint32)[:, None]
     steps = np.arange(count, dtype=np.uint32) * _GOLDEN_32
@@ -68,12 +68,12 @@ def random_bits(keys_N: np.ndarray, count: int, stream: int) -> np.ndarray:
 
 
 def random_below(bits: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
-    """Maps uniform uint32 bits to int64 in [0, bound); the bias is below bound / 2**32."""
+    """Map uniform uint32 bits to int64 in [0, bound); the bias is below bound / 2**32."""
     return ((bits.astype(np.uint64) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def permuted(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Maps int64 indices in [0, size) through a pseudorandom permutation of that range, in constant memory.
+    """Map int64 indices in [0, size) through a pseudorandom permutation of that range, in constant memory.
 
     A Feistel network on the next power of four, walked along its cycle until it is back inside the range (Black and
     Rogaway 2002).

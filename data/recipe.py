@@ -1,6 +1,6 @@
 """Everything that decides which examples are made of a text, with the laws between its parts; and the ids to make them.
 
-The laws are checked wherever a recipe is made, by verbs, Beam and tests alike, and name the flags that break them.
+The laws are checked wherever a recipe is made, by verbs, Beam and tests, and name the flags that break them.
 """
 
 from __future__ import annotations

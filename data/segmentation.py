@@ -1,6 +1,6 @@
 """Word boundaries over tokens, for whole-word masking: a Chinese segmenter's, the tokenizer's own for all else.
 
-albert_zh looks segmented words up in a set, up to three tokens long and wherever they stand; here the segmenter's
+albert_zh looks segmented words up in a set, up to three tokens long, at any place; here the segmenter's
 character offsets are aligned with those of the tokens, so words of any length stay whole and only where they are words.
 """
 
@@ -53,7 +53,7 @@ def word_starts(texts: Sequence[str], encoding: Encoding, *, segmenter: str = "r
     first = encoding.starts + bases
     last = encoding.ends + bases - 1
 
-    # An empty span (SentencePiece's '▁' where the text has no space) is blank, wherever it stands.
+    # An empty span (SentencePiece's '▁' where the text has no space) is blank at any place.
     empty = last < first
     first_kind = np.where(empty, _BLANK, _kinds(codes[np.minimum(first, len(codes) - 1)]))
     last_kind = np.where(empty, _BLANK, _kinds(codes[last]))

@@ -1,9 +1,9 @@
-"""Shuffles short runs of words for the word structural objective of StructBERT (Wang et al. 2020, section 2.2.1), for a
-batch of masked examples at once.
+"""Shuffled words of StructBERT's word structural objective (Wang et al. 2020, section 2.2.1), for a batch of masked
+examples at once.
 
-The paper leaves open what a share of trigrams counts, and whether they may overlap or stay as they were; every such
-choice is an attribute here. AliceMind's released sampler (sofa's data_plug.py) decides differently from the paper and
-is the preset "released", without its loss of tokens at the limit of predictions.
+The paper does not say which total a share of trigrams refers to, nor whether trigrams may overlap or keep their order;
+every such choice is an attribute here. AliceMind's released sampler (sofa's data_plug.py) decides differently from the
+paper and is the preset "released", without its loss of tokens at the limit of predictions.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class WordOrder:
     labels: str = "all"
 
     def num_slots(self, max_seq_length: int) -> int:
-        """Width of the label arrays: no example of `max_seq_length` tokens needs more."""
+        """Return the width of the label arrays: no example of `max_seq_length` tokens needs more."""
         return min(max_seq_length, self.tokens * int(np.ceil(self.rate * max(0, max_seq_length - self.tokens))))
 
     @cached_property
     def permutations(self) -> np.ndarray:
-        """int64 [n, tokens], what may be drawn."""
+        """The orders that may be drawn; int64 [n, tokens]."""
         return np.asarray(list(itertools.permutations(range(self.tokens)))[0 if self.identity else 1 :])
 
 
@@ -71,7 +71,15 @@ def shuffle_words(
     word_order: WordOrder,
     special_NL: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Shuffles windows of N masked examples; row n depends on its own arguments and keys_N[n] alone.
+    """Shuffle windows of N masked examples; row n depends on its own arguments and keys_N[n] alone.
+
+    Example:
+        input_ids  [2 10 11 12 13 14 15 3]     [CLS] 2, [SEP] 3; position 5 was masked; windows of 3, "unmasked"
+        starts     [0  1  1  0  0  0  0 0]     1:4 and 2:5 hold neither a special nor a masked token
+        wanted     1                           rate * 2, its fraction rounded up or down by a draw
+        taken      start 1, order (2 0 1)      both drawn by the key of the row
+        shown      [2 12 10 11 13  4 15 3]
+        labels     positions [1 2 3], ids [10 11 12], weights [1 1 1]
 
     Args:
         shown_ids_NL: int32 ids after masking.
@@ -83,7 +91,7 @@ def shuffle_words(
         special_NL: bool, tokens that are special.
 
     Returns:
-        `input_ids` int32 [N, L]; `word_order_positions`, `word_order_ids` (what stood there before) int32 [N, Q]
+        `input_ids` int32 [N, L]; `word_order_positions`, `word_order_ids` (the ids before masking) int32 [N, Q]
         ascending and zero padded; `word_order_weights` float32 [N, Q]; Q is `word_order.num_slots(L)`.
     """
     N, L = input_ids_NL.shape
@@ -93,14 +101,15 @@ def shuffle_words(
     wanted_N = np.floor(word_order.rate * num_starts_N + random_bits(keys_N, 1, _COUNT)[:, 0] / 2.0**32).astype(
         np.int64
     )
-    # Sorting (random bits, position) packed in one integer shuffles the starts of every row; the others sort last.
+    # Random bits and the position are packed in one integer: one sort shuffles the starts of every row. Positions that
+    # are no starts become the largest integer and sort last.
     position_mask = np.uint32(2 ** (L - 1).bit_length() - 1)
     order_NL = random_bits(keys_N, L, _WINDOW)
     order_NL &= ~position_mask
     order_NL |= np.arange(L, dtype=np.uint32)
     order_NL |= starts_NL.astype(np.uint32) - np.uint32(1)
     order_NL.sort(axis=1)
-    # Flat indices from here on: NumPy gathers by them several times faster than by rows and columns.
+    # Indices are flat from here on, because NumPy gathers several times faster by them than by rows and columns.
     in_window = np.zeros(N * L, bool)
     taken_N = np.zeros(N, np.int64)
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -108,7 +117,7 @@ def shuffle_words(
     while len(active):
         row, start = active, active * L + (order_NL.take(active * L + step) & position_mask)
         if not word_order.overlap:
-            # Windows are of one size: they meet where one of them holds the first or last token of the other.
+            # All windows have one size, and so two of them meet where one holds the first or last token of the other.
             free = ~(in_window.take(start) | in_window.take(start + (K - 1)))
             row, start = row[free], start[free]
             for i in range(K):
@@ -125,7 +134,7 @@ def shuffle_words(
 
     drawn = random_bits(keys_N, int(wanted_N.max(initial=0)), _PERMUTATION)
     ids_NL, covered_NL, labelled_NL = shown_ids_NL.copy(), hidden_NL.copy(), np.zeros((N, L), bool)
-    # No token of such windows is masked or in another one.
+    # No token of such windows is masked or in another window: the bookkeeping below would find every token new.
     unlabelled = word_order.windows == "unmasked" and not word_order.overlap and word_order.labels == "all"
     for row, start, number in steps:
         chosen = word_order.permutations[random_below(drawn[row, number], len(word_order.permutations))]
@@ -161,7 +170,7 @@ def shuffle_words(
 def _possible_starts(
     hidden_NL: np.ndarray, lengths_N: np.ndarray, word_order: WordOrder, special_NL: np.ndarray
 ) -> np.ndarray:
-    """Marks where a window may begin; bool [N, L]."""
+    """Mark where a window may begin; bool [N, L]."""
     L, K = hidden_NL.shape[1], word_order.tokens
     fits_NL = np.arange(L) <= lengths_N[:, None] - K
     if word_order.windows == "any":

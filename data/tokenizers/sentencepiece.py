@@ -121,7 +121,7 @@ class SentencePieceTokenizer:
         return _Layout(pieces, id_of, pad_id=1, unk_id=3, cls_id=0, sep_id=2, mask_id=len(pieces) - 1)
 
     def _parts_of_pieces(self) -> dict[int, list[tuple[int, int]]]:
-        """Pieces that are never emitted whole -> (model's id, characters) of the parts in their place.
+        """Return the pieces that are never emitted whole -> (model's id, characters) of the parts in their place.
 
         ALBERT splits the comma off a piece that ends in a digit and a comma; special names are cut after the bracket.
         """

@@ -114,7 +114,7 @@ def train_wordpiece(
 
 
 def _covering(frequencies: Counter[str], coverage: float) -> Iterator[str]:
-    """Yields the most frequent characters until they make up the share of the text."""
+    """Yield the most frequent characters until they make up the share of the text."""
     remaining = coverage * frequencies.total()
     for character, count in sorted(frequencies.items(), key=lambda item: (-item[1], item[0])):
         if remaining <= 0:
@@ -159,7 +159,7 @@ def _batches(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _merges(words: dict[str, int], min_frequency: int) -> Iterator[str]:
-    """Yields pieces, '##' included, in the order in which byte-pair merging makes them: most frequent pair first.
+    """Yield pieces, '##' included, in the order in which byte-pair merging makes them: most frequent pair first.
 
     Ties go to the pair that sorts first, so that the result depends on the counts alone.
     """

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data import order
 from data.forms import FORMS
 from data.masking import Masking
-from data.reading import PretrainingDataset, expand_shards
+from data.reading import PretrainingDataset, Shards, expand_shards
 from data.recipe import Recipe
 from data.schema import shapes
 from data.tfrecord import files
@@ -99,8 +99,22 @@ def test_batch_is_a_function_of_seed_and_step(shards):
 def test_readers_of_a_pod_share_the_batch_of_one(shards):
     whole = PretrainingDataset(shards, 6, seed=1)
     parts = [PretrainingDataset(shards, 2, seed=1, shard=(i, 3)) for i in range(3)]
+    again = [whole.part(i, 3, 2) for i in range(3)]
     for step in range(9):
         assert [n for part in parts for n in numbers(part.batch(step))] == numbers(whole.batch(step))
+        assert [numbers(part.batch(step)) for part in again] == [numbers(part.batch(step)) for part in parts]
+    assert whole.shard == (0, 1)
+
+
+def test_shards_found_once_are_read_by_all(made, monkeypatch):
+    shards = Shards.find([str(made / "static-*"), str(made / "longer-*")])
+    assert len(shards.paths) == len(shards.listings) == 4
+    static = shards.where(lambda manifest: manifest is not None and manifest["max_seq_length"] == 24)
+    monkeypatch.setattr("data.shards.find_manifests", None)
+    monkeypatch.setattr("data.shards.glob", None)
+    dataset = PretrainingDataset(static, 4)
+    assert [path.name[:6] for path in dataset.paths] == ["static"] * 2
+    assert (dataset.max_seq_length, dataset.part(0, 2, 2).num_examples) == (24, dataset.num_examples)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

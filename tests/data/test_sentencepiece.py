@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data.segmentation import word_starts
 from data.tokenizers import load_tokenizer
 from data.tokenizers.sentencepiece import MARK, SentencePieceTokenizer, prepare
+from data.tokenizers.template import Template
 from data.tokenizers.training import train_sentencepiece
 
 SENTENCES = [
@@ -160,6 +161,9 @@ def test_layouts():
     assert albert.vocab_size == 900
     xlmr = SentencePieceTokenizer(train_sentencepiece(TEXT, vocab_size=900, layout="xlmr"))
     assert (xlmr.cls_id, xlmr.pad_id, xlmr.sep_id, xlmr.unk_id, xlmr.mask_id) == (0, 1, 2, 3, 899)
+    assert albert.template == Template((2,), (3,), (3,))
+    assert xlmr.template == Template((0,), (2, 2), (2,), segment_ids=(0, 0))
+    assert [template.max_tokens(20, 2) for template in (albert.template, xlmr.template)] == [17, 16]
     own = library(xlmr)
     assert xlmr.vocabulary[4:-1] == tuple(own.id_to_piece(i) for i in range(3, own.get_piece_size()))
     assert xlmr.vocab_size == own.get_piece_size() + 2 == 900
