@@ -121,6 +121,12 @@ def main(options: Options) -> int:
         chip, chips = planning.find_chip(options.device or ""), options.num_devices
     config = load_config(options.bert_config_file)
     config.check_sequence_length(options.max_seq_length)
+    # The accounting declares the model, and --compile compiles it: with the same backend.
+    os.environ["KERAS_BACKEND"] = "jax"
+    if options.topology is not None:
+        planning.prepare_environment()
+    elif options.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
     check_cuts(options, config, chips)
 
     with planner(options, config, chip, chips) as plan_of:
@@ -233,7 +239,7 @@ def planner(options: Options, config: Config, chip: Chip, chips: int) -> Iterato
 
 
 def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int) -> Plan:
-    """Plan by the closed form of `modeling/accounting.py`."""
+    """Plan by `modeling/accounting.py`, without compiling."""
     from modeling.accounting import Layout, collective_bytes, step_memory
 
     layout = Layout(
@@ -295,12 +301,9 @@ def compiled_for_slice(options: Options, capacity_bytes: float) -> Compiled:
 
 def compiled_here(options: Options) -> Compiled:
     """Compile the step for this machine's own devices; raises `UsageError` where they are not those of --device."""
-    from training import planning
-
-    os.environ["KERAS_BACKEND"] = "jax"
-    if options.device == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
+
+    from training import planning
 
     devices = jax.devices()
     kind = "cpu" if devices[0].platform == "cpu" else devices[0].device_kind.lower()
@@ -327,7 +330,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     task = PretrainingTask(
         load_config(options.bert_config_file),
         options.objective,
-        word_order_weight=1.0 if options.max_word_order_per_seq else None,
+        weights={"word_order": 1.0} if options.max_word_order_per_seq else {},
         computation=Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers),
     )
     step = JaxStep(

@@ -128,9 +128,11 @@ def build(session: Session, options: Options, records: Records) -> None:
     task = PretrainingTask(
         session.config,
         options.objective,
-        masked_lm_weight=options.masked_lm_loss_weight,
-        sentence_weight=options.sentence_loss_weight,
-        word_order_weight=options.word_order_loss_weight if records.shuffled else None,
+        weights={
+            "masked_lm": options.masked_lm_loss_weight,
+            "pair": options.sentence_loss_weight,
+            **({"word_order": options.word_order_loss_weight} if records.shuffled else {}),
+        },
         pooled=options.pooled_loss,
         computation=session.computation(),
     )

@@ -10,7 +10,7 @@ import keras
 
 from ground.tensors import Tensor, ops
 from modeling import masks
-from modeling.computation import Computation
+from modeling.computation import Computation, Sizes
 from modeling.config import Config
 from modeling.embeddings import Embeddings
 from modeling.encoder import Encoder
@@ -29,6 +29,10 @@ class Body(Protocol):
         ...
 
     def build(self, input_shape: Any = None) -> None: ...
+
+    def operations(self, sizes: Sizes) -> int:
+        """Return the floating-point operations of one example, forward."""
+        ...
 
     def __call__(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]: ...
 
@@ -94,3 +98,7 @@ class Backbone(keras.layers.Layer):
         x_BLD, states = self.encoder(x_BLD, attention_mask=self.attention_mask(features), training=training)
         pooled_BD = ops.tanh(self.pooler(x_BLD[:, 0]))
         return {"sequence_output": x_BLD, "pooled_output": pooled_BD, "hidden_states": states}
+
+    def operations(self, sizes: Sizes) -> int:
+        """Return those of embeddings, encoder and pooler, forward and for one example."""
+        return self.embeddings.operations(sizes) + self.encoder.operations(sizes) + self.pooler.operations(1)

@@ -1,4 +1,4 @@
-"""How a model is computed, as one value: precision, initial weights, and what is recomputed or looped over.
+"""How a model is computed (precision, initial weights, rematerialisation, scan), and on how much of one example.
 
 Without Keras, so that flags become a `Computation` before a backend is started.
 """
@@ -25,3 +25,38 @@ class Computation:
     seed: int = 0
     remat: bool = False
     scan: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths of one example, by which bricks count their operations and states.
+
+    Attributes:
+        tokens: positions that the brick computes, padding included.
+        memory: positions that attention reads; 0: its own `tokens`.
+        scored: positions that are scored over the vocabulary.
+        target: positions of the decoder, in a model that has one.
+    """
+
+    tokens: int
+    memory: int = 0
+    scored: int = 0
+    target: int = 0
+
+
+@dataclass(frozen=True)
+class States:
+    """Elements of one example that a brick computes and the backward pass may need.
+
+    Attributes:
+        dense: of the model's width.
+        inner: of the feed-forward's width.
+        scores: of attention, over all heads.
+    """
+
+    dense: int = 0
+    inner: int = 0
+    scores: int = 0
+
+    def __add__(self, other: "States") -> "States":
+        return States(self.dense + other.dense, self.inner + other.inner, self.scores + other.scores)

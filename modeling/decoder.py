@@ -7,8 +7,9 @@ from typing import Any
 
 from ground.tensors import Tensor, ops
 from modeling import masks
+from modeling.computation import Sizes
 from modeling.config import Config
-from modeling.encoder import Bricks, Encoder
+from modeling.encoder import Brick, Bricks, Encoder
 from modeling.layers import Attention, KeyValue
 from modeling.variables import Initialization
 
@@ -79,6 +80,15 @@ class Decoder(Encoder):
 
         blocks = self._bricks() if memory else super()._bricks()
         return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
+
+    def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
+        """Return the bricks of every block; `sizes.target` tokens attend to the `sizes.tokens` of the source."""
+        own = Sizes(sizes.target or sizes.tokens)
+        across = Sizes(own.tokens, memory=sizes.tokens)
+        return [
+            [(brick, across if brick in self.cross_attentions else own) for brick in bricks]
+            for bricks in self._bricks()
+        ]
 
     def _bricks(self) -> list[Bricks]:
         crosses = self.cross_attentions

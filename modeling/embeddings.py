@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from ground.tensors import Tensor, ops
+from modeling.computation import Sizes
 from modeling.config import Config
 from modeling.layers import Dense, LayerNorm
 from modeling.randomness import dropout
@@ -134,3 +135,12 @@ class Embeddings(keras.layers.Layer):
         if rows > vocab_size:
             scores = ops.where(ops.arange(rows) < vocab_size, scores, float(np.finfo(np.float32).min) / 2)
         return scores
+
+    def operations(self, sizes: Sizes) -> int:
+        """Return those of the projection, forward and for one example; a lookup is no product."""
+        return 0 if self.projection is None else self.projection.operations(sizes.tokens)
+
+    def logits_operations(self, positions: int) -> int:
+        """Return those of `logits` at so many positions."""
+        back = self.projection.operations(positions) if self.projection is not None and self.projects_first else 0
+        return back + 2 * positions * self.config.embedding_size * self.config.padded_vocab_size

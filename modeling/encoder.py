@@ -7,13 +7,15 @@ from typing import Any
 import keras
 
 from ground.tensors import Tensor, ops
+from modeling.computation import Sizes, States
 from modeling.config import Config
 from modeling.layers import Attention, FeedForward, LayerNorm
 from modeling.randomness import next_key, seeded
 from modeling.sharing import shared_bricks
 from modeling.variables import Initialization
 
-Bricks = tuple[keras.layers.Layer, ...]
+Brick = Attention | FeedForward
+Bricks = tuple[Brick, ...]
 
 
 class Encoder(keras.layers.Layer):
@@ -85,6 +87,18 @@ class Encoder(keras.layers.Layer):
     def _bricks(self) -> list[Bricks]:
         """The bricks of every block in order."""
         return [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]
+
+    def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
+        """Return the bricks of every block with the sizes that each computes."""
+        return [[(brick, sizes) for brick in bricks] for bricks in self._bricks()]
+
+    def operations(self, sizes: Sizes) -> int:
+        """Return those of all blocks, forward and for one example."""
+        return sum(brick.operations(own) for block in self.sized_blocks(sizes) for brick, own in block)
+
+    def states(self, sizes: Sizes) -> list[States]:
+        """Return the elements of every block, for one example."""
+        return [sum((brick.states(own) for brick, own in block), start=States()) for block in self.sized_blocks(sizes)]
 
     def run_blocks(
         self,

@@ -11,7 +11,7 @@ import keras
 
 from ground.tensors import Tensor, ops
 from modeling.body import Body
-from modeling.computation import Computation
+from modeling.computation import Computation, Sizes
 from modeling.config import Config
 from modeling.embeddings import Embeddings
 from modeling.families import FAMILIES
@@ -39,6 +39,10 @@ class Head(Protocol):
             body: with the tables that a head may share.
             training: apply dropout.
         """
+        ...
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return the floating-point operations of one example, forward."""
         ...
 
 
@@ -94,6 +98,10 @@ class MaskedLMHead:
             x = gather_positions(x, positions)
         return {"masked_lm_logits": self.scores(x, embeddings=body.embeddings)}
 
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the transform and of the scores over the vocabulary."""
+        return self.scores.transform.operations(sizes.scored) + body.embeddings.logits_operations(sizes.scored)
+
 
 _POSITIONS = ("scored_positions", "masked_lm_positions")
 
@@ -120,6 +128,10 @@ class PairHead:
     ) -> dict[str, Tensor]:
         """Score the classes of the pair; see `Head`."""
         return {"sentence_pair_logits": ops.cast(self.dense(outputs["pooled_output"]), "float32")}
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the one product."""
+        return self.dense.operations(1)
 
 
 class ClassifierHead:
@@ -161,3 +173,7 @@ class ClassifierHead:
             pooled_BD = self.layer_norm(pooled_BD)
         pooled_BD = dropout(pooled_BD, self.dropout, training)
         return {"logits": ops.cast(self.dense(pooled_BD), "float32")}
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the one product."""
+        return self.dense.operations(1)

@@ -13,6 +13,7 @@ import keras
 
 from ground.tensors import Tensor, ops
 from modeling import masks
+from modeling.computation import Sizes, States
 from modeling.config import Config
 from modeling.fusion import fused
 from modeling.randomness import dropout
@@ -67,6 +68,10 @@ class Dense(keras.layers.Layer):
         if self.bias is not None:
             y_MO = y_MO + self.bias
         return ops.reshape(y_MO, (*ops.shape(x)[:-1], self.outputs))
+
+    def operations(self, positions: int) -> int:
+        """Return the floating-point operations of the product; a multiplication and an addition are two."""
+        return 2 * positions * self.inputs * self.outputs
 
 
 class LayerNorm(keras.layers.Layer):
@@ -162,6 +167,19 @@ class Attention(keras.layers.Layer):
         y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
         return y_BLD if cache is None else (y_BLD, cache)
 
+    def operations(self, sizes: Sizes) -> int:
+        """Return those of the projections, the scores and their sum over the values, forward and for one example."""
+        queries, keys = sizes.tokens, sizes.memory or sizes.tokens
+        projections = self.query.operations(queries) + self.output_projection.operations(queries)
+        projections += self.key.operations(keys) + self.value.operations(keys)
+        return projections + 2 * 2 * queries * keys * self.heads * self.head_size
+
+    def states(self, sizes: Sizes) -> States:
+        """Return the elements of one example."""
+        width = self.heads * self.head_size
+        scores = sizes.tokens * (sizes.memory or sizes.tokens) * self.heads
+        return States(dense=sizes.tokens * width, scores=scores)
+
     def _split(self, x_BLD: Tensor) -> Tensor:
         batch, length = ops.shape(x_BLD)[:2]
         return ops.transpose(ops.reshape(x_BLD, (batch, length, self.heads, self.head_size)), (0, 2, 1, 3))
@@ -216,6 +234,14 @@ class FeedForward(keras.layers.Layer):
         y_BLD = x_BLD + dropout(self.output_projection(h_BLF), self.hidden_dropout, training)
         return y_BLD if self.preln else self.layer_norm(y_BLD)
 
+    def operations(self, sizes: Sizes) -> int:
+        """Return those of both products, forward and for one example."""
+        return self.intermediate.operations(sizes.tokens) + self.output_projection.operations(sizes.tokens)
+
+    def states(self, sizes: Sizes) -> States:
+        """Return the elements of one example."""
+        return States(dense=sizes.tokens * self.intermediate.inputs, inner=sizes.tokens * self.intermediate.outputs)
+
 
 class GroupedDense(keras.layers.Layer):
     """Dense in independent groups (albert_zh's modeling_google_fast): input interleaved, output group after group.
@@ -247,3 +273,7 @@ class GroupedDense(keras.layers.Layer):
         y_GMO = ops.matmul(ops.transpose(x_MIG, (2, 0, 1)), ops.transpose(self.kernel, (2, 0, 1)))
         y_MGO = ops.transpose(y_GMO, (1, 0, 2))
         return ops.reshape(y_MGO, (*ops.shape(x)[:-1], self.outputs)) + self.bias
+
+    def operations(self, positions: int) -> int:
+        """Return the floating-point operations of the products of all groups."""
+        return 2 * positions * self.inputs * self.outputs // self.groups

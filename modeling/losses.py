@@ -1,18 +1,18 @@
-"""The one cross-entropy: a weighted sum and its weight, so that replicas and micro-batches add up exactly."""
+"""Cross-entropy and accuracy as a weighted sum and its weight, so that replicas and micro-batches add up exactly."""
 
 import numpy as np
 
 from ground.tensors import Tensor, ops
 from modeling.fusion import fused
 
-# Logits below this are no words: rows that only pad the vocabulary.
+# Logits below this are no words but rows that only pad the vocabulary.
 _NO_WORD = float(np.finfo(np.float32).min) / 4
 
 
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Sum over positions of weight * -log p(label), and the sum of weights; float32 scalars, in nats.
+    """Return the sum over positions of weight * -log p(label), and the sum of weights; float32 scalars, in nats.
 
     Args:
         logits: [..., C].
@@ -34,9 +34,28 @@ def cross_entropy(
     return ops.sum(losses * weights), ops.sum(weights)
 
 
+def accuracy_term(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (weighted number of right arg-max predictions, weight) for logits [..., C] and labels, weights [...]."""
+    return ops.sum(label_is_best(logits, labels) * weights), ops.sum(weights)
+
+
+@fused
+def label_is_best(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return float32 [...]: 1 where argmax(logits) == labels, the first of equal scores being the best.
+
+    In one pass, for logits [..., C]:
+        logits [1., 5., 5.], labels 1 -> highest 5. -> first index that has it 1 -> 1.0
+    Keras's argmax on TensorFlow distinguishes -0.0 from 0.0, which makes it many times slower.
+    """
+    classes = ops.arange(logits.shape[-1], dtype=labels.dtype)
+    highest = ops.max(logits, axis=-1, keepdims=True)
+    first = ops.min(ops.where(logits == highest, classes, logits.shape[-1]), axis=-1)
+    return ops.cast(first == labels, "float32")
+
+
 @fused
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label) in nats: float32 logits [..., C] and integer labels [...] -> [...]."""
+    """Return -log p(label) in nats, [...], of float32 logits [..., C] and integer labels [...]."""
     highest = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
     normalizer = ops.log(ops.sum(ops.exp(logits - highest), axis=-1)) + ops.squeeze(highest, axis=-1)
     # Compared, not gathered: the comparison fuses with the sum, and its gradient needs no scatter.

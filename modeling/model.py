@@ -8,7 +8,7 @@ import keras
 
 from ground.tensors import Tensor
 from modeling.body import Body
-from modeling.computation import Computation
+from modeling.computation import Computation, Sizes
 from modeling.config import Config
 from modeling.encoder import Encoder
 from modeling.families import FAMILIES
@@ -64,11 +64,6 @@ class LanguageModel(keras.Model):
         """The stacks of blocks, whose weights an engine may gather block by block."""
         return self.backbone.stacks
 
-    @property
-    def blocks(self) -> Encoder:
-        """The first of `stacks`."""
-        return self.stacks[0]
-
     def call(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]:
         """Compute the body and every head.
 
@@ -86,6 +81,10 @@ class LanguageModel(keras.Model):
             for head in self.heads:
                 found |= head(outputs, features, self.backbone, training)
         return {**found, **outputs}
+
+    def operations(self, sizes: Sizes) -> int:
+        """Return the floating-point operations of the products of one example, forward."""
+        return self.backbone.operations(sizes) + sum(head.operations(sizes, self.backbone) for head in self.heads)
 
 
 def PretrainingModel(  # noqa: N802

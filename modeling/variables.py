@@ -1,9 +1,10 @@
 """Variables by name: the checkpoint format, initial values from seed and name alone, shapes without allocation."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ground.tensors import named_variables, ops
 
 Initializer = Callable[..., Any]
+Model = TypeVar("Model", bound=keras.Model)
 
 
 class Initialization:
@@ -39,9 +41,9 @@ class Initialization:
         return initializer
 
 
-def declared(build: Callable[[], keras.Model]) -> keras.Model:
-    """The model that `build` makes, its variables with names and shapes but without values: any size costs nothing."""
-    model: list[keras.Model] = []
+def declared(build: Callable[[], Model]) -> Model:
+    """Return the model that `build` constructs, its variables with names and shapes but without values."""
+    model: list[Model] = []
     failure: list[BaseException] = []
 
     def declare() -> None:
@@ -61,10 +63,15 @@ def declared(build: Callable[[], keras.Model]) -> keras.Model:
 
 
 def variable_shapes(build: Callable[[], keras.Model]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model that `build` makes, without allocating it."""
+    """Return names and shapes of the variables of the model that `build` constructs, without allocating it."""
     return {name: tuple(variable.shape) for name, variable in named_variables(declared(build)).items()}
 
 
 def count_parameters(build: Callable[[], keras.Model]) -> int:
-    """Number of parameters of the model that `build` makes, without allocating it."""
-    return sum(int(np.prod(shape)) for shape in variable_shapes(build).values())
+    """Return the number of parameters of the model that `build` constructs, without allocating it."""
+    return count_declared(declared(build))
+
+
+def count_declared(model: keras.Model) -> int:
+    """Return the number of parameters of a model, be it allocated or only declared."""
+    return sum(math.prod(variable.shape) for variable in named_variables(model).values())

@@ -9,12 +9,12 @@ import keras
 from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
-from modeling import ClassifierModel, Computation
+from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
-from modeling.losses import cross_entropy
+from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import fold_in, seeded
-from tasks.pretraining import Terms, accuracy_term, example_weights
-from tasks.regularization import Passes, Regularizer
+from tasks.losses import Terms, example_weights
+from tasks.regularization import Passes, Regularizer, symmetric_divergence
 
 if TYPE_CHECKING:
     from modeling.config import Config
@@ -52,24 +52,26 @@ class ClassificationTask:
                 )
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
         self.computation = computation
+        self.metrics = ("accuracy",)
         self.loss_weights = {"classification": 1.0} | {each.name: each.weight for each in self.regularizers}
 
-    def build_model(self) -> keras.Model:
+    def build_model(self) -> LanguageModel:
+        """Return a new classifier."""
         return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("accuracy",)
-
     def companions(self) -> Mapping[str, keras.Model]:
+        """Return no further models."""
         return {}
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Count the examples, for every loss."""
         return dict.fromkeys(self.loss_weights, ops.sum(example_weights(batch)))
 
     def terms(
         self, model: keras.Model, batch: Mapping[str, Tensor], *, seed: Tensor, training: bool
     ) -> tuple[Terms, Terms]:
+        """Return losses and metrics; while training, regularizers add passes of the model."""
+
         def logits_of(key: Tensor, word_noise_BLE: Tensor | None) -> Tensor:
             with seeded(key), fusing():
                 return model(batch, training=training, word_noise_BLE=word_noise_BLE)["logits"]
@@ -82,8 +84,9 @@ class ClassificationTask:
             further[regularizer.name] = (ops.zeros(()), ops.zeros(()))
             if training:
                 noise_shape = (*ops.shape(batch["input_ids"]), self.config.embedding_size)
-                # The ordinary pass derives its masks from the key itself, by small numbers.
-                passes = Passes(logits_BC, logits_of, noise_shape, key=fold_in(seed, 2**31 + stream))
+                # The ordinary pass folds small numbers into the seed; a small number here would repeat its masks.
+                key = fold_in(seed, 2**31 + stream)
+                passes = Passes(logits_BC, logits_of, symmetric_divergence, self.num_labels, noise_shape, key)
                 divergence_B, more = regularizer(passes)
                 further[regularizer.name] = (ops.sum(divergence_B * weights_B), ops.sum(weights_B))
                 logits += more
@@ -92,5 +95,5 @@ class ClassificationTask:
         return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`probabilities` float32 [B, C]."""
+        """Return `probabilities` float32 [B, C]."""
         return {"probabilities": ops.softmax(ops.cast(model(batch, training=False)["logits"], "float32"))}

@@ -16,7 +16,7 @@ from ground.tensors import Tensor, ops
 from modeling.differentiation import variable_gradients
 from modeling.randomness import fold_in
 from modeling.variables import named_variables
-from tasks.pretraining import Terms
+from tasks.losses import Terms
 
 
 class TaskWithLosses(Protocol):

@@ -1,6 +1,6 @@
-"""Losses that hold a classifier's predictions still: R-Drop (arXiv 2106.14448) and StructBERT's adversarial loss.
+"""Losses that keep predictions stable: R-Drop (arXiv 2106.14448) and StructBERT's adversarial loss.
 
-Each asks how far the class probabilities move when the same examples pass again, under another dropout mask or with
+Each measures how far the probabilities move when the same examples pass again, under another dropout mask or with
 perturbed word vectors. A third technique is a third class of this form and a flag of run_classifier.py.
 """
 
@@ -17,17 +17,21 @@ from modeling.randomness import fold_in, normal, seeded
 
 @dataclass(frozen=True)
 class Passes:
-    """One batch, to be passed through the model in training as often as wanted.
+    """One batch in training, which a technique passes through the model as often as it needs.
 
     Attributes:
-        logits: of the ordinary pass, [B, C].
-        logits_of: (key, word_noise_BLE or None) -> logits [B, C] of another; dropout follows from the key.
+        logits: of the ordinary pass, [B, ...].
+        logits_of: (key, word_noise_BLE or None) -> logits of another pass; dropout follows from the key.
+        divergence: two logits -> how far apart their distributions are, [B]; by the kind of head.
+        num_classes: classes of each distribution.
         noise_shape: (B, L, E).
         key: uint32[2], for this technique alone.
     """
 
     logits: Tensor
     logits_of: Callable[[Tensor, Tensor | None], Tensor]
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    num_classes: int
     noise_shape: tuple[int | Tensor, ...]
     key: Tensor
 
@@ -41,7 +45,7 @@ class Regularizer(Protocol):
     def weight(self) -> float: ...
 
     def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of each example [B], and the logits of further passes that are to be right as well."""
+        """Return the loss of each example [B], and the logits of further passes for the cross-entropy."""
         ...
 
 
@@ -56,8 +60,8 @@ class RDrop:
     name: ClassVar[str] = "r_drop"
 
     def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
-        logits_BC = passes.logits_of(passes.key, None)
-        return 0.5 * symmetric_divergence(passes.logits, logits_BC), [logits_BC]
+        logits = passes.logits_of(passes.key, None)
+        return 0.5 * passes.divergence(passes.logits, logits), [logits]
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,14 @@ class Adversarial:
     def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
         with seeded(fold_in(passes.key, 1)):
             noise_BLE = normal(passes.noise_shape, self.sigma)
-        before_BC = ops.stop_gradient(passes.logits)
+        before = ops.stop_gradient(passes.logits)
 
         def movement(noise_BLE: Tensor) -> Tensor:
-            return ops.sum(symmetric_divergence(before_BC, passes.logits_of(fold_in(passes.key, 2), noise_BLE)))
+            return ops.sum(passes.divergence(before, passes.logits_of(fold_in(passes.key, 2), noise_BLE)))
 
         step_BLE = self.step_along(gradient(movement, noise_BLE))
-        logits_BC = passes.logits_of(fold_in(passes.key, 3), noise_BLE + step_BLE)
-        return symmetric_divergence(passes.logits, logits_BC) / logits_BC.shape[-1], []
+        logits = passes.logits_of(fold_in(passes.key, 3), noise_BLE + step_BLE)
+        return passes.divergence(passes.logits, logits) / passes.num_classes, []
 
     def step_along(self, gradient_BLE: Tensor) -> Tensor:
         """Return the perturbation [B, L, E] that follows from the gradient; no component exceeds `bound`."""
@@ -100,6 +104,6 @@ class Adversarial:
 
 
 def symmetric_divergence(a_BC: Tensor, b_BC: Tensor) -> Tensor:
-    """KL(a || b) + KL(b || a) of the distributions of two logits [B, C], in nats [B]."""
+    """Return KL(a || b) + KL(b || a) of the distributions of two logits [B, C], in nats [B]."""
     a_BC, b_BC = ops.log_softmax(ops.cast(a_BC, "float32")), ops.log_softmax(ops.cast(b_BC, "float32"))
     return ops.sum((ops.exp(a_BC) - ops.exp(b_BC)) * (a_BC - b_BC), axis=-1)

@@ -86,7 +86,10 @@ class RunFile:
         from tasks.pretraining import PretrainingTask
 
         return PretrainingTask(
-            self.config, self.objective, word_order_weight=1.0 if self.shuffles_words else None, computation=computation
+            self.config,
+            self.objective,
+            weights={"word_order": 1.0} if self.shuffles_words else {},
+            computation=computation,
         )
 
     def write(self, folder: Path) -> None:

@@ -102,8 +102,7 @@ def layout_rules_of(model: keras.Model) -> LayoutRules | None:
 
 def stacks_of(model: keras.Model) -> tuple[Stack, ...]:
     """Return the `stacks` of a `Model`; none for a model without any, whose weights are all gathered at once."""
-    blocks = getattr(model, "blocks", None)
-    return getattr(model, "stacks", () if blocks is None else (blocks,))
+    return getattr(model, "stacks", ())
 
 
 class Optimizer(Protocol):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ground.tensors import ops
 from modeling import Computation, Config
+from modeling.differentiation import gradient
 from modeling.randomness import fold_in
 from tasks.classification import ClassificationTask
 from tasks.regularization import Adversarial, Passes, RDrop, symmetric_divergence
@@ -62,11 +63,13 @@ def numpy_divergence(a, b):
 def test_known_answer_of_the_released_divergence():
     a, b = np.array([[0.0, 1.0]], "float32"), np.array([[1.0, 0.0]], "float32")
     key = ops.convert_to_tensor(KEY)
-    divergence, more = Adversarial()(Passes(a, lambda key, noise: b + 0 * ops.sum(noise), (1, 2, 3), key))
+    divergence, more = Adversarial()(
+        Passes(a, lambda key, noise: b + 0 * ops.sum(noise), symmetric_divergence, 2, (1, 2, 3), key)
+    )
     assert float(divergence[0]) == pytest.approx(0.4621, abs=5e-5)
     assert more == []
     # R-Drop halves the same sum for its two directions, whatever the number of classes.
-    divergence, more = RDrop(1.0)(Passes(a, lambda key, noise: b, (1, 2, 3), key))
+    divergence, more = RDrop(1.0)(Passes(a, lambda key, noise: b, symmetric_divergence, 2, (1, 2, 3), key))
     assert float(divergence[0]) == pytest.approx(0.4621, abs=5e-5)
     np.testing.assert_array_equal(more[0], b)
 
@@ -118,7 +121,8 @@ def test_the_adversarial_step_equals_numpys():
 
     key = ops.convert_to_tensor(KEY)
     adversarial = Adversarial(sigma=0.01, step=0.05, bound=0.03)
-    passes = Passes(ops.convert_to_tensor(before + 1.0 * rng.normal(size=(2, 3)), "float32"), logits_of, (2, 4, 5), key)
+    clean = ops.convert_to_tensor(before + 1.0 * rng.normal(size=(2, 3)), "float32")
+    passes = Passes(clean, logits_of, symmetric_divergence, 3, (2, 4, 5), key)
     divergence, _ = adversarial(passes)
     last_key, last = seen[-1]
     if keras.config.backend() == "jax":
@@ -143,6 +147,30 @@ def test_the_adversarial_step_equals_numpys():
     assert (np.abs(wanted) < 0.03).any()
     wanted = numpy_divergence(a, before + np.einsum("ble,blec->bc", last.astype("float64"), mixing)) / 3
     np.testing.assert_allclose(ops.convert_to_numpy(divergence), wanted, rtol=1e-4)
+
+
+def test_the_adversarial_loss_moves_the_clean_prediction_too():
+    """The gradient of the loss with respect to the logits of the ordinary pass, by finite differences in float64."""
+    rng = np.random.default_rng(3)
+    clean, other = rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
+    after = ops.convert_to_tensor(other, "float32")
+
+    def loss(logits):
+        passes = Passes(
+            logits, lambda key, noise: after + 0 * ops.sum(noise), symmetric_divergence, 4, (2, 3, 5),
+            ops.convert_to_tensor(KEY),
+        )  # fmt: skip
+        return ops.sum(Adversarial()(passes)[0])
+
+    found = ops.convert_to_numpy(gradient(loss, ops.convert_to_tensor(clean, "float32")))
+    expected = np.zeros_like(clean)
+    for index in np.ndindex(clean.shape):
+        shift = np.zeros_like(clean)
+        shift[index] = 1e-6
+        ends = [numpy_divergence(clean + sign * shift, other).sum() / 4 for sign in (1, -1)]
+        expected[index] = (ends[0] - ends[1]) / 2e-6
+    assert np.abs(expected).min() > 1e-4
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [CALM, CONFIG])

@@ -64,7 +64,7 @@ def numbers(terms):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_each_loss_is_the_mean_over_its_own_positions(family):
-    task = PretrainingTask(CONFIGS[family], "structbert", word_order_weight=1.0)
+    task = PretrainingTask(CONFIGS[family], "structbert", weights={"word_order": 1.0})
     model, batch = task.build_model(), make_batch()
     losses, metrics = map(numbers, task.terms(model, batch, seed=KEY, training=False))
     # The scores of all positions, from the model itself.
@@ -87,8 +87,8 @@ def test_each_loss_is_the_mean_over_its_own_positions(family):
 
 def test_pooled_losses_add_up_to_one_mean_and_metrics_stay_apart():
     config, batch = CONFIGS["bert"], make_batch(1)
-    apart = PretrainingTask(config, "structbert", word_order_weight=1.0)
-    pooled = PretrainingTask(config, "structbert", word_order_weight=1.0, pooled=True)
+    apart = PretrainingTask(config, "structbert", weights={"word_order": 1.0})
+    pooled = PretrainingTask(config, "structbert", weights={"word_order": 1.0}, pooled=True)
     model = apart.build_model()
     (a, metrics_a), (b, metrics_b) = (
         map(numbers, task.terms(model, batch, seed=KEY, training=False)) for task in (apart, pooled)
@@ -102,7 +102,7 @@ def test_pooled_losses_add_up_to_one_mean_and_metrics_stay_apart():
 
 @pytest.mark.parametrize("task", [PretrainingTask, lambda *a, **k: PretrainingTask(*a, pooled=True, **k)])
 def test_normalizers_of_parts_add_up_and_padding_counts_nothing(task):
-    task, batch = task(CONFIGS["bert"], "structbert", word_order_weight=1.0), make_batch(2)
+    task, batch = task(CONFIGS["bert"], "structbert", weights={"word_order": 1.0}), make_batch(2)
     whole = task.normalizers(batch)
     halves = [task.normalizers({name: value[part] for name, value in batch.items()}) for part in (np.s_[:2], np.s_[2:])]
     for name, value in whole.items():
@@ -116,7 +116,7 @@ def test_normalizers_of_parts_add_up_and_padding_counts_nothing(task):
 def test_objectives_combine(objective, word_order):
     labels = OBJECTIVES[objective].labels
     task, batch = (
-        PretrainingTask(CONFIGS["albert"], objective, word_order_weight=word_order),
+        PretrainingTask(CONFIGS["albert"], objective, weights={"word_order": word_order} if word_order else {}),
         make_batch(3, num_labels=2),
     )
     model = task.build_model()

@@ -117,7 +117,10 @@ def compiled() -> dict[str, str]:
     tasks = {
         "albert": pretraining_task(dropout=0.1),
         "structbert": PretrainingTask(
-            Config(family="bert", **CONFIG), "structbert", word_order_weight=1.0, computation=Computation(remat=True)
+            Config(family="bert", **CONFIG),
+            "structbert",
+            weights={"word_order": 1.0},
+            computation=Computation(remat=True),
         ),
         "classifier": ClassificationTask(Config(family="albert", sharing="all", embedding_size=4, **CONFIG), 3),
     }

@@ -231,7 +231,7 @@ def test_float16_needs_its_loss_scaled():
         still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
         config = Config(family="albert", sharing="all", embedding_size=4, **{**CONFIG, **still})
         # Gradients of such a loss are below what float16 can tell from 0.
-        task = PretrainingTask(config, "masked_lm", masked_lm_weight=1e-7, computation=Computation(dtype))
+        task = PretrainingTask(config, "masked_lm", weights={"masked_lm": 1e-7}, computation=Computation(dtype))
         return make_engine(task, loss_scaling=scaling).train(pretraining_batches(0, 1))[0]
 
     exact, scaled = first_step("float32"), first_step("mixed_float16", LossScaling(2.0**20))
