@@ -64,11 +64,6 @@ class LanguageModel(keras.Model):
         """The stacks of blocks, whose weights an engine may gather block by block."""
         return self.backbone.stacks
 
-    @property
-    def blocks(self) -> Encoder:
-        """The first of `stacks`."""
-        return self.stacks[0]
-
     def call(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]:
         """Compute the body and every head.
 

@@ -60,6 +60,7 @@ class ClassificationTask:
         return ClassifierModel(self.config, self.num_labels, self.classifier_dropout, self.computation)
 
     def companions(self) -> Mapping[str, keras.Model]:
+        """Return no further models."""
         return {}
 
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ground.tensors import ops
 from modeling import Computation, Config
+from modeling.differentiation import gradient
 from modeling.randomness import fold_in
 from tasks.classification import ClassificationTask
 from tasks.regularization import Adversarial, Passes, RDrop, symmetric_divergence
@@ -146,6 +147,30 @@ def test_the_adversarial_step_equals_numpys():
     assert (np.abs(wanted) < 0.03).any()
     wanted = numpy_divergence(a, before + np.einsum("ble,blec->bc", last.astype("float64"), mixing)) / 3
     np.testing.assert_allclose(ops.convert_to_numpy(divergence), wanted, rtol=1e-4)
+
+
+def test_the_adversarial_loss_moves_the_clean_prediction_too():
+    """The gradient of the loss with respect to the logits of the ordinary pass, by finite differences in float64."""
+    rng = np.random.default_rng(3)
+    clean, other = rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
+    after = ops.convert_to_tensor(other, "float32")
+
+    def loss(logits):
+        passes = Passes(
+            logits, lambda key, noise: after + 0 * ops.sum(noise), symmetric_divergence, 4, (2, 3, 5),
+            ops.convert_to_tensor(KEY),
+        )  # fmt: skip
+        return ops.sum(Adversarial()(passes)[0])
+
+    found = ops.convert_to_numpy(gradient(loss, ops.convert_to_tensor(clean, "float32")))
+    expected = np.zeros_like(clean)
+    for index in np.ndindex(clean.shape):
+        shift = np.zeros_like(clean)
+        shift[index] = 1e-6
+        ends = [numpy_divergence(clean + sign * shift, other).sum() / 4 for sign in (1, -1)]
+        expected[index] = (ends[0] - ends[1]) / 2e-6
+    assert np.abs(expected).min() > 1e-4
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [CALM, CONFIG])
