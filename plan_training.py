@@ -84,7 +84,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one choice of flags needs on one kind of chip; bytes are per chip, of what stands between steps by name.
+    """The needs of one choice of flags on one kind of chip; bytes are per chip, of the state between steps by name.
 
     `peak_bytes` is None where the compiler found that it does not fit and did not say by how much.
     """

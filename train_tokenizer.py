@@ -57,7 +57,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Writes the tokenizer and prints how it does on the text. Raises `UsageError` for text or sizes that do not do."""
+    """Write the tokenizer and print how it does on the text. Raises `UsageError` for text or sizes that do not do."""
     from data.corpus import Counts, expand_inputs, read_documents
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece

@@ -98,7 +98,7 @@ def main(options: Options) -> int:
 
 
 def write_text(path: Path, options: Options, megabytes: float) -> int:
-    """Writes the input, repeated or cut at documents, each repetition told apart by a sentence; returns the bytes."""
+    """Write the input, repeated or cut at documents; a sentence of its own marks each repetition; return the bytes."""
     from data.corpus import expand_inputs
 
     size, repetition = 0, 0
@@ -238,7 +238,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def plain(text: Path, options: Options) -> dict[str, Any]:
-    """Makes the examples with Python lists in one process; TensorFlow's import is not counted."""
+    """Make the examples with Python lists in one process; TensorFlow's import is not counted."""
     import tensorflow as tf
 
     from data.tokenizers.wordpiece import WordPieceTokenizer

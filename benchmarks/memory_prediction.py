@@ -2,7 +2,7 @@
 
 python3 -m benchmarks.memory_prediction writes its results to benchmarks/results. Each case trains in a process of its
 own. After the steps in which it is compiled, the kernel's high-water mark of resident memory is reset; what it rises to
-over what stands between steps, plus the state itself, is the measured peak: compiler, libraries and records are left
+over the state between steps, plus the state itself, is the measured peak: compiler, libraries and records are left
 out, as a plan leaves them out.
 """
 

@@ -64,7 +64,7 @@ Step = Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure training steps of ours and of transformers, side by side."""
+    """Measure training steps of this project and of transformers, side by side."""
 
     models: tuple[str, ...] = flag(
         ("albert_base", "bert_base", "bert_large"),
@@ -129,7 +129,7 @@ def check(options: Options, batch_sizes: Sequence[int]) -> None:
 
 
 def installed(contenders: Sequence[str]) -> list[str]:
-    """Returns those that can run here; says which cannot."""
+    """Return those that can run here; print which cannot."""
     left = []
     for contender in contenders:
         needed = ("torch", "transformers") if contender in PEERS else (contender,)
@@ -219,7 +219,7 @@ class Worker:
         lines = self.errors.read().strip().splitlines() or [f"ended with {status}"]
         error = "killed: most likely out of memory, compare fewer at once" if status == -signal.SIGKILL else lines[-1]
         print(f"{self.case.measure} {self.case.precision[0]} failed: {error}")
-        # What stands for the contender in the table.
+        # The row of the contender in the table.
         self.known["error"] = error[:200]
         return self.known
 

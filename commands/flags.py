@@ -94,7 +94,7 @@ class _Flag:
         return self._checked_item(value)
 
     def parsed(self, text: str) -> Any:
-        """Return the value that `text` from the command line stands for."""
+        """Return the value that `text` from the command line means."""
         if self.many:
             return tuple(self._checked_item(self._read(item.strip())) for item in text.split(",") if item.strip())
         if self.optional and not text:

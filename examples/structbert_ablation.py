@@ -3,7 +3,7 @@
     python3 -m examples.structbert_ablation --input_file=news.txt --data_dir=tasks --output_dir=ablation --dry_run
 
 makes records, pretrains every arm on the same documents for the same steps with the same seed, fine-tunes it and random
-weights on each task with each seed, and writes table.md and table.json. Each step is a command of ours, shown before it
+weights on each task with each seed, and writes table.md and table.json. Each step is a command of this project, shown before it
 runs; the same command again goes on where the last one was stopped. Unlike the paper, which leaves one objective out at
 a time, the arms add them to masked tokens, and ALBERT is among them.
 """
@@ -501,7 +501,7 @@ def markdown(options: Options, content: Mapping[str, Scores]) -> str:
         f"{options.num_train_steps:,} steps of {options.pretraining_batch_size} examples, {tokens / 1e6:.1f} million "
         f"tokens, from {start}, seed {options.pretraining_seed}; fine-tuned {options.num_train_epochs:g} epochs with "
         f"seeds {', '.join(map(str, options.seeds))}: mean accuracy ± deviation over them. In brackets: share of the "
-        "most frequent token, of shuffled words that stand where they stood, of right guesses.\n\n"
+        "most frequent token, of shuffled words that kept their place, of right guesses.\n\n"
         + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     )
 

@@ -52,7 +52,7 @@ class DatasetRow:
 
 
 def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
-    """Reads the rows of a TOML file.
+    """Return the rows of a TOML file by name.
 
     Raises:
         UsageError: the file is missing or no TOML, or a row has an unknown or missing field.
@@ -93,7 +93,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
 
 
 def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
-    """Returns the row called `task_name` (case and '-' or '_' do not matter), also looking into the user's `task_file`.
+    """Return the row called `task_name` (case and '-' or '_' do not matter), also looking into the user's `task_file`.
 
     Raises:
         UsageError: no such row; the message names the nearest and all.
@@ -108,7 +108,7 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
 
 
 def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
-    """Returns the first candidate of `split` that exists in `data_dir`.
+    """Return the first candidate of `split` that exists in `data_dir`.
 
     Raises:
         UsageError: none does; the message names the candidates.
@@ -124,9 +124,9 @@ def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
 
 
 def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:
-    """Reads all examples of a file in order.
+    """Return all examples of a file in order.
 
-    A first line whose label is no label of the row is a header line; without one the columns stand in the row's order.
+    A first line whose label is no label of the row is a header line; without it the columns are in the order of the row.
 
     Args:
         row: the columns and labels.

@@ -10,14 +10,14 @@ Scores = dict[str, float]
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
-    """Counts int64 [num_labels, num_labels]: row = true label, column = prediction."""
+    """Return counts int64 [num_labels, num_labels]: row = true label, column = prediction."""
     counts = np.zeros((num_labels, num_labels), np.int64)
     np.add.at(counts, (labels, predictions), 1)
     return counts
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The share of predictions that are right."""
+    """Return the share of predictions that are right."""
     return float((labels == predictions).mean())
 
 
