@@ -93,7 +93,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
 
 
 def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
-    """Return the row called `task_name` (case and '-' or '_' do not matter), also looking into the user's `task_file`.
+    """Return the row called `task_name`, also of the user's `task_file`; case, '-' and '_' make no difference.
 
     Raises:
         UsageError: no such row; the message names the nearest and all.
@@ -126,7 +126,7 @@ def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
 def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:
     """Return all examples of a file in order.
 
-    A first line whose label is no label of the row is a header line; without it the columns are in the order of the row.
+    A first line whose label is no label of the row is a header line; without it the columns are in the row's order.
 
     Args:
         row: the columns and labels.
