@@ -1,0 +1,1 @@
+"""Guard every byte of shards, every name of a variable and every loss at a fixed seed against unmeant changes."""
