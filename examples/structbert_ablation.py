@@ -4,8 +4,8 @@
 
 makes records, pretrains every arm on the same documents for the same steps with the same seed, fine-tunes it and random
 weights on each task with each seed, and writes table.md and table.json. Each step is a command of this project, shown
-before it runs; the same command again goes on where the last one was stopped. Unlike the paper, which leaves one objective out at
-a time, the arms add them to masked tokens, and ALBERT is among them.
+before it runs; the same command again goes on where the last one was stopped. Unlike the paper, which leaves one
+objective out at a time, the arms add them to masked tokens, and ALBERT is among them.
 """
 
 from __future__ import annotations

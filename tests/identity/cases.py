@@ -101,6 +101,7 @@ SENTENCEPIECE: dict[str, tuple[str, Flags]] = {
     "unigram, dynamic structbert": ("unigram", {**_USUAL, "objective": "structbert", "masking": "dynamic"}),
     "unigram, English": ("unigram", {**_USUAL, "input_file": ENGLISH}),
     "bpe": ("bpe", _USUAL),
+    # Recorded anew when XLM-R's own template, <s> A </s></s> B </s>, took the place of BERT's.
     "xlmr": ("xlmr", {**_USUAL, "do_lower_case": False}),
 }
 """Likewise, with the row of `TOKENIZERS` that they are made with."""
