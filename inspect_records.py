@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.display import Mark
-    from data.forms import Side
+    from data.forms import Form, Side
     from data.reading import PretrainingDataset
     from data.tokenizers import Tokenizer
 
@@ -107,25 +107,26 @@ def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, li
     )
     for number, example in enumerate(itertools.islice(examples, min(skip + limit, dataset.num_examples))):
         if number >= skip:
-            print(f"# {number}: {heading(example, sides)}")
+            print(f"# {number}: {heading(example, dataset.form)}")
             texts = [as_text(example, side, tokenizer, colour=colour) for side in sides]
             print("\n".join(texts), end="\n\n")
 
 
-def heading(example: Mapping[str, np.ndarray], sides: Sequence[Side]) -> str:
+def heading(example: Mapping[str, np.ndarray], form: Form) -> str:
     """Return the numbers of one example in words."""
 
     def total(names: Sequence[str]) -> int:
         return int(sum(example[name].sum() for name in names if name in example))
 
-    facts = [f"label {example['next_sentence_labels']}"] if "next_sentence_labels" in example else []
+    sides = form.sides
+    facts = [f"label {example[form.label]}"] if form.label else []
     facts.append(f"{total([side.mask for side in sides])} tokens")
     facts.append(f"{total([f'{side.hidden}_weights' for side in sides])} predictions")
     shuffled = [f"{side.shuffled}_weights" for side in sides]
     if any(name in example for name in shuffled):
         facts.append(f"{total(shuffled)} shuffled")
-    if "sequence_ids" in example:
-        facts.append(f"{example['sequence_ids'].max()} sequence(s)")
+    if form.sequences:
+        facts.append(f"{example[form.sequences].max()} sequence(s)")
     return ", ".join(facts)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data import manifest as manifests
-from data.forms import Side
+from data.forms import Segments, Side
 from data.forms.segments import COMPACT_FEATURES
 from data.forms.sides import original_ids
 from data.randomness import keys
@@ -79,7 +79,7 @@ def statistics(
         unk_id: id of [UNK]; None leaves unknown tokens uncounted.
         report: is told how many examples are read.
     """
-    sides = dataset.form.sides
+    sides, label, sequences = dataset.form.sides, dataset.form.label, dataset.form.sequences
     features = {feature.name: feature for feature in dataset.schema}
     width = sum(features[side.ids].width(dataset.lengths) for side in sides)
     result, shown_at_predictions = Statistics(width), Counter[int]()
@@ -91,10 +91,10 @@ def statistics(
         result.examples += len(lengths)
         result.tokens += int(lengths.sum())
         result.lengths.update(lengths.tolist())
-        if "next_sentence_labels" in batch:
-            result.labels.update(batch["next_sentence_labels"].tolist())
-        if "sequence_ids" in batch:
-            result.sequences += int(batch["sequence_ids"].max(axis=1).sum())
+        if label:
+            result.labels.update(batch[label].tolist())
+        if sequences:
+            result.sequences += int(batch[sequences].max(axis=1).sum())
         for side in sides:
             _count_side(batch, side, result, shown_at_predictions, unk_id)
         hashes = np.concatenate([hashes, _hashes(np.concatenate([original_ids(batch, s) for s in sides], axis=1))])
@@ -186,7 +186,7 @@ def verify(paths: Sequence[Path]) -> Iterator[Finding]:
 def _problems(records: list[bytes], manifest: Mapping[str, Any] | None) -> Counter[str]:
     """Return everything that makes no sense, each with the number of records that it is true of."""
     columns, bad = decode_examples(records)
-    compact = "token_boundary" in columns and "input_mask" not in columns
+    compact = Segments.are_in(columns)
     form = manifests.form_of(manifest)
     lengths = _lengths(columns, manifest)
     names = COMPACT_FEATURES if compact else required(form.schema, lengths, form.optional)
@@ -200,7 +200,7 @@ def _problems(records: list[bytes], manifest: Mapping[str, Any] | None) -> Count
         return sum((_problems([record], manifest) for record in records), Counter())
     try:
         if compact:
-            return _count(_compact_problems(columns, manifest))
+            return _count(Segments.problems(columns, manifest))
         stored = [feature for feature in present(form.schema, lengths) if feature.stored]
         features = {f.name: columns[f.name].array(f.shape(lengths), str(columns[f.name].values.dtype)) for f in stored}
         return _count(form.problems(features, manifest))
@@ -220,24 +220,6 @@ def _lengths(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) 
 
 def _count(checks: Mapping[str, np.ndarray]) -> Counter[str]:
     return Counter({name: int(wrong.sum()) for name, wrong in checks.items() if wrong.any()})
-
-
-def _compact_problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-    """Return what is wrong with compact examples, each with the rows it is true of."""
-    ids, starts = columns["input_ids"], columns["token_boundary"]
-    lengths = np.diff(ids.splits)
-    ends = columns["first_segment_length"]
-    ends_NS = ends.matrix(int(ends.splits[1]))
-    checks = {
-        "token_boundary has another length than input_ids": np.diff(starts.splits) != lengths,
-        "first_segment_length is outside the example": ((ends_NS < 1) | (ends_NS > lengths[:, None])).any(axis=1),
-    }
-    if manifest:
-        checks["longer than max_seq_length"] = lengths > manifest["max_seq_length"]
-        wrong = ids.values >= manifest["tokenizer"]["vocab_size"]
-        row = np.repeat(np.arange(len(lengths)), lengths)[wrong]
-        checks["an id outside the vocabulary"] = np.bincount(row, minlength=len(lengths)).astype(bool)
-    return checks
 
 
 # -- recovery ----------------------------------------------------------------------------------------------------------

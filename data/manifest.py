@@ -62,8 +62,7 @@ def describe(
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
-            "cls_id": vocabulary.specials.cls_id,
-            "segment_ids": list(vocabulary.specials.segment_ids),
+            **asdict(vocabulary.specials),
             "file": None if vocabulary_file is None else vocabulary_file.name,
         },
         **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if recipe.dynamic else {}),

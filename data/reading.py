@@ -246,7 +246,7 @@ class PretrainingDataset:
         missing = [name for name in names if name not in columns]
         if missing or bad.any():
             path = self.paths[files[int(np.argmax(bad)) if bad.any() else 0]]
-            if missing and "token_boundary" in decode_examples(records)[0]:
+            if missing and Segments.are_in(decode_examples(records)[0]):
                 raise UsageError(
                     f"{path}: compact examples need the manifest that was written beside them, to mask by: copy it here"
                 )

@@ -124,8 +124,8 @@ class Specials:
     @classmethod
     def from_json(cls, tokenizer: Mapping[str, Any]) -> Specials:
         """Return those of the entry of a manifest; earlier versions knew BERT's segment ids alone."""
-        first, second = tokenizer.get("segment_ids", (0, 1))
-        return cls(tokenizer["cls_id"], (first, second))
+        known: dict[str, Any] = {f.name: tokenizer[f.name] for f in dataclasses.fields(cls) if f.name in tokenizer}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ class Form(Protocol):
         """The texts of an example, for statistics, checks and display."""
         ...
 
+    @property
+    def label(self) -> str:
+        """The feature of the pair's class; empty where examples have none."""
+        ...
+
+    @property
+    def sequences(self) -> str:
+        """The feature that numbers the sequences of a row; empty where a row is one example."""
+        ...
+
     def check(self, recipe: Recipe) -> None:
         """Raise `UsageError`, naming the flags, where a recipe is impossible in this form."""
         ...

@@ -39,6 +39,8 @@ class OneRow:
     )
     optional: tuple[str, ...] = ("shuffled",)
     sides: tuple[Side, ...] = (Side(),)
+    label: str = "next_sentence_labels"
+    sequences: str = ""
 
     def check(self, recipe: Recipe) -> None:
         """Every recipe fits."""

@@ -26,6 +26,7 @@ class Packed(OneRow):
 
     schema: Schema = (*OneRow.schema, Feature("sequence_ids", ("tokens",), stored=False))
     sides: tuple[Side, ...] = (Side(parts="sequence_ids"),)
+    sequences: str = "sequence_ids"
 
     def check(self, recipe: Recipe) -> None:
         if recipe.pairing.num_segments > 1:

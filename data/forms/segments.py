@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,6 +49,29 @@ class Segments:
             "first_segment_length": self.bounds[:, 1:-1],
             "next_sentence_labels": self.label,
         }
+
+    @staticmethod
+    def are_in(columns: Mapping[str, Column]) -> bool:
+        """Whether records are compact: they have word starts, which the records of no form have."""
+        return COMPACT_FEATURES[1] in columns
+
+    @staticmethod
+    def problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+        """Return what is wrong with compact records, each with its rows; raises `MalformedRecordError`."""
+        ids, starts = columns["input_ids"], columns["token_boundary"]
+        lengths = np.diff(ids.splits)
+        ends = columns["first_segment_length"]
+        ends_NS = ends.matrix(int(ends.splits[1]))
+        checks = {
+            "token_boundary has another length than input_ids": np.diff(starts.splits) != lengths,
+            "first_segment_length is outside the example": ((ends_NS < 1) | (ends_NS > lengths[:, None])).any(axis=1),
+        }
+        if manifest:
+            checks["longer than max_seq_length"] = lengths > manifest["max_seq_length"]
+            wrong = ids.values >= manifest["tokenizer"]["vocab_size"]
+            row = np.repeat(np.arange(len(lengths)), lengths)[wrong]
+            checks["an id outside the vocabulary"] = np.bincount(row, minlength=len(lengths)).astype(bool)
+        return checks
 
     @classmethod
     def from_record(cls, columns: Mapping[str, Column], width: int) -> Segments:

@@ -174,6 +174,7 @@ class SourceTarget:
         Feature("target_tokens", (), "int32", stored=False),
     )
     optional = ()
+    label = sequences = ""
     sides = tuple(
         Side(f"{s}_ids", f"{s}_mask", f"{s}_mask", hidden=f"{s}_lm", shuffled="") for s in ("source", "target")
     )
