@@ -1,4 +1,4 @@
-"""Parameters, floating-point operations and memory of a training step, before any of it exists.
+"""Count parameters, floating-point operations and memory of a training step before anything is allocated.
 
 Operations are those of matrix products, the convention of Kaplan et al. (2020, section 2.1) and of every published
 model FLOP utilisation; unlike theirs they include attention scores and the vocabulary, and no layer is approximated.

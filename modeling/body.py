@@ -19,7 +19,7 @@ from modeling.variables import Initialization
 
 
 class Body(Protocol):
-    """What a model and its heads need of a body, which is a Keras layer of the name `backbone`."""
+    """The interface of a body, a Keras layer of the name `backbone`, for the model and its heads."""
 
     embeddings: Embeddings
 

@@ -12,7 +12,7 @@ DTYPES: Mapping[str, str] = {"float32": "float32", "bfloat16": "mixed_bfloat16",
 
 @dataclass(frozen=True)
 class Computation:
-    """What changes how a model is computed but neither its graph nor the names of its variables.
+    """The choices that change neither the graph of a model nor the names of its variables.
 
     Attributes:
         dtype: Keras dtype policy, a value of `DTYPES`.

@@ -100,7 +100,7 @@ class Config:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the word table: `vocab_size` rounded up to a multiple of `vocab_padding_multiple`."""
+        """The rows of the word table: `vocab_size` rounded up to a multiple of `vocab_padding_multiple`."""
         multiple = self.vocab_padding_multiple
         return -(-self.vocab_size // multiple) * multiple
 

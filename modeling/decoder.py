@@ -58,7 +58,7 @@ class Decoder(Encoder):
             x_BLD: embedded tokens.
             attention_mask: boolean, broadcasts to [B, N, L, L]; a causal decoder adds its own.
             training: apply dropout; needs a `seeded` scope.
-            memory_BSD: what cross-attention reads; without it the blocks skip their cross-attention.
+            memory_BSD: states that cross-attention reads; without them the blocks skip their cross-attention.
             memory_mask: boolean, broadcasts to [B, N, L, S].
 
         Returns:
@@ -95,7 +95,7 @@ class Decoder(Encoder):
         return [(self.attentions[i], *crosses[i : i + 1], self.feed_forwards[j]) for i, j in self.order]
 
     def start_cache(self, batch: int, length: int, memory_BSD: Tensor | None = None) -> Cache:
-        """Room for `length` positions per block, and the memory's keys and values, projected once."""
+        """Return an empty cache of `length` positions per block, and the memory's keys and values, projected once."""
         attention = self.attentions[0]
         empty = ops.zeros((batch, attention.heads, length, attention.head_size), self.compute_dtype)
         cache: Cache = {"self": [(empty, empty) for _ in self.order], "memory": []}

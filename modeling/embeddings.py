@@ -18,7 +18,11 @@ from modeling.variables import Initialization
 
 
 def places_in_sequence(sequence_ids_BL: Tensor) -> Tensor:
-    """How many tokens of its own sequence stand before each token of a packed row; int32 [B, L]."""
+    """Return the place of each token of a packed row in its own sequence, from 0 on; int32 [B, L].
+
+    A row of two sequences and one position of padding:
+        sequence_ids [1, 1, 1, 2, 2, 0] -> places [0, 1, 2, 0, 1, 0]
+    """
     same_BLL = ops.cast(sequence_ids_BL[:, :, None] == sequence_ids_BL[:, None, :], "int32")
     return ops.sum(ops.tril(same_BLL, k=-1), axis=-1)
 

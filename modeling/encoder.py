@@ -26,7 +26,7 @@ class Encoder(keras.layers.Layer):
 
     Attributes:
         gather: set by an engine that keeps weights in parts: (variable, value) -> the value as it is computed with. It
-            is called for each block inside of what is recomputed or looped over, so that one block is whole at a time.
+            is called inside of the recomputation or the loop, so that the weights of one block at a time are whole.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Encoder(keras.layers.Layer):
         return self.run_blocks(block, self._bricks(), x_BLD, training=training)
 
     def _bricks(self) -> list[Bricks]:
-        """The bricks of every block in order."""
+        """Return the bricks of every block in order."""
         return [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]
 
     def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
@@ -108,7 +108,7 @@ class Encoder(keras.layers.Layer):
         *memory: Tensor,
         training: bool,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; returns what `call` returns."""
+        """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; return what `call` does."""
         keys = [next_key() if training else None for _ in blocks]
         if self.scan:
             states = self._scanned(block, blocks, keys, x_BLD, *memory)
@@ -126,7 +126,7 @@ class Encoder(keras.layers.Layer):
 
     @property
     def own_weights(self) -> list[keras.Variable]:
-        """Weights that one block alone uses."""
+        """The weights that a single block uses."""
         users = [brick for pair in self._bricks() for brick in pair]
         return [variable for brick in users if users.count(brick) == 1 for variable in brick.weights]
 
@@ -147,7 +147,7 @@ class Encoder(keras.layers.Layer):
     ) -> list[Tensor]:
         """Return the states from one loop over the blocks."""
         training = keys[0] is not None
-        # The first block's variables stand for those of whichever block the loop is at.
+        # The loop's body is traced once, with the first block's variables: they take the values of each block in turn.
         columns = list(zip(*([v for brick in bricks for v in brick.weights] for bricks in blocks), strict=True))
         own = [column for column in columns if any(variable is not column[0] for variable in column)]
         shared = [column[0] for column in columns if all(variable is column[0] for variable in column)]

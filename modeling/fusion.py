@@ -2,7 +2,7 @@
 
 Compiling whole steps is slower on CPUs, where XLA's matrix products fall behind oneDNN's; so only chains without one
 are compiled, and only inside `with fusing()` under a `tf.function`: exported graphs and eager calls stay plain. So do
-replicas of a `tf.distribute` strategy: a compiled part of one would reach for another's device.
+replicas of a `tf.distribute` strategy, which would share one compiled function between several devices.
 """
 
 import contextlib

@@ -101,7 +101,7 @@ class LayerNorm(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head attention, residual and LayerNorm: self, cross, causal or cached, by what it is called with.
+    """Multi-head attention, residual and LayerNorm: self, cross, causal or cached, by its arguments.
 
     Keys and values are a pair of [B, N, S, H]; a cache is such a pair with room for later positions.
     """
@@ -126,7 +126,7 @@ class Attention(keras.layers.Layer):
             layer.build(None)
 
     def keys_values(self, memory_BSD: Tensor) -> KeyValue:
-        """Project what is attended to; what a decoder keeps of its source between steps."""
+        """Project the memory to keys and values; a decoder keeps those of its source between steps."""
         return self._split(self.key(memory_BSD)), self._split(self.value(memory_BSD))
 
     def call(
@@ -246,7 +246,7 @@ class FeedForward(keras.layers.Layer):
 class GroupedDense(keras.layers.Layer):
     """Dense in independent groups (albert_zh's modeling_google_fast): input interleaved, output group after group.
 
-    Input feature i belongs to group i mod G; group g makes the outputs g*O/G ... (g+1)*O/G - 1.
+    Input feature i belongs to group i mod G; group g computes the outputs g*O/G ... (g+1)*O/G - 1.
     """
 
     def __init__(

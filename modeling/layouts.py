@@ -18,7 +18,7 @@ def transformer_rules(config: Config) -> LayoutRules:
             (r"feed_forward_\d+/output/kernel$", ("model", None)),
         )
     else:
-        # Whole groups: their outputs stand one after the other, their inputs interleaved.
+        # Whole groups: a cut through a group would need sums over devices, because inputs are interleaved.
         feed_forward = ((r"feed_forward_\d+/(intermediate|output)/kernel$", (None, None, "model")),)
     return (
         (r"embeddings/word_embeddings$", ("model", None)),

@@ -1,4 +1,4 @@
-"""Who may attend to whom, as boolean tensors that broadcast to [B, N, L, S]; True keeps."""
+"""Masks of attention, as boolean tensors that broadcast to [B, N, L, S]; True keeps."""
 
 import numpy as np
 
@@ -16,14 +16,14 @@ def sequence_mask(sequence_ids_BL: Tensor) -> Tensor:
 
 
 def causal_mask(length: int, memory_length: int, position: int | Tensor = 0) -> Tensor:
-    """Keep the keys at or before each query: [1, 1, L, S]; the first query stands at `position` of the keys."""
+    """Keep the keys at or before each query: [1, 1, L, S]; the first query is at `position` of the keys."""
     query_L1 = ops.arange(length, dtype="int32")[:, None] + position
     key_1S = ops.arange(memory_length, dtype="int32")[None, :]
     return (key_1S <= query_L1)[None, None]
 
 
 def additive(mask: Tensor) -> Tensor:
-    """A boolean mask as float32 to be added to scores: 0 where kept, else finite and below every real score.
+    """Return a boolean mask as float32 to be added to scores: 0 where kept, else finite and below every real score.
 
     Half of the lowest float32: a row with no key left becomes uniform instead of NaN.
     """

@@ -27,7 +27,7 @@ _current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("seeded
 def seeded(key: Tensor | None) -> Iterator[None]:
     """Let every dropout inside derive its mask from `key` (uint32[2]) and the number of draws before it.
 
-    None stands for no randomness: a draw inside is an error.
+    With None a draw inside is an error.
     """
     token = _current.set(_Scope(key))
     try:
@@ -38,7 +38,7 @@ def seeded(key: Tensor | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded_by_default(generator: keras.random.SeedGenerator, training: bool) -> Iterator[None]:
-    """Keep the scope there is; when training outside of any (plain `model.fit`) take a key from `generator`."""
+    """Keep the surrounding scope; in training without one (plain `model.fit`) take a key from `generator`."""
     if not training or _current.get() is not None:
         yield
         return
@@ -47,7 +47,7 @@ def seeded_by_default(generator: keras.random.SeedGenerator, training: bool) -> 
 
 
 def next_key() -> Tensor:
-    """The next key of the surrounding scope, uint32[2]."""
+    """Return the next key of the surrounding scope, uint32[2]."""
     scope = _current.get()
     if scope is None or scope.key is None:
         raise RuntimeError("a random draw outside of `with seeded(key)`")
@@ -62,7 +62,7 @@ class _Key(keras.random.SeedGenerator):
         self.key = key
 
     def next(self, ordered: bool = True) -> Tensor:
-        """The key as the backend wants it: 31 bits signed for TensorFlow."""
+        """Return the key in the type of the backend: 31 bits signed for TensorFlow."""
         if keras.config.backend() == "tensorflow":
             return ops.cast(ops.bitwise_right_shift(self.key, ops.cast(1, "uint32")), "int32")
         return self.key

@@ -7,7 +7,7 @@ from modeling.config import Config
 
 
 def shared_bricks(config: Config) -> list[tuple[int, int]]:
-    """(k of the attention, k of the feed-forward) for every block in order of execution.
+    """Return (k of the attention, k of the feed-forward) of every block in order of execution.
 
     Shared bricks are numbered group * inner_group_num + inner block, others layer * inner_group_num + inner block;
     groups that no layer falls into leave a gap. `sharing` "all" ties both, "attention" and "ffn" one of the two.

@@ -1,1 +1,1 @@
-"""What is asked of a model: a task joins examples, heads, losses and metrics; `training` drives any of them."""
+"""Tasks: a task joins examples, heads, losses and metrics; `training` drives any of them."""

@@ -20,7 +20,7 @@ from tasks.losses import Terms
 
 
 class TaskWithLosses(Protocol):
-    """What is needed of a `training.engine.Task`."""
+    """The part of `training.engine.Task` that a loss needs."""
 
     @property
     def loss_weights(self) -> Mapping[str, float]: ...
@@ -41,7 +41,7 @@ def fisher_information(
     released: bool = False,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Mean over batches of the squared gradient of the task's loss, for the variables `names`.
+    """Return the mean over batches of the squared gradient of the task's loss, for the variables `names`.
 
     Args:
         task: the task.

@@ -22,7 +22,7 @@ EMBEDDINGS = r"^backbone/embeddings/"
 
 
 def frozen_expressions(config: Config, layers: int) -> list[str]:
-    """Expressions over the names of what does not learn when the `layers` lowest layers are frozen.
+    """Return expressions over the names of the variables that do not learn when the `layers` lowest layers are frozen.
 
     The embeddings below them are frozen, too; 0 freezes nothing.
 
@@ -41,7 +41,7 @@ def frozen_expressions(config: Config, layers: int) -> list[str]:
 def learning_rate_multipliers(
     config: Config, decay: float, join_proportion: float, num_steps: int
 ) -> list[tuple[str, float, int]]:
-    """(expression over names, factor on the learning rate, step from which it learns) for embeddings and blocks.
+    """Return (expression over names, factor on the learning rate, first step of learning) of embeddings and blocks.
 
     Pooler and head, which no expression covers, have factor 1 from step 0. The highest of n blocks has `decay`, the
     one below it its square, and so on; the embeddings have `decay`**(n + 1). Blocks join from the highest to the

@@ -22,7 +22,7 @@ def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def f1_scores(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
-    """F1 of each class, float64 [num_labels]; 0 where a class neither occurs nor is predicted."""
+    """Return the F1 of each class, float64 [num_labels]; 0 where a class neither occurs nor is predicted."""
     counts = confusion_matrix(labels, predictions, num_labels)
     true_positives = np.diag(counts)
     denominators = counts.sum(axis=0) + counts.sum(axis=1)
@@ -30,7 +30,7 @@ def f1_scores(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> n
 
 
 def matthews_correlation(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> float:
-    """Matthews' correlation coefficient for any number of classes (Gorodkin 2004); 0 where it is undefined."""
+    """Return Matthews' correlation coefficient for any number of classes (Gorodkin 2004); 0 where it is undefined."""
     counts = confusion_matrix(labels, predictions, num_labels).astype(np.float64)
     total, right = counts.sum(), np.trace(counts)
     predicted, true = counts.sum(axis=0), counts.sum(axis=1)
@@ -39,7 +39,7 @@ def matthews_correlation(labels: np.ndarray, predictions: np.ndarray, num_labels
 
 
 def classification_scores(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> Scores:
-    """Accuracy, F1 (of class 1 where there are two classes), macro F1 and Matthews' correlation."""
+    """Return accuracy, F1 (of class 1 where there are two classes), macro F1 and Matthews' correlation."""
     per_class = f1_scores(labels, predictions, num_labels)
     scores = {"accuracy": accuracy(labels, predictions), "macro_f1": float(per_class.mean())}
     if num_labels == 2:
@@ -52,7 +52,7 @@ CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews_correlation")
 
 
 def mean_and_deviation(runs: list[Scores]) -> Mapping[str, tuple[float, float]]:
-    """Mean and sample standard deviation of each score over runs (deviation 0 for one run)."""
+    """Return mean and sample standard deviation of each score over runs (deviation 0 for one run)."""
     spread: Callable[[np.ndarray], float] = lambda v: float(v.std(ddof=1)) if len(v) > 1 else 0.0  # noqa: E731
     columns = {name: np.array([run[name] for run in runs]) for name in runs[0]}
     return {name: (float(values.mean()), spread(values)) for name, values in columns.items()}

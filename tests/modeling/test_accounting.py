@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_cases import CONFIGS
 from on_jax import environment_on_jax
@@ -66,7 +66,7 @@ def test_operations_are_those_of_every_product_that_jax_traces():
     batch, length, predictions = 3, 9, 4
     for name, (forward, whole) in json.loads(result.stdout).items():
         config = CONFIGS[name]
-        width = config.hidden_size if config.family == "albert_zh" else config.embedding_size
+        width = PretrainingModel(config).backbone.embeddings.sum_width
         # Token types are looked up by a product with one-hot rows, which have no gradient.
         lookup = 2 * batch * length * config.type_vocab_size * width
         counted = batch * flops_per_example(config, length, predictions)
@@ -91,6 +91,8 @@ LAYOUTS = st.builds(
 )
 
 
+# The first example declares the model.
+@settings(deadline=None)
 @given(LAYOUTS)
 def test_memory_grows_with_what_is_held_and_falls_with_what_is_cut(layout: Layout):
     def peak(**changes: object) -> float:
