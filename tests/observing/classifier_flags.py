@@ -1,0 +1,154 @@
+"""The flags of run_classifier.py that are its own, those of the techniques of fine-tuning among them."""
+
+from __future__ import annotations
+
+import pytest
+from observing import training_flags, world
+from observing.recorders import content, replaced
+from observing.rows import DIFFERENT, Row, Verb
+from observing.training_flags import RUN_FILE
+
+import run_classifier
+
+PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
+FINISHED = {"init_checkpoint": "{world}/classifier"}
+ADVERSARIAL = {"adversarial_weight": "1"}
+# The results of development and test name the step of their weights.
+STEP = {f"files/out/{split}_results": DIFFERENT for split in ("eval", "test")}
+SEEN = dict.fromkeys(("task", "engine", "plan", "training", "optimizer", "predicted", "files"), DIFFERENT)
+NAMES = sorted(world.tensors(world.CONFIG))
+EMBEDDINGS = tuple(name for name in NAMES if "embeddings" in name)
+LOWEST = tuple(name for name in NAMES if "embeddings" in name or "_0/" in name)
+MULTIPLIER = "optimizer/learning_rate_multiplier"
+CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
+
+ROWS = (
+    *training_flags.ROWS,
+    Row(
+        "task_name",
+        "mirrored",
+        {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT},
+        {"task_name": "lcqmc", "task_file": "{world}/tasks.toml"},
+    ),
+    Row("task_file", "{world}/tasks.toml", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row("data_dir", "{world}/other_pairs", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row("bert_config_file", "{world}/wide.json", {"task/config/hidden_size": 16, "plan/config/hidden_size": 16}),
+    Row(
+        "vocab_file",
+        "{world}/reversed.txt",
+        {
+            "training": DIFFERENT,
+            "predicted": DIFFERENT,
+            "files/out/vocab.txt": DIFFERENT,
+            f"{RUN_FILE}/tokenizer/fingerprint": DIFFERENT,
+        },
+    ),
+    Row("spm_model_file", "{world}/spiece.model", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row(
+        "do_lower_case",
+        "false",
+        {
+            "training": DIFFERENT,
+            "predicted": DIFFERENT,
+            f"{RUN_FILE}/tokenizer": DIFFERENT,
+            f"{RUN_FILE}/tokenizer/do_lower_case": False,
+        },
+    ),
+    Row("init_checkpoint", "{world}/pretrained", {"loaded": DIFFERENT}),
+    Row(
+        "max_seq_length",
+        "16",
+        {"training": DIFFERENT, "predicted": DIFFERENT, f"{RUN_FILE}/tokenizer/max_seq_length": 16},
+    ),
+    Row(
+        "do_train",
+        "true",
+        {"plan": DIFFERENT, "training": DIFFERENT, "optimizer": DIFFERENT, **STEP},
+        {"do_train": "false", **FINISHED},
+    ),
+    Row(
+        "do_eval",
+        "true",
+        {"predicted": DIFFERENT, "files/out/eval_results": DIFFERENT, "files/out/dev_predictions": DIFFERENT},
+        {"do_train": "false", "do_eval": "false", **FINISHED},
+    ),
+    Row(
+        "do_predict",
+        "true",
+        {"predicted": DIFFERENT, "files/out/test_results": DIFFERENT, "files/out/test_predictions": DIFFERENT},
+        {"do_predict": "false"},
+    ),
+    Row(
+        "train_batch_size",
+        "4",
+        {"training": DIFFERENT, "plan/num_steps": 40, "plan/count_units": 4, "optimizer/schedule": DIFFERENT, **STEP},
+    ),
+    Row("eval_batch_size", "4", {"predicted": DIFFERENT}, {"do_predict": "false"}),
+    Row("predict_batch_size", "4", {"predicted (2)": DIFFERENT}),
+    Row("optimizer", "lamb", {"optimizer/rule/is": "LAMB", "optimizer/trust_ratio": False}),
+    Row("learning_rate", "1", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/4": pytest.approx(0.8)}),
+    Row("num_train_epochs", "5", {"plan/num_steps": 10, "optimizer/schedule": DIFFERENT, **STEP}),
+    Row("num_train_steps", "40", {"plan/num_steps": 40, "optimizer/schedule": DIFFERENT, **STEP}),
+    Row("warmup_proportion", "0.2", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/2": pytest.approx(2.5e-5)}),
+    Row("save_checkpoints_steps", "5", {"plan/save_every_steps": 5, "plan/eval_every_steps": 5}),
+    Row("early_stopping_evaluations", "3", {"plan/early_stopping_evaluations": 3}),
+    Row("classifier_dropout", "0.5", {"task/classifier_dropout": 0.5}),
+    Row(
+        "seeds",
+        "1,2",
+        {**SEEN, "engine/seed": 1, "engine (2)/seed": 2, "files/out/seed_1": DIFFERENT, "files/out/seed_2": DIFFERENT},
+    ),
+    Row(
+        "adversarial_weight",
+        "0.5",
+        {"task/loss_weights/adversarial": 0.5, "task/regularizers": DIFFERENT, "task/regularizers/0/is": "Adversarial"},
+    ),
+    Row("adversarial_sigma", "0.5", {"task/regularizers/0/sigma": 0.5}, ADVERSARIAL),
+    Row("adversarial_step", "0.5", {"task/regularizers/0/step": 0.5}, ADVERSARIAL),
+    Row("adversarial_bound", "0.5", {"task/regularizers/0/bound": 0.5}, ADVERSARIAL),
+    Row(
+        "r_drop_weight",
+        "0.5",
+        {"task/loss_weights/r_drop": 0.5, "task/regularizers": DIFFERENT, "task/regularizers/0/is": "RDrop"},
+    ),
+    Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
+    Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),
+    Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping/0/fraction": 0.5}, CHILD_F),
+    Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping": DIFFERENT}, CHILD_D),
+    Row("child_tuning_fisher", "released", {"fisher/released": True, "fisher/batches": DIFFERENT}, CHILD_D),
+    Row("seed", "7", {"optimizer/transforms_after_clipping/0/seed": 7, **training_flags.SEEDED}, CHILD_F),
+    Row(
+        "layer_decay",
+        "0.5",
+        {
+            MULTIPLIER: DIFFERENT,
+            f"{MULTIPLIER}/backbone/encoder/attention_1": 0.5,
+            f"{MULTIPLIER}/backbone/encoder/attention_0": 0.25,
+        },
+    ),
+    Row("freeze", "embeddings", {"optimizer/frozen": EMBEDDINGS}),
+    Row("freeze_layers", "1", {"optimizer/frozen": LOWEST}),
+    Row(
+        "gradual_unfreezing",
+        "0.5",
+        {
+            MULTIPLIER: DIFFERENT,
+            f"{MULTIPLIER}/backbone/embeddings/word_embeddings/4": 0.0,
+            f"{MULTIPLIER}/backbone/embeddings/word_embeddings/10": 1.0,
+        },
+    ),
+)
+BASE = {
+    "task_name": "lcqmc_pair",
+    "data_dir": "{world}/pairs",
+    "output_dir": "out",
+    "bert_config_file": "{world}/config.json",
+    "vocab_file": "{world}/vocab.txt",
+    "max_seq_length": "40",
+    "do_train": "true",
+    "do_eval": "true",
+    "do_predict": "true",
+    "train_batch_size": "8",
+    "num_train_epochs": "10",
+}
+VERB = Verb(run_classifier, BASE, ROWS, replaced, content)

@@ -1,0 +1,100 @@
+"""The flags of run_pretraining.py that are its own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from observing import training_flags
+from observing.recorders import content, replaced
+from observing.rows import ABSENT, DIFFERENT, Row, Verb
+from observing.training_flags import RUN_FILE
+
+import run_pretraining
+
+RESULTS = "files/out/eval_results"
+BARE = {"input_file": "{world}/bare/zh.tfrecord", "eval_input_file": "{world}/bare/zh.held_out.tfrecord"}
+SHUFFLED = {"input_file": "{world}/shuffled/*.tfrecord"}
+PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
+EVALUATES = {"do_train": "false", **PRETRAINED}
+
+ROWS = (
+    *training_flags.ROWS,
+    Row(
+        "bert_config_file",
+        "{world}/wide.json",
+        {"task/config/hidden_size": 16, "plan/config/hidden_size": 16, "plan/flops_per_unit": DIFFERENT},
+    ),
+    Row("input_file", "{world}/other/*.tfrecord", {"training": DIFFERENT, "held out": DIFFERENT}),
+    Row("eval_input_file", "{world}/other/zh.held_out.tfrecord", {"held out": DIFFERENT}),
+    Row("objective", "bert", {"task": DIFFERENT, f"{RUN_FILE}/objective": "bert"}, BARE),
+    Row("masked_lm_loss_weight", "0.5", {"task/loss_weights/masked_lm": 0.5, "task/losses": 0.5}),
+    Row("word_order_loss_weight", "0.5", {"task/loss_weights/word_order": 0.5, "task/losses": 0.5}, SHUFFLED),
+    Row("sentence_loss_weight", "0.5", {"task/loss_weights/sentence_order": 0.5, "task/losses": 0.5}),
+    Row("pooled_loss", "true", {"task/losses": True}, SHUFFLED),
+    Row("init_checkpoint", "{world}/pretrained", {"loaded": DIFFERENT}),
+    Row("init_sentence_head", "false", {"loaded/sentence_pair": ABSENT}, PRETRAINED),
+    Row("max_seq_length", "41", {"error": re.compile("--max_seq_length=41 but .* has max_seq_length=40")}),
+    Row(
+        "max_predictions_per_seq",
+        "3",
+        {"training": DIFFERENT, "held out": DIFFERENT, "plan/flops_per_unit": DIFFERENT},
+        {"input_file": "{world}/dynamic/*.tfrecord"},
+    ),
+    Row(
+        "do_train",
+        "true",
+        {
+            "plan": DIFFERENT,
+            "training": DIFFERENT,
+            "optimizer": DIFFERENT,
+            RESULTS: DIFFERENT,
+            f"{RESULTS}.json/global_step": 20.0,
+        },
+        EVALUATES,
+    ),
+    Row(
+        "do_eval",
+        "true",
+        {"held out": DIFFERENT, RESULTS: DIFFERENT, "plan/eval_every_steps": 1000, "plan/best_metric": "loss"},
+        {"do_eval": "false"},
+    ),
+    Row("train_batch_size", "4", {"training": DIFFERENT, "plan/count_units": 160}),
+    Row("eval_batch_size", "4", {"held out": DIFFERENT}),
+    Row(
+        "optimizer",
+        "lamb_paper",
+        {"optimizer/rule/bias_correction": True, "optimizer/weight_decay": 0.01, "optimizer/trust_ratio": True},
+    ),
+    Row("optimizer", "adamw", {"optimizer/rule/is": "AdamW", "optimizer/trust_ratio": True}),
+    Row("learning_rate", "1", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/4": pytest.approx(0.8)}),
+    Row("schedule", "constant", {"optimizer/schedule": pytest.approx(5e-5)}),
+    Row("schedule", "linear", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/4": pytest.approx(5e-5)}),
+    Row("poly_power", "2", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/10": pytest.approx(5e-5 / 4)}),
+    Row(
+        "num_train_steps",
+        "40",
+        {
+            "plan/num_steps": 40,
+            "optimizer/schedule": DIFFERENT,
+            RESULTS: DIFFERENT,
+            f"{RESULTS}.json/global_step": 40.0,
+        },
+    ),
+    Row("num_warmup_steps", "8", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/4": pytest.approx(2.5e-5)}),
+    Row("start_warmup_step", "1", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/2": pytest.approx(1.25e-5)}),
+    Row("save_checkpoints_steps", "5", {"plan/save_every_steps": 5, "plan/eval_every_steps": 5}),
+    Row("eval_steps", "3", {"plan/eval_every_steps": 3}),
+    Row("max_eval_steps", "1", {"held out": DIFFERENT, "held out/1": ABSENT}, {"eval_batch_size": "2"}),
+)
+BASE = {
+    "bert_config_file": "{world}/config.json",
+    "input_file": "{world}/records/*.tfrecord",
+    "output_dir": "out",
+    "do_train": "true",
+    "do_eval": "true",
+    "train_batch_size": "8",
+    "num_train_steps": "20",
+    "num_warmup_steps": "4",
+}
+VERB = Verb(run_pretraining, BASE, ROWS, replaced, content)

@@ -1,0 +1,194 @@
+"""What takes the place of engines, the loop and devices, so that a training verb runs to its end in milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from observing.plain import digest
+from observing.rows import Notes, stand_in
+
+import commands.devices
+import commands.session
+import conversion.loading
+import tasks.fisher
+import training.loop
+import training.strategies
+import training.tensorflow_engine
+from commands import startup
+from modeling import declared, named_variables
+from optimization import Selection
+from training.loop import Outcome
+
+# Flags, the model's shape and the summary are only repeated there.
+_NOT_OBSERVED = ("config.json", "model_config.json")
+_NOT_OF_A_PLAN = ("options", "summary", "complete_config")
+_STEPS = (0, 1, 2, 4, 10, 19)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where a run is: what is installed, and which devices there are."""
+
+    packages: frozenset[str]
+    platform: str = "cpu"
+    kind: str = "cpu"
+    attached: bool = True
+
+
+_BOTH = frozenset({"tensorflow", "jax"})
+MACHINES = {
+    "cpu": Machine(_BOTH),
+    "gpu": Machine(_BOTH, "gpu", "NVIDIA H100"),
+    "tpu": Machine(_BOTH | {"libtpu"}, "tpu", "TPU v4"),
+    "tensorflow_tpu": Machine(_BOTH | {"tensorflow-tpu"}),
+    "away_from_tpu": Machine(_BOTH | {"libtpu"}, attached=False),
+}
+
+
+def content(path: Path) -> Any:
+    """Return what is observed of a file: the values of JSON, the digest of all else, nothing of repeated flags."""
+    if path.name in _NOT_OBSERVED:
+        return None
+    if path.name == "run.json":
+        return {name: value for name, value in json.loads(path.read_bytes()).items() if name != "config"}
+    return json.loads(path.read_bytes()) if path.suffix == ".json" else digest(path.read_bytes())
+
+
+def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
+    """Let the verb run on the machine of that name, and note what would have been computed there."""
+    here = MACHINES[machine]
+    patch.setenv("KERAS_BACKEND", "tensorflow")
+    for name in ("TF_CONFIG", "JAX_COORDINATOR_ADDRESS"):
+        patch.delenv(name, raising=False)
+    patch.setattr(startup, "_is_installed", lambda package: package in here.packages)
+    patch.setattr(startup, "_is_distributed", lambda package: package in here.packages)
+    patch.setattr(startup, "_tpu_is_attached", lambda: here.attached)
+    patch.setattr(sys, "argv", ["verb.py"])
+    patch.setattr(keras.config, "backend", lambda: os.environ["KERAS_BACKEND"])
+    if here.platform == "gpu":
+        for module in (commands.devices, commands.session):
+            patch.setattr(module, "found_devices", lambda: (here.kind, 1))
+
+    def initialize(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+        given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+        notes.add("processes", given)
+
+    stand_in(
+        patch,
+        "jax",
+        devices=lambda: [types.SimpleNamespace(platform=here.platform, device_kind=here.kind)] * 4,
+        distributed=types.SimpleNamespace(initialize=initialize),
+        process_count=lambda: 1,
+    )
+    stand_in(patch, "training.jax_engine", JaxEngine=engine_of("JaxEngine", notes))
+    stand_in(patch, "training.placement", create_placement=_placement)
+
+    def choose_strategy(**arguments: Any) -> Any:
+        notes.add("strategy", arguments)
+        return types.SimpleNamespace(num_replicas_in_sync=2) if arguments["use_tpu"] else None
+
+    patch.setattr(training.strategies, "choose_strategy", choose_strategy)
+    patch.setattr(training.tensorflow_engine, "TensorFlowEngine", engine_of("TensorFlowEngine", notes))
+    patch.setattr(training.loop, "train", loop_of(notes))
+    patch.setattr(tasks.fisher, "fisher_information", fisher_of(notes))
+    patch.setattr(conversion.loading, "load_into", loader_of(notes))
+
+
+def _placement(*, model_parallel: int, fsdp: bool) -> Any:
+    return types.SimpleNamespace(model_parallel=model_parallel, fsdp=fsdp, data_parts=2, host_part=(0, 1))
+
+
+def engine_of(kind: str, notes: Notes) -> type:
+    """Return a class that is constructed like an engine, notes with what, and answers without a model's weights."""
+
+    class Engine:
+        def __init__(self, task: Any, optimizer: Any, *, seed: int, **arguments: Any):
+            self.task, self.optimizer, self.step, self.seed = task, optimizer, 0, seed
+            self.placement = arguments.get("placement")
+            self.model = declared(task.build_model)
+            notes.add("engine", {"kind": kind, "seed": seed, **arguments})
+            notes.add("task", task)
+
+        def evaluate(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+            notes.add("held out", list(batches))
+            return {"loss": 0.5}
+
+        def predict(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+            seen = list(batches)
+            notes.add("predicted", seen)
+            for batch in seen:
+                rows = len(batch["input_ids"])
+                yield {"probabilities": np.full((rows, self.task.num_labels), 1 / self.task.num_labels, np.float32)}
+
+        def state(self) -> dict[str, np.ndarray]:
+            return {}
+
+    return Engine
+
+
+def loop_of(notes: Notes) -> Callable[..., Outcome]:
+    """Return what takes the place of `training.loop.train`: it evaluates once and calls that the end."""
+
+    def train(engine: Any, dataset: Any, plan: Any, *, evaluate: Callable[[], Mapping[str, float]] | None) -> Outcome:
+        batches = [dataset.batch(step) for step in range(2)]
+        settled = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+        units = plan.count_units(batches[0])
+        notes.add("plan", {n: v for n, v in settled.items() if n not in _NOT_OF_A_PLAN} | {"count_units": units})
+        notes.add("training", batches)
+        notes.add("optimizer", described(engine.optimizer, list(named_variables(engine.model))))
+        engine.step = plan.num_steps
+        evaluation = evaluate() if evaluate else {}
+        return Outcome(plan.num_steps, False, evaluation, None, plan.num_steps)
+
+    return train
+
+
+def described(optimizer: Any, names: list[str]) -> dict[str, Any]:
+    """Return the fields of an optimizer; schedules as their values, choices by variable as those of the `names`."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Selection):
+            return {name: of(choice) for name, choice in value.resolve(names).items()}
+        schedule: Any = value if callable(value) else None
+        return {str(step): float(schedule(step)) for step in _STEPS} if schedule else value
+
+    fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
+    as_they_are = ("rule", "transforms", "transforms_after_clipping")
+    return {name: value if name in as_they_are else of(value) for name, value in fields.items()} | {
+        "frozen": sorted(set(names) - set(optimizer.trainable(names)))
+    }
+
+
+def fisher_of(notes: Notes) -> Callable[..., dict[str, np.ndarray]]:
+    """Return what takes the place of `fisher_information`: some information, without a gradient."""
+
+    def fisher_information(
+        task: Any, model: keras.Model, batches: Iterable[Any], names: Iterable[str], *, released: bool, seed: int
+    ) -> dict[str, np.ndarray]:
+        notes.add("fisher", {"batches": list(batches), "released": released, "seed": seed})
+        shapes = {name: tuple(variable.shape) for name, variable in named_variables(model).items()}
+        return {name: np.arange(np.prod(shapes[name]), dtype=np.float32).reshape(shapes[name]) for name in names}
+
+    return fisher_information
+
+
+def loader_of(notes: Notes) -> Callable[..., Any]:
+    """Return what takes the place of `load_into`: it decides and checks as that does, and notes what it would load."""
+
+    def load_into(model: keras.Model, checkpoint: Any, **allowed: Any) -> Any:
+        shapes = {name: tuple(variable.shape) for name, variable in named_variables(model).items()}
+        values, report = conversion.loading.assignment(shapes, checkpoint, **allowed)
+        notes.add("loaded", values)
+        return report
+
+    return load_into

@@ -1,0 +1,139 @@
+"""The inputs that all observed runs share: two texts, their vocabularies, configs, records, pairs and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import create_pretraining_data
+from commands.flags import parse
+from conversion.writers import write_ours, write_tf1
+from data.tokenizers.training import train_sentencepiece, train_wordpiece
+from data.tokenizers.wordpiece import is_ideograph, vocabulary_bytes
+from modeling import ClassifierModel, Config, PretrainingModel, variable_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "data/samples"
+VOCAB_SIZE = 1200
+CONFIG = Config(
+    family="albert_zh",
+    vocab_size=VOCAB_SIZE,
+    embedding_size=4,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=64,
+)
+CONFIGS = {
+    "config": CONFIG,
+    "wide": dataclasses.replace(CONFIG, hidden_size=16),
+    "shared": dataclasses.replace(CONFIG, sharing="all"),
+    "relu": dataclasses.replace(CONFIG, sharing="all", hidden_act="relu"),
+}
+# A task of one's own, and another meaning for a task that is shipped.
+TASK_FILE = "".join(
+    f"""
+[{name}]
+columns = ["text_b", "text_a", "label"]
+labels = ["0", "1"]
+metric = "accuracy"
+files = {{ train = ["train.txt"], dev = ["dev.txt"], test = ["test.txt"] }}
+"""
+    for name in ("mirrored", "lcqmc_pair")
+)
+
+
+def make_world(folder: Path) -> None:
+    """Write all inputs into `folder`; takes about a second."""
+    text, other = (documents(name) for name in ("nature", "history"))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    (folder / "other.txt").write_text(other, encoding="utf-8")
+    lines = (json.dumps({"text": a, "title": b}) for a, b in zip(text.split("\n\n"), other.split("\n\n"), strict=False))
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    vocabulary = train_wordpiece(text.splitlines(), vocab_size=VOCAB_SIZE, common=False)
+    # albert_zh's labels of characters inside words.
+    inside = (f"##{token}" for token in vocabulary if len(token) == 1 and is_ideograph(token))
+    vocabulary = [
+        next(inside) if token.startswith("[unused") and place > 103 else token for place, token in enumerate(vocabulary)
+    ]
+    (folder / "vocab.txt").write_bytes(vocabulary_bytes(vocabulary))
+    (folder / "reversed.txt").write_bytes(vocabulary_bytes([*vocabulary[:104], *reversed(vocabulary[104:])]))
+    (folder / "spiece.model").write_bytes(train_sentencepiece((text + other).splitlines(), vocab_size=VOCAB_SIZE))
+    for name, config in CONFIGS.items():
+        (folder / f"{name}.json").write_text(config.to_json())
+    (folder / "tasks.toml").write_text(TASK_FILE)
+    make_records(folder)
+    make_pairs(folder)
+    make_checkpoints(folder)
+
+
+def documents(name: str) -> str:
+    """Return a few documents of the samples, Chinese and English in turn."""
+    texts = [(SAMPLES / language / f"{name}.txt").read_text(encoding="utf-8") for language in ("zh", "en")]
+    chinese, english = (text.strip().split("\n\n")[:6] for text in texts)
+    pairs = zip(chinese, english, strict=False)
+    return "\n\n".join(document for pair in pairs for document in pair) + "\n"
+
+
+def make_records(folder: Path) -> None:
+    """Write record shards of several kinds, each in a folder of its own."""
+    kinds: dict[str, Mapping[str, object]] = {
+        "records": {},
+        "other": {"input_file": folder / "other.txt"},
+        "shuffled": {"trigram_rate": 0.2},
+        "dynamic": {"masking": "dynamic"},
+    }
+    for kind, flags in kinds.items():
+        given = {
+            "input_file": folder / "text.txt",
+            "output_file": folder / kind / "zh.tfrecord",
+            "vocab_file": folder / "vocab.txt",
+            "max_seq_length": 40,
+            "max_predictions_per_seq": 6,
+            "dupe_factor": 2,
+            "eval_fraction": 0.3,
+            "num_workers": 1,
+            **flags,
+        }
+        options = parse(create_pretraining_data.Options, [f"--{name}={value}" for name, value in given.items()])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            create_pretraining_data.main(options)
+    # As BERT's own script leaves them: without a manifest nothing says which objective they were made for.
+    shutil.copytree(folder / "records", folder / "bare", ignore=shutil.ignore_patterns("*.json"))
+
+
+def make_pairs(folder: Path) -> None:
+    """Write two folders of labelled pairs, in which some words have capitals."""
+    for name, skipped in (("pairs", 0), ("other_pairs", 40)):
+        (folder / name).mkdir()
+        for split, count in (("train", 16), ("dev", 6), ("test", 5)):
+            lines = (SAMPLES / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
+            chosen = [f"The {line}" for line in lines[skipped : skipped + count]]
+            (folder / name / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+
+
+def make_checkpoints(folder: Path) -> None:
+    """Write checkpoints of ours and of TF 1: pretrained, with a classifier, and a run with a best step."""
+    pretrained, shared = tensors(CONFIG), tensors(CONFIGS["shared"])
+    write_ours(folder / "pretrained", CONFIG, pretrained, [folder / "vocab.txt"])
+    write_ours(folder / "shared", CONFIGS["shared"], shared, [folder / "vocab.txt"])
+    write_ours(folder / "run/best", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1))
+    write_ours(folder / "run/checkpoints/step_00000002", CONFIGS["shared"], shared)
+    write_ours(folder / "classifier", CONFIG, tensors(CONFIG, classes=2))
+    write_tf1(folder / "tf1", CONFIGS["shared"], shared, [folder / "vocab.txt"])
+    write_tf1(folder / "other_tf1", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1), [folder / "vocab.txt"])
+
+
+def tensors(config: Config, *, classes: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random weights with the heads of pretraining or, with `classes`, of a classifier."""
+    shapes = variable_shapes(lambda: ClassifierModel(config, classes) if classes else PretrainingModel(config, 2))
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
