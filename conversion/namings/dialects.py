@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from conversion.rules import Rule
+from modeling import dialects
 
 Row = tuple[str, str, str]  # kind, our name, their name
 
@@ -19,19 +20,7 @@ _TRAINING_STATE = re.compile(
 )
 _TORCH_DERIVED = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 
-BERT_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-)
+BERT_KEYS = (*dialects.BERT_KEYS, "initializer_range")
 ALBERT_KEYS = ("embedding_size", "num_hidden_groups", "inner_group_num")
 
 ATTENTION, FEED_FORWARD = "backbone/encoder/attention_{k}", "backbone/encoder/feed_forward_{k}"
