@@ -4,8 +4,8 @@
 
 takes three steps of every loss case (cases.py) with the code of both, on both backends. It compares the values of every
 step, the weights, optimizer state and averages after the last one, scores and predictions, and prints every difference;
-the exit code is 1 if there is one. `--cases=REGEX` takes some cases only. `--change='{"seed": 4}'` changes flags of this
-side alone, to see that a difference is found.
+the exit code is 1 if there is one. `--cases=REGEX` takes some cases only;
+`--change='{"seed": 4}'` changes flags of this side alone, to see that a difference is found.
 """
 
 from __future__ import annotations
