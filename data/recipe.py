@@ -124,8 +124,9 @@ class Specials:
     @classmethod
     def from_json(cls, tokenizer: Mapping[str, Any]) -> Specials:
         """Return those of the entry of a manifest; earlier versions knew BERT's segment ids alone."""
-        known: dict[str, Any] = {f.name: tokenizer[f.name] for f in dataclasses.fields(cls) if f.name in tokenizer}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        known = {f.name: tokenizer[f.name] for f in dataclasses.fields(cls) if f.name in tokenizer}
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in known.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from data.randomness import keys
 from data.reading import PretrainingDataset
 from data.recipe import Recipe
 from data.schema import Feature, padding, present, schema_from_json, schema_to_json, shapes
+from data.tokenizers.training import train_sentencepiece
 from data.word_order import WordOrder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好我们学习语言模型，。北京明"]
 TEXT = "今天天气很好。\n我们学习语言模型。\n今天学习。\n明天北京很好，我们学习。\n\n"
@@ -151,6 +155,38 @@ def test_laws_of_a_recipe_name_the_flags():
     ):
         with pytest.raises(UsageError, match=message):
             recipe(**changes)
+
+
+def test_records_in_xlmr_s_layout_are_in_its_template(tmp_path):
+    """<s> A </s></s> B </s> with one segment id; a packed row is a run of <s> A </s>."""
+    text = ROOT / "data/samples/zh/nature.txt"
+    sentences = [line for line in text.read_text(encoding="utf-8").split("\n") if line]
+    model = train_sentencepiece(sentences, vocab_size=1000, layout="xlmr", do_lower_case=False)
+    (tmp_path / "spiece.model").write_bytes(model)
+
+    def rows(name, part, **flags):
+        options = {"max_seq_length": 96, "max_predictions_per_seq": 8, "dupe_factor": 1, "num_workers": 1, **flags}
+        create_pretraining_data.main(
+            create_pretraining_data.Options(
+                input_file=(str(text),),
+                output_file=(str(tmp_path / name),),
+                spm_model_file=str(tmp_path / "spiece.model"),
+                do_lower_case=False,
+                **options,
+            )
+        )
+        (batch,) = PretrainingDataset(str(tmp_path / name), 1).evaluation_batches(200)
+        assert not batch["segment_ids"].any()
+        for ids, numbers in zip(original_ids(batch, Side()), batch[part], strict=True):
+            yield from (ids[numbers == number] for number in range(1, numbers.max() + 1))
+
+    for masking in ("static", "dynamic"):
+        for ids in rows(f"{masking}.tfrecord", "input_mask", masking=masking):
+            ends = np.flatnonzero(ids == 2).tolist()
+            assert (ids[0], len(ends), ends[1] - ends[0], ends[2]) == (0, 3, 1, len(ids) - 1)
+    packed = list(rows("p.tfrecord", "sequence_ids", objective="masked_lm", pack_sequences=True, short_seq_prob=1.0))
+    for ids in packed:
+        assert (np.flatnonzero(ids == 0).tolist(), np.flatnonzero(ids == 2).tolist()) == ([0], [len(ids) - 1])
 
 
 # -- a second member ---------------------------------------------------------------------------------------------------
