@@ -1,18 +1,25 @@
-# Two commands: `make demo` runs the whole journey on the shipped sample, `make test` runs every check.
-# Both install the locked dependencies into .venv the first time and reuse it afterwards.
+# `make demo` runs the whole journey on the shipped sample, `make test` runs every check, `make test-fast` the quick ones.
+# Each of them installs the locked dependencies into .venv the first time and reuses them afterwards.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 1
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test test-fast check format lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# A process a core, each with whole files: the tests of a file share what its fixtures made. A process takes up to 3 GiB.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# What to run while working: all but the tests that are marked as slow.
+test-fast: check
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # What pre-commit runs too: lint, format, types.
 check: $(VENV)/.installed
