@@ -108,6 +108,7 @@ def test_everything_composes_and_a_run_that_goes_on_is_the_run_that_was_not_stop
     assert_equal(weights(tmp_path / "out")[1], final)
 
 
+@pytest.mark.slow
 def test_task_driven_child_by_every_example(arguments, tmp_path):
     from modeling import ClassifierModel, named_variables
 

@@ -54,6 +54,7 @@ def test_mistakes_are_named(flags: list[str], message: str):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_plan_by_accounting_is_one_table_and_needs_no_tensorflow():
     script = (
         "import sys, plan_training as p; from commands.flags import parse\n"

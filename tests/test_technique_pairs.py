@@ -27,6 +27,8 @@ from optimization import Constant, TaskDrivenChild, create_optimizer
 from tasks.classification import ClassificationTask
 from tasks.layer_rates import learning_rate_multipliers
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Config(
     family="bert",
     vocab_size=20,
@@ -248,7 +250,6 @@ def test_all_do_what_they_promise_at_once(left_out: str):
     check_promises(techniques, run(*techniques, dropout=0.0), 0.0, compared=not ON_JAX or left_out == "child_F")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(ON_JAX, reason="this is the process on JAX")
 def test_all_do_what_they_promise_at_once_on_jax():
     """Between them the two sets hold every pair."""

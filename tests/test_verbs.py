@@ -18,6 +18,8 @@ import run_pretraining
 from commands.flags import run
 from modeling import load_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "albert_config/vocab.txt"
 VERBS: dict[str, Any] = {

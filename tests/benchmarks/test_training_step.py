@@ -42,6 +42,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("family", "precision"), [("bert", "float32"), ("albert", "bfloat16")])
 def test_both_sides_do_the_same_work_and_learn(family: str, precision: str):

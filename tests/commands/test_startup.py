@@ -96,6 +96,7 @@ def test_cores_are_two_in_each_device_of_v4_and_v5p():
     assert tpu_cores(devices("TPU v5 lite", 4)) == 4
 
 
+@pytest.mark.slow
 def test_tensorflow_starts_without_a_word():
     code = (
         "from commands.startup import import_tensorflow as start; start(); import keras; print(keras.backend.backend())"

@@ -65,6 +65,7 @@ def test_there_and_back_through_every_format(zh: Path, tmp_path: Path):
     assert (tmp_path / "tf1" / "vocab.txt").read_bytes() == (zh / "vocab.txt").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_difference_is_told_and_fails(
     zh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -131,6 +132,7 @@ def _written_labels(run: Path, *arguments: str) -> dict[str, str]:
 ROW = {"name": "xnli", "labels": ["矛盾", "中立", "蕴含"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--best"]])
 def test_classes_have_the_names_of_the_run(run: Path, arguments: list[str]):
     """A row names them in the order of the classifier's columns; --labels wins; a run of old has none."""
@@ -218,6 +220,7 @@ def test_flags_of_transformers_write_a_folder(zh: Path, tmp_path: Path):
     assert {"pytorch_model.bin", "model.safetensors"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

@@ -40,6 +40,7 @@ def _checkpoint(graph: str, **heads: int) -> Checkpoint:
     return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", [], Path("memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("graph", "model_type"), EXPRESSIBLE)
 def test_stock_transformers_computes_the_same(graph: str, model_type: str, tmp_path: Path):
     checkpoint = _checkpoint(graph)

@@ -56,6 +56,7 @@ def test_beam_makes_the_examples_that_local_processes_make(folder, more):
     assert PretrainingDataset(str(folder / "beam" / "x-*"), 4).num_examples == sum(multiset(beam).values())
 
 
+@pytest.mark.slow
 def test_shards_of_beam_do_not_depend_on_its_workers(folder):
     one = run(folder, "one", "--runner=DirectRunner", "--num_shards=2")
     options = "--beam_options=--direct_num_workers=2,--direct_running_mode=multi_threading"

@@ -183,6 +183,7 @@ def test_a_line_of_many_megabytes_is_read_in_bounded_parts(tmp_path: Path):
     assert counts.invalid_sequences == 0
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_sentence_splitting_loses_only_white_space(text: str):
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())

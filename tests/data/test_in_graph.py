@@ -22,6 +22,8 @@ from data.tokenizers.sentencepiece import SentencePieceTokenizer
 from data.tokenizers.training import train_sentencepiece
 from data.tokenizers.wordpiece import WordPieceTokenizer
 
+pytestmark = pytest.mark.slow
+
 tf: Any = tensorflow
 LATIN = "abcdefghijklmnopqrstuvwxyz0123456789"
 VOCABULARY = [
@@ -212,7 +214,6 @@ np.savez(sys.argv[2], **{name: value.numpy() for name, value in found.items()})
 """
 
 
-@pytest.mark.slow
 def test_saved_classifiers_take_raw_strings_in_another_process(tokenizers, tmp_path: Path):
     from modeling import ClassifierModel, Config
 

@@ -101,6 +101,7 @@ def test_single_segments_cover_the_text(shape, max_tokens, seed):
     assert (use == 1).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(documents, st.integers(4, 60), st.data())
 def test_cuts_are_at_words_and_only_where_needed(shape, max_tokens, data):

@@ -349,6 +349,7 @@ print("finished", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_continued_gives_the_same_bytes(tmp_path, vocab_file):
     corpus = write_corpus(tmp_path / "corpus.txt", documents=120)
     draw = random.Random(1)

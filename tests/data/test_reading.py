@@ -66,6 +66,7 @@ def test_features_have_shapes_and_types(shards):
         assert value.shape == ((4, width) if width else (4,))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(batch_size=st.integers(1, 30), seed=st.integers(0, 2**40), shuffle=st.sampled_from([1, 6, 12, 10**6]))
 def test_every_epoch_holds_every_example_once(tmp_path_factory, batch_size, seed, shuffle):

@@ -149,6 +149,7 @@ def test_arbitrary_bytes_never_crash_the_decoder(records):
     decode_examples(records)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(batches(), st.data())
 def test_damaged_bytes_never_crash_the_decoder(features, data):

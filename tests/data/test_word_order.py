@@ -93,6 +93,7 @@ def test_laws_of_any_shuffling(batch, word_order, seed):
         assert out["input_ids"][row, 0] == CLS
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(batches(), word_orders, st.integers(0, 2**40))
 def test_windows_of_the_paper(batch, word_order, seed):

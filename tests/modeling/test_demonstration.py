@@ -9,6 +9,7 @@ import test_changes
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.mark.slow
 def test_the_three_changes_are_shown_and_hold():
     result = subprocess.run(
         [sys.executable, "test_changes.py"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False

@@ -96,6 +96,7 @@ def test_masked_memory_changes_nothing():
     np.testing.assert_allclose(layer(x, memory_BSD=memory, memory_mask=memory_mask)[0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_decoder_rematerialisation_and_scan_keep_the_gradient_of_the_memory(scan: bool):
     x, memory = tf.constant(states(4)), tf.constant(states(3, seed=1))

@@ -301,6 +301,7 @@ def gradients(model: LanguageModel, batch: dict) -> tuple[float, dict[str, np.nd
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scan", "remat"),
     [
@@ -444,6 +445,7 @@ def run_on_jax(script: str, *arguments: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_jax_equals_tensorflow(tmp_path: Path):
     """The same seed gives the same model and outputs on both backends."""
     path = tmp_path / "jax.npz"
@@ -482,6 +484,7 @@ def test_dropout_free_config_ignores_training():
     )
 
 
+@pytest.mark.slow
 def test_one_trace_serves_any_batch_and_length():
     model = model_of("albert_zh")
     names = ("input_ids", "input_mask", "segment_ids")

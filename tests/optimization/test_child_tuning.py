@@ -31,6 +31,7 @@ def free_child(fraction, seed, step):
     return {name: ops.convert_to_numpy(value) for name, value in TaskFreeChild(fraction, seed)(ones, step).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.2, 0.7])
 def test_task_free_child_keeps_the_gradient_in_the_mean(fraction):
     """Over steps, over seeds and over positions: each within five deviations of a binomial."""
@@ -65,6 +66,7 @@ def test_task_free_children_of_other_steps_seeds_names_and_positions_are_unrelat
     assert all((value == 1).all() for value in whole.values())
 
 
+@pytest.mark.slow
 def test_task_free_child_is_the_same_on_every_backend():
     script = (
         "import numpy as np, keras; from optimization import TaskFreeChild; "

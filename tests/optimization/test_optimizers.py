@@ -109,6 +109,7 @@ def rosenbrock(w):
     return np.array([2 * (x - 1) - 40 * x * (y - x * x), 20 * (y - x * x)], "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("gradient", "start", "goal"), [(parabola, [-2.0, 8.0], [3.0, 3.0]), (rosenbrock, [-1.0, 1.5], [1.0, 1.0])]

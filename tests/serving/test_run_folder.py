@@ -18,6 +18,8 @@ from modeling import load_config
 from serving.run_folder import open_run
 from tasks.run_file import NAME, RunFile
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "albert_config/vocab.txt"
 

@@ -96,6 +96,7 @@ def toy_choice() -> types.ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_kind_of_several_rows_an_example_needs_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "toy_choice", toy_choice())
     monkeypatch.setitem(kinds.KINDS, "toy_choice", "toy_choice")

@@ -94,6 +94,7 @@ def test_a_packed_sequence_is_scored_as_it_is_alone(name):
     np.testing.assert_allclose(logits(packed)[origins.ravel()[real]], logits(alone)[real], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_offset", "albert_preln"])
 def test_losses_metrics_and_gradients_of_packed_rows_are_those_of_their_sequences(name):
     packed, alone, _ = packed_and_alone(5)
@@ -122,6 +123,7 @@ def test_losses_metrics_and_gradients_of_packed_rows_are_those_of_their_sequence
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()), err_msg=variable)
 
 
+@pytest.mark.slow
 def test_the_verbs_train_on_and_score_packed_records(tmp_path, capsys):
     import create_pretraining_data
     import run_pretraining

@@ -186,6 +186,7 @@ def test_without_dropout_both_passes_agree():
     assert found["classification"] == losses(task())["classification"]
 
 
+@pytest.mark.slow
 def test_dropout_masks_of_the_passes_differ_and_follow_from_the_key():
     rich = task(RDrop(1.0), Adversarial(), config=CONFIG, dropout=0.1)
     found, plain = losses(rich), losses(task(config=CONFIG, dropout=0.1))

@@ -195,6 +195,7 @@ def pretrain(folder, output, objective="structbert", family="bert", **flags):
     return json.loads((folder / output / "eval_results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_reports_all_three_objectives(folder, capsys):
     scores = pretrain(folder, "bert_run")
     named = {"masked_lm", "word_order", "sentence_structure"}

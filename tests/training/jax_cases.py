@@ -1,6 +1,7 @@
 """What the JAX engine is made to do on several devices and in several processes, each in processes of their own.
 
-As a program: `jax_cases.py OUTPUT.npz CASE [ARGUMENT ...]`, on DEVICES virtual devices.
+As a program: `jax_cases.py OUTPUT.npz CASE,... [ARGUMENT ...]`. Every case gets the arguments; the keys of what a case
+found begin with its name.
 """
 
 from __future__ import annotations
@@ -318,8 +319,8 @@ def disagreement(process: str) -> Outcome:
     return {"text": np.array(text), "largest": np.array(processes.largest(int(process)))}
 
 
-def start(path: Path, case: str, *arguments: object, devices: int = 8, address: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", __file__, str(path), case, *map(str, arguments)]
+def start(path: Path, cases: str, *arguments: object, devices: int = 8, address: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", __file__, str(path), cases, *map(str, arguments)]
     return subprocess.Popen(
         command,
         env=environment_on_jax(devices=devices) | {"ADDRESS": address},
@@ -336,9 +337,9 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
     return error
 
 
-def run_apart(path: Path, case: str, *arguments: object, devices: int = 8) -> Outcome:
-    """Run a case in a process of its own."""
-    end(start(path, case, *arguments, devices=devices))
+def run_apart(path: Path, cases: str, *arguments: object, devices: int = 8) -> Outcome:
+    """Run cases one after another in a process of their own."""
+    end(start(path, cases, *arguments, devices=devices))
     return dict(np.load(path))
 
 
@@ -354,14 +355,15 @@ def run_in_two(folder: Path, case: str, *arguments: object, code: int = 0) -> It
         yield (dict(np.load(path)) if code == 0 else {}), error
 
 
-def main(path: str, case: str, *arguments: str) -> None:
+def main(path: str, cases: str, *arguments: str) -> None:
     if address := os.environ["ADDRESS"]:
         from commands.options import DeviceOptions
         from commands.startup import start_jax_processes
 
         options = DeviceOptions(coordinator_address=address, num_processes=2, process_id=int(arguments[-1]))
         start_jax_processes(options)
-    np.savez(path, **globals()[case](*arguments))
+    found = {name: globals()[name](*arguments) for name in cases.split(",")}
+    np.savez(path, **{f"{name}/{key}": x for name, values in found.items() for key, x in values.items()})
 
 
 if __name__ == "__main__":

@@ -96,12 +96,14 @@ def ignoring(tmp_path_factory):
     return run(tmp_path_factory.mktemp("ignoring"), ToyDataset(mislabelled=BAD), hooks=[])
 
 
+@pytest.mark.slow
 def test_a_warning_changes_nothing_and_comes_once_a_streak(tmp_path, capsys, ignoring):
     assert_same_bits(run(tmp_path, ToyDataset(mislabelled=BAD), on_spike="warn"), ignoring)
     lines = [line for line in capsys.readouterr().err.splitlines() if "is a spike, above" in line]
     assert [line.split(":")[0] for line in lines] == ["step 50", "step 70"]
 
 
+@pytest.mark.slow
 def test_skipping_leaves_out_exactly_the_bad_batches_however_the_run_is_cut(tmp_path, capsys, ignoring):
     recorder = Recorder()
     dataset = ToyDataset(mislabelled=BAD)
@@ -129,6 +131,7 @@ def test_skipping_without_end_stops_with_a_replay(tmp_path):
     assert read_state(folder).step == 50
 
 
+@pytest.mark.slow
 def test_a_rollback_passes_over_the_batches_since_the_checkpoint(tmp_path, capsys):
     recorder = Recorder()
     rolled = run(tmp_path / "one", ToyDataset(mislabelled=BAD[:1]), on_spike="rollback", hooks=[recorder])
@@ -149,6 +152,7 @@ def test_a_rollback_passes_over_the_batches_since_the_checkpoint(tmp_path, capsy
     assert "back to step 40, its 11 batches are passed over (rollback 1 of 3; " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rolled_back_run_that_is_interrupted_anywhere_ends_alike(tmp_path):
     # Batch 62 comes at step 51 after the first rollback, to step 40; another rollback passes over it too.
     bad = (50, 62, 100)

@@ -25,8 +25,15 @@ def assert_close(one, two, but=()):
             np.testing.assert_allclose(one[name], two[name], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
 
-def test_every_optimizer_on_every_mesh_equals_one_device(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "every_optimizer")
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    """What the cases of one process found, by case."""
+    cases = "every_optimizer,taught,pretraining,blocks,lowered,mistakes"
+    return run_apart(tmp_path_factory.mktemp("devices") / "found.npz", cases)
+
+
+def test_every_optimizer_on_every_mesh_equals_one_device(on_eight_devices):
+    found = part(on_eight_devices, "every_optimizer/")
     for name in OPTIMIZERS:
         one = part(found, f"{name}|one|")
         assert one["step/4/loss"] < one["step/0/loss"]
@@ -36,8 +43,8 @@ def test_every_optimizer_on_every_mesh_equals_one_device(tmp_path):
             assert_close(part(found, f"{name}|{mesh}|"), one)
 
 
-def test_a_teacher_on_every_mesh_equals_one_device_and_is_cut_like_fixed_weights(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "taught")
+def test_a_teacher_on_every_mesh_equals_one_device_and_is_cut_like_fixed_weights(on_eight_devices):
+    found = part(on_eight_devices, "taught/")
     one = part(found, "one|")
     assert one["step/2/loss"] < one["step/0/loss"]
     assert not [name for name in one if "teacher" in name or "companion" in name]
@@ -47,8 +54,8 @@ def test_a_teacher_on_every_mesh_equals_one_device_and_is_cut_like_fixed_weights
         assert found[f"{mesh}|shard"].tolist() == shape
 
 
-def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "pretraining")
+def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(on_eight_devices):
+    found = part(on_eight_devices, "pretraining/")
     # Softmax does not see the bias of the keys: its gradient is nothing but rounding, which Adam then scales up.
     uncertain = ("key/bias", "_shard")
     one = part(found, "one|")
@@ -60,15 +67,15 @@ def test_the_model_with_dropout_equals_one_device_and_resumes_on_another(tmp_pat
     assert_close(part(found, "resumed|"), {name: one[name] for name in part(found, "resumed|")}, uncertain)
 
 
-def test_blocks_that_gather_their_own_weights_equal_one_device(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "blocks")
+def test_blocks_that_gather_their_own_weights_equal_one_device(on_eight_devices):
+    found = part(on_eight_devices, "blocks/")
     one = part(found, "one False False|")
     for scan in (False, True):
         assert_close(part(found, f"fsdp 4, model 2 True {scan}|"), one, ("key/bias",))
 
 
-def test_the_step_is_lowered_from_shapes_and_fsdp_holds_less(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "lowered")
+def test_the_step_is_lowered_from_shapes_and_fsdp_holds_less(on_eight_devices):
+    found = part(on_eight_devices, "lowered/")
     assert found["values"] == 0
     # Where only a batch is shared nothing but sums is sent.
     assert found["gathers/False"] == 0
@@ -102,14 +109,14 @@ def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(tmp_path):
 
 
 def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
-    (first, _), (second, _) = run_in_two(tmp_path, "disagreement")
+    first, second = (part(found, "disagreement/") for found, _ in run_in_two(tmp_path, "disagreement"))
     assert first["text"] == "process 1 of 2: no record file matches 'gone*'"
     assert second["text"] == "no record file matches 'gone*'"
     assert first["largest"] == second["largest"] == 1
 
 
-def test_meshes_that_cannot_be_are_one_line(tmp_path):
-    found = run_apart(tmp_path / "found.npz", "mistakes")
+def test_meshes_that_cannot_be_are_one_line(on_eight_devices):
+    found = part(on_eight_devices, "mistakes/")
     assert str(found["devices"]) == "--model_parallel=3 does not divide the 8 devices: choose a number that does"
     assert str(found["axis"]).startswith("table of shape [10, 8] cannot be cut into 4 equal parts: choose a")
     assert "this model declares no layout rules; give --model_parallel=1" in str(found["rules"])

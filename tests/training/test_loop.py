@@ -16,6 +16,8 @@ from training.checkpoints import list_checkpoints, read_state
 from training.health import DivergedError
 from training.hooks import Hook, read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder(Hook):
     def __init__(self):

@@ -42,6 +42,7 @@ def test_is_an_engine_and_learns():
     assert trained.evaluate(batches(900, 905))["label_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_micro_batches_equal_the_whole_batch(name, micro_batches):
@@ -139,10 +140,12 @@ def test_a_variable_without_gradient_keeps_its_value():
     np.testing.assert_array_equal(trained.state()["model/unused/kernel"], before)
 
 
+@pytest.mark.slow
 def test_evaluation_and_prediction_are_without_dropout():
     engine_cases.assert_undropped(engine_cases.undropped())
 
 
+@pytest.mark.slow
 def test_the_limit_on_the_norm_bounds_the_gradient():
     engine_cases.assert_clipped(engine_cases.clipped())
 
@@ -158,6 +161,7 @@ def test_evaluation_sums_over_batches_of_any_size():
         trained.evaluate([])
 
 
+@pytest.mark.slow
 def test_a_metric_without_weight_is_left_out():
     trained = engine()
     batch = ToyDataset().batch(0)
@@ -225,6 +229,7 @@ def test_frozen_variables_have_no_slots_and_stay():
     np.testing.assert_array_equal(before["model/embed/embeddings"], trained.state()["model/embed/embeddings"])
 
 
+@pytest.mark.slow
 def test_float16_needs_its_loss_scaled():
     def first_step(dtype, scaling=None):
         # Masks are drawn in the type that is computed in.
@@ -254,6 +259,7 @@ def test_a_batch_that_cannot_be_cut():
         check_divisible(batches(0, 1)[0], micro_batches=2, replicas=3)
 
 
+@pytest.mark.slow
 def test_keys_differ_in_every_argument_and_are_the_same_in_a_graph():
     import tensorflow as tf
 

@@ -1,0 +1,20 @@
+"""How tests run: without deadlines of Hypothesis, and in several processes the files with slow tests first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+# On a busy machine the first example of a test takes longer than any deadline that is fixed.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first where several processes share the files.
+
+    In the order of their names the longest file might begin last, and all processes but one would wait for its end.
+    """
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
