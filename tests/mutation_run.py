@@ -173,7 +173,10 @@ def changed(source: str, mutant: Mutant) -> str:
 
 
 def chosen(number: int, seed: int, only: Sequence[str]) -> list[Mutant]:
-    """Return about `number` mutants, from every part as many as its share of the source, each line at most once."""
+    """Return about `number` mutants in random order, so that a run that is broken off has seen every part.
+
+    A part has as many as its share of the source, a line at most one.
+    """
     draw = random.Random(seed)
     paths = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
     paths += [ROOT / f"{verb}.py" for verb in VERBS]
@@ -183,7 +186,7 @@ def chosen(number: int, seed: int, only: Sequence[str]) -> list[Mutant]:
         for mutant in mutants_of(path):
             by_place[mutant.path, mutant.line].append(mutant)
     places = sorted(by_place)
-    return [draw.choice(by_place[place]) for place in sorted(draw.sample(places, min(number, len(places))))]
+    return [draw.choice(by_place[place]) for place in draw.sample(places, min(number, len(places)))]
 
 
 def tests_of(path: str) -> list[str]:
