@@ -33,6 +33,7 @@ def zh(tmp_path: Path) -> Path:
     return tmp_path / "zh"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["auto", "albert", "bert"])
 def test_to_transformers_with_parity_report(
     model_type: str, zh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -184,6 +185,7 @@ def _lone(*arguments: str) -> int:
     return lone_verb.main(parse(lone_verb.Options, arguments))
 
 
+@pytest.mark.slow
 def test_flags_of_albert_pytorch_write_one_file_with_its_config(zh: Path, tmp_path: Path):
     dump = tmp_path / "prev_trained_model" / "pytorch_model.bin"
     arguments = [

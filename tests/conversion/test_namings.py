@@ -116,6 +116,7 @@ def _models(naming: Naming):
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", NAMINGS, ids=_id)
 def test_every_variable_of_a_family_has_exactly_one_rule_and_the_way_back(naming: Naming):
     """Total and one to one; and the names that are written are known again."""

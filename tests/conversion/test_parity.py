@@ -55,6 +55,7 @@ def test_stock_transformers_computes_the_same(graph: str, model_type: str, tmp_p
     assert max(differences.values()) < 1e-5, differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "model_type"), [("zh_all", "bert"), ("zh_all", "albert"), ("google", "albert"), ("roberta", "roberta")]
 )

@@ -42,6 +42,7 @@ def expected(rows):
     return [row[:n] for row, n in zip(matrix, lengths, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(batches())
 def test_decode_undoes_encode(features):

@@ -45,6 +45,8 @@ from .measure import (
     wordpiece_shards,
 )
 
+pytestmark = pytest.mark.slow
+
 EXPECT: dict[str, Any] = json.loads(EXPECTED.read_text(encoding="utf-8"))
 WHOLE_RUNS: dict[str, Any] = json.loads((BEFORE / "whole_runs.json").read_text(encoding="utf-8"))
 ON_JAX = [name for name, case in LOSSES.items() if "jax" in case.tested]
@@ -186,7 +188,6 @@ def test_losses_on_tensorflow(name: str, tmp_path: Path):
     assert_close(losses(name, tmp_path, "tensorflow")["training"], EXPECT["losses"]["tensorflow"][name])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_JAX)
 def test_losses_on_jax(name: str, jax: Measurement):
     assert_close(jax.results()[name]["training"], EXPECT["losses"]["jax"][name])

@@ -92,6 +92,7 @@ LAYOUTS = st.builds(
 
 
 # The first example declares the model.
+@pytest.mark.slow
 @settings(deadline=None)
 @given(LAYOUTS)
 def test_memory_grows_with_what_is_held_and_falls_with_what_is_cut(layout: Layout):

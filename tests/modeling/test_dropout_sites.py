@@ -32,6 +32,7 @@ def logits(model, monkeypatch: pytest.MonkeyPatch, draw: Callable) -> np.ndarray
             return np.asarray(model(features(batch=16), training=True)["logits"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "bert_preln_final", "albert_groups", "albert_zh_preln", "google_fast"])
 def test_every_site_zeroes_its_share_scales_the_rest_and_counts(name: str, monkeypatch: pytest.MonkeyPatch):
     model, config = model_of(name), CONFIGS[name]

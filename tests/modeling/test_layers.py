@@ -28,6 +28,7 @@ def states(length: int, seed: int = 0, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, length, 16)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "bert_preln_final", "albert_zh_share_attention"])
 @pytest.mark.parametrize("with_memory", [False, True])
 def test_no_gradient_reaches_the_future(name: str, with_memory: bool):

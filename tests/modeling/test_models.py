@@ -204,6 +204,7 @@ def test_permuting_the_batch_permutes_the_outputs(name: str):
         np.testing.assert_allclose(permuted[key], outputs[key][order], atol=2e-5, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "albert", "google_fast"])
 def test_compiled_equals_eager(name: str):
     model = model_of(name)

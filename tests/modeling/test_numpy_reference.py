@@ -13,6 +13,8 @@ from modeling.differentiation import variable_gradients
 from tasks.classification import ClassificationTask
 from tasks.pretraining import PretrainingTask
 
+pytestmark = pytest.mark.slow
+
 KEY = np.array([1, 2], np.uint32)
 STEP = 1e-5
 

@@ -33,6 +33,7 @@ def gradients(weights: dict[str, float], only: str | None = None) -> dict[str, n
     return {name: np.asarray(value) for name, value in zip(variables, found, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", LOGGED)
 def test_the_weight_of_a_loss_scales_its_gradient(key: str):
     usual = {"masked_lm": 1.0, "word_order": 1.0, "pair": 1.0}

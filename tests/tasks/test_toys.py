@@ -20,6 +20,8 @@ from tasks.losses import LOSSES, example_weights
 from tasks.pretraining import PretrainingTask
 from training.tensorflow_engine import TensorFlowEngine
 
+pytestmark = pytest.mark.slow
+
 
 class Causal(Backbone):
     """A body in which a position sees those before it only: one method differs."""
