@@ -90,8 +90,9 @@ def _check_tpu_machine(options: DeviceOptions) -> None:
         )
 
 
-def _tpu_is_attached() -> bool:
-    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+def _tpu_is_attached(devices: Path = Path("/dev")) -> bool:
+    """Whether the kernel shows a TPU: older drivers as accel0, newer ones as vfio/0."""
+    return any(devices.glob("accel[0-9]*")) or any((devices / "vfio").glob("[0-9]*"))
 
 
 def _is_installed(package: str) -> bool:

@@ -82,6 +82,18 @@ class _Places(ast.NodeVisitor):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Nor is a text for the eye."""
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.without_decorators(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.without_decorators(node)
+
+    def without_decorators(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        """Leave out decorators: whether a dataclass is frozen changes no result."""
+        for child in ast.iter_child_nodes(node):
+            if child not in node.decorator_list:
+                self.visit(child)
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None and not (isinstance(node.value, ast.Call) and self.text(node.value.func) == "flag"):
             self.visit(node.value)
@@ -124,7 +136,7 @@ class _Places(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = self.text(node.func)
-        if name.endswith(("print", "say", "print_table", "warn", "flag")):
+        if name.endswith(("print", "say", "print_table", "warn", "flag", "watch.stop")):
             return
         for keyword in node.keywords:
             # An argument that is forgotten: the commonest way in which a flag comes to do nothing.
@@ -142,7 +154,8 @@ class _Places(ast.NodeVisitor):
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call):
-            self.add(node, "pass")
+            if not self.text(node.value.func).endswith("watch.stop"):
+                self.add(node, "pass")
             self.visit(node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:

@@ -118,3 +118,13 @@ def test_what_was_kept_back_is_shown_when_it_fails(capfd):
     with pytest.raises(ImportError):
         failing()
     assert capfd.readouterr().err == "no CUDA 13\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "attached"), [([], False), (["accel0"], True), (["vfio/0"], True), (["vfio/x"], False)]
+)
+def test_a_tpu_is_found_by_either_driver(tmp_path, files, attached):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert startup._tpu_is_attached(tmp_path) is attached

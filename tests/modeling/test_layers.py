@@ -12,6 +12,7 @@ from modeling_cases import CONFIGS, without_dropout
 from modeling import Initialization, cross_entropy, fold_in, masks, seeded
 from modeling.decoder import Decoder
 from modeling.layers import FeedForward, GroupedDense, LayerNorm, activation
+from modeling.losses import label_is_best, negative_log_likelihood
 from modeling.randomness import dropout, next_key
 
 INITIALIZATION = Initialization(0.3, seed=1)
@@ -258,3 +259,16 @@ def test_micro_batches_add_up():
 def test_loss_of_bfloat16_logits_is_float32():
     total, weight = cross_entropy(keras.ops.ones((2, 3), "bfloat16"), np.array([0, 1]))
     assert {keras.backend.standardize_dtype(x.dtype) for x in (total, weight)} == {"float32"}
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 1), (1, 3), (1, 1), (2, 3)])
+def test_losses_and_hits_of_any_shape_equal_numpy(shape: tuple[int, ...]):
+    generator = np.random.default_rng(len(shape))
+    logits = generator.standard_normal((*shape, 5)).astype(np.float32)
+    labels = generator.integers(0, 5, shape)
+    chosen = np.take_along_axis(logits.astype(np.float64), labels[..., None], axis=-1)[..., 0]
+    expected = np.log(np.exp(logits.astype(np.float64)).sum(axis=-1)) - chosen
+    found = np.asarray(negative_log_likelihood(logits, labels))
+    assert found.shape == shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(label_is_best(logits, labels), (logits.argmax(axis=-1) == labels).astype(np.float32))
