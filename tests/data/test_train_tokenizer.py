@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import train_tokenizer
 from data.tokenizers import load_tokenizer
-from data.tokenizers.training import BERT_SPECIALS, _count_words, _merges, common_characters, train_wordpiece
+from data.tokenizers.training import BERT_SPECIALS, _batches, _count_words, _merges, common_characters, train_wordpiece
 from data.tokenizers.wordpiece import WordPieceTokenizer, is_ideograph, is_punctuation, split_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,3 +199,14 @@ def test_sentencepiece_from_the_same_inputs(tmp_path: Path, capsys, model_type: 
     assert tokenizer.decode(tokenizer.encode("the cats are fat")) == "the cats are fat"
     assert "125 sentences" in (printed := capsys.readouterr().out)
     assert f"{size} tokens" in printed
+
+
+@given(st.lists(st.text("ab", max_size=30), max_size=40))
+def test_texts_are_counted_some_at_a_time_and_none_is_lost(texts: list[str]):
+    limit = 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.tokenizers.training._BATCH_CHARACTERS", limit)
+        batches = list(_batches(texts))
+    assert [text for batch in batches for text in batch.split("\n") if text] == [text for text in texts if text]
+    # A text joins a batch that is below the limit; line feeds come on top.
+    assert all(len(batch.replace("\n", "")) < limit + 30 for batch in batches)
