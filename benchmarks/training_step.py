@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -217,7 +218,9 @@ class Worker:
         self.errors.seek(0)
         status = self.process.wait()
         lines = self.errors.read().strip().splitlines() or [f"ended with {status}"]
-        error = "killed: most likely out of memory, compare fewer at once" if status == -signal.SIGKILL else lines[-1]
+        error = cause_of(lines)
+        if status == -signal.SIGKILL:
+            error = "killed: most likely out of memory, compare fewer at once"
         print(f"{self.case.measure} {self.case.precision[0]} failed: {error}")
         # The row of the contender in the table.
         self.known["error"] = error[:200]
@@ -233,7 +236,8 @@ def worker(case: Options) -> Iterator[Worker]:
     ]
     # A GPU is shared by the contenders: nobody takes all of its memory.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false"}
-    environment["KERAS_BACKEND"] = "jax" if case.measure == "jax" else "tensorflow"
+    # Each on its own library: a peer's process must not need TensorFlow, which a machine for JAX or torch may lack.
+    environment["KERAS_BACKEND"] = "torch" if case.measure in PEERS else str(case.measure)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.training_step", *flags],
@@ -526,6 +530,12 @@ def versions(contender: str) -> str:
     """What the contender runs on."""
     packages = ("torch", "transformers") if contender in PEERS else ("keras", contender)
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+def cause_of(lines: Sequence[str]) -> str:
+    """Return the line that names the exception; hints may follow that line, as torch's compiler does it."""
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Unsupported): ", line)]
+    return causes[-1] if causes else lines[-1]
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

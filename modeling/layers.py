@@ -192,6 +192,10 @@ class Attention(keras.layers.Layer):
             query_BLNH, key_BSNH, value_BSNH = (
                 ops.transpose(x, (0, 2, 1, 3)) for x in (query_BNLH, key_BNSH, value_BNSH)
             )
+            if mask is not None:
+                # cuDNN's fused attention refuses a mask of one row for all queries; Keras then prints a traceback and
+                # takes the slow way.
+                mask = ops.broadcast_to(mask, (*ops.shape(mask)[:2], length, ops.shape(key_BNSH)[2]))
             context_BLNH = ops.dot_product_attention(query_BLNH, key_BSNH, value_BSNH, mask=mask, scale=scale)
         else:
             scores_BNLS = ops.matmul(query_BNLH * scale, ops.transpose(key_BNSH, (0, 1, 3, 2)))

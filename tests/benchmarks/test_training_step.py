@@ -137,19 +137,27 @@ def test_runs_where_there_is_no_tensorflow(tmp_path: Path):
     (tmp_path / "config.json").write_text(CONFIGS["bert"].to_json())
     command = [
         *(sys.executable, "-m", "benchmarks.training_step", f"--models={tmp_path / 'config.json'}", "--lengths=16"),
-        *("--batch_sizes=2", "--engines=jax", "--peers=", "--precision=bfloat16", "--rounds=2", "--seconds=0"),
+        *("--batch_sizes=2", "--engines=jax", "--peers=torch", "--precision=bfloat16", "--rounds=2", "--seconds=0"),
         f"--results={tmp_path / 'result'}",
     ]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "KERAS_BACKEND": "jax", "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert row["steps"] == 2, row
-    assert row["tokens_per_second"] == pytest.approx(32 / row["seconds_per_step"])
-    assert row["peak_bytes"] > 1e7
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["jax", "torch"]
+    for row in rows:
+        assert row["steps"] == 2, row
+        assert row["tokens_per_second"] == pytest.approx(32 / row["seconds_per_step"])
+        assert row["peak_bytes"] > 1e7
     assert (tmp_path / "result.md").read_text().strip() == done.stdout.strip()
 
 
 def test_a_contender_that_dies_after_its_turns_is_a_row_too():
     row = {"contender": "jax", "precision": "float32", "tokens_per_second": 5.0, "error": "killed: most likely"}
     assert training_step.line_of(row, {}).startswith("| jax | float32 | failed: killed: most likely |")
+
+
+def test_the_cause_of_a_failure_is_the_exception_and_not_the_hint_after_it():
+    lines = ["Traceback (most recent call last):", "torch._inductor.exc.InductorError: none", "", "Set VERBOSE=1"]
+    assert training_step.cause_of(lines) == lines[1]
+    assert training_step.cause_of(["ended with 1"]) == "ended with 1"

@@ -115,6 +115,25 @@ def test_decoder_rematerialisation_and_scan_keep_the_gradient_of_the_memory(scan
         np.testing.assert_allclose(kept, recomputed, atol=1e-4)
 
 
+def test_fused_attention_gets_a_mask_of_a_row_for_every_query(monkeypatch: pytest.MonkeyPatch):
+    # cuDNN refuses [B, 1, 1, S]: seen on an H100, where attention then took the slow way and twice the memory.
+    seen = []
+
+    def spy(query: object, key: object, value: object, *, mask: tf.Tensor, scale: float) -> object:
+        seen.append(tuple(mask.shape))
+        return keras.ops.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
+
+    layer = decoder(causal=False, cross_attention=False)
+    mask = masks.padding_mask(np.array([[1, 1, 1, 0], [1, 1, 0, 0]]))
+    expected = np.asarray(layer(states(4), attention_mask=mask)[0])
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.ops, "dot_product_attention", spy)
+    found = np.asarray(layer(states(4), attention_mask=mask)[0])
+    assert seen == [(2, 1, 4, 4)] * len(seen)
+    assert seen
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_row_with_no_key_left_is_finite():
     layer = decoder(causal=False, cross_attention=False)
     nothing = masks.padding_mask(np.zeros((2, 4)))
