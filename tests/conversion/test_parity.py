@@ -99,6 +99,14 @@ def test_rewritten_graph_is_the_same_function_here(graph: str, rewrite):
         np.testing.assert_allclose(after[name], value, atol=1e-5, err_msg=name)
 
 
+def test_inner_blocks_are_layers_of_the_rewritten_graph(monkeypatch: pytest.MonkeyPatch):
+    config = dataclasses.replace(CONFIGS["zh_all"], num_hidden_layers=2, num_hidden_groups=2, inner_group_num=3)
+    monkeypatch.setitem(CONFIGS, "zh_inner", config)
+    rewritten, _ = as_bert(config, random_tensors("zh_inner"))
+    assert rewritten.num_hidden_layers == 2 * 3
+    test_rewritten_graph_is_the_same_function_here("zh_inner", as_bert)
+
+
 def test_random_features_pad_and_use_both_segments():
     features = random_features(CONFIGS["bert"])
     assert set(np.unique(features["input_mask"])) == set(np.unique(features["segment_ids"])) == {0, 1}

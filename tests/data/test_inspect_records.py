@@ -10,6 +10,7 @@ from absl.app import UsageError
 import inspect_records as verb
 from commands.flags import parse
 from data import inspection
+from data.display import marked_lines
 from data.forms import Side
 from data.masking import Masking
 from data.reading import PretrainingDataset
@@ -79,6 +80,19 @@ def test_show_marks_what_is_hidden_kept_and_replaced():
     }
     assert verb.as_text(example, Side(), tokenizer, colour=False) == "[CLS][今][天|天]\n[气|好] [SEP]"
     assert "\033[7;32m今\033[0m" in verb.as_text(example, Side(), tokenizer, colour=True)
+
+
+def test_an_example_without_predictions_is_shown_plain_where_the_mask_is_not_known():
+    example = {
+        "input_ids": np.asarray([2, 4, 6, 3]),
+        "input_mask": np.ones(4, int),
+        "segment_ids": np.zeros(4, int),
+        "masked_lm_positions": np.zeros(2, int),
+        "masked_lm_ids": np.zeros(2, int),
+        "masked_lm_weights": np.zeros(2),
+    }
+    kinds = [mark.kind for line in marked_lines(example, Side()) for mark in line]
+    assert kinds == ["plain"] * 4
 
 
 def test_show_marks_shuffled_words_with_what_stood_there():

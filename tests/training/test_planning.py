@@ -31,6 +31,13 @@ def test_the_largest_batch_is_found_however_memory_bends(slope, offset, bend, kn
     assert len(tried) == len(set(tried)) <= 50
 
 
+def test_this_machine_is_measured():
+    chip = planning.measure_this_machine()
+    # A product or a copy that was not done would take no time; no CPU makes 100 TFLOP/s or moves 10 TB/s.
+    assert 1e8 < chip.float32_flops < 1e14
+    assert 1e7 < chip.memory_bandwidth < 1e13
+
+
 def test_topologies_and_devices_are_rows_of_one_table():
     assert parse_topology("v4:4x4x8") == ("v4", (4, 4, 8))
     assert parse_topology("v6e:16x16") == ("v6e", (16, 16))
