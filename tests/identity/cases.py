@@ -14,7 +14,9 @@ EXPECTED = HERE / "expected.json"
 VOCABULARY = ROOT / "albert_config/vocab.txt"
 CHINESE = ROOT / "data/samples/zh/nature.txt"
 ENGLISH = ROOT / "data/samples/en/nature.txt"
-ALL_CHINESE = ROOT / "data/samples/zh/*.txt"
+# By name: the sample has grown since the records in before/ were made.
+_THEMES = ("arts", "daily_life", "history", "nature", "science", "society", "stories", "technology")
+ALL_CHINESE = ",".join(str(ROOT / f"data/samples/zh/{theme}.txt") for theme in _THEMES)
 
 Flags = Mapping[str, object]
 
