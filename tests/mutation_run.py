@@ -1,6 +1,7 @@
 """Small wrong changes, one at a time, each against the tests of its part: which of them does no test notice?
 
     python -m tests.mutation_run --mutants=200 --output=/tmp/mutants.jsonl
+    python -m tests.mutation_run --again --slow --output=/tmp/mutants.jsonl
 
 Not part of `make test`. A mutant changes one place of one source file in a copy of the checkout; pytest then runs the
 test files that know the module, in a process forked after the heavy imports. A mutant that fails a test is killed; the
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from queue import Queue
 
@@ -202,6 +203,13 @@ def chosen(number: int, seed: int, only: Sequence[str]) -> list[Mutant]:
     return [draw.choice(by_place[place]) for place in draw.sample(places, min(number, len(places)))]
 
 
+def outcomes_in(path: Path) -> dict[Mutant, bool]:
+    """Return the mutants that a file of outcomes names, each with whether it was killed at last."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    return {Mutant(**{field.name: row[field.name] for field in fields(Mutant)}): row["killed"] for row in rows}
+
+
 def tests_of(path: str) -> list[str]:
     """Return the test files that know a source file: those of its own name, of its importers, then of the verbs."""
     module = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
@@ -319,6 +327,9 @@ def copies(count: int) -> Iterator[Path]:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
+        if (ROOT / ".venv").is_dir():
+            # create_pretrain_data.sh looks for it.
+            (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
         subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
         subprocess.run(["git", "add", "-A", "-f"], cwd=folder, check=True)
         yield folder
@@ -335,9 +346,17 @@ def main() -> int:
     parser.add_argument("--files_at_once", type=int, default=4, help="test files of one process")
     parser.add_argument("--limit_seconds", type=float, default=240, help="a process that takes longer is a kill")
     parser.add_argument("--at_least", type=float, default=95, help="percent that have to be killed")
-    parser.add_argument("--output", default="mutants.jsonl", help="receives a line for every mutant")
+    parser.add_argument(
+        "--output", default="mutants.jsonl", help="receives a line for every mutant; those that it names are not tried"
+    )
+    parser.add_argument("--again", action="store_true", help="try those that lived in --output once more, no others")
     options = parser.parse_args()
-    mutants = chosen(options.mutants, options.seed, list(filter(None, options.only.split(","))))
+    known = outcomes_in(Path(options.output))
+    if options.again:
+        mutants = [mutant for mutant, killed in known.items() if not killed]
+    else:
+        mutants = chosen(options.mutants, options.seed, list(filter(None, options.only.split(","))))
+        mutants = [mutant for mutant in mutants if mutant not in known]
     prepare()
     free: Queue[Path] = Queue()
     folders = list(copies(options.jobs))
@@ -363,8 +382,9 @@ def main() -> int:
     finally:
         for folder in folders:
             shutil.rmtree(folder)
-    score = 100 * done[True] / max(done.total(), 1)
-    print(f"{done[True]} of {done.total()} mutants killed: {score:.1f} %")
+    outcomes = list(outcomes_in(Path(options.output)).values())
+    score = 100 * sum(outcomes) / max(len(outcomes), 1)
+    print(f"{sum(outcomes)} of {len(outcomes)} mutants killed: {score:.1f} %")
     return int(score < options.at_least)
 
 
