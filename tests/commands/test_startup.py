@@ -128,3 +128,8 @@ def test_a_tpu_is_found_by_either_driver(tmp_path, files, attached):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert startup._tpu_is_attached(tmp_path) is attached
+
+
+def test_a_distribution_is_there_or_not():
+    assert startup._is_distributed("absl-py")
+    assert not startup._is_distributed("a-package-that-nobody-wrote")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_header_line_is_seen_as_what_it_is(tmp_path: Path, head: str):
 def test_header_names_decide_over_the_order_of_the_row(tmp_path: Path):
     path = write(tmp_path / "train.tsv", "id\tlabel\tquestion1\tquestion2\n7\t1\t甲\t乙\n")
     assert read_examples(PAIR, path, need_labels=True) == [Example("甲", "乙", "1")]
+
+
+def test_a_first_line_with_a_mistyped_label_is_no_header(tmp_path: Path):
+    path = write(tmp_path / "train.txt", "甲\t乙\t7\n丙\t丁\t0\n")
+    with pytest.raises(UsageError, match=r"train\.txt:1: .*7"):
+        read_examples(PAIR, path, need_labels=True)
+
+
+def test_a_label_that_is_called_label_is_no_header(tmp_path: Path):
+    row = replace(PAIR, labels=("label_0", "label_1"), label_names={})
+    path = write(tmp_path / "train.txt", "甲\t乙\tlabel_1\n丙\t丁\tlabel_0\n")
+    assert [example.label for example in read_examples(row, path, need_labels=True)] == ["label_1", "label_0"]
 
 
 def test_sentence_pair_has_its_label_first(tmp_path: Path):

@@ -52,3 +52,14 @@ def test_page_is_well_formed_stands_alone_and_stays_small(tmp_path, records):
     for line in root.findall(".//svg/path"):
         for number in re.findall(r"[\d.-]+", line.get("d") or ""):
             assert 0 <= float(number) <= 460
+
+
+def test_panels_begin_with_the_loss_and_end_with_how_the_training_went(tmp_path):
+    names = ["tokens_per_second", "accuracy", "b_loss", "learning_rate", "loss", "a_loss", "flop_utilization", "zeal"]
+    records = [{"phase": "train", "step": step, **dict.fromkeys(names, 1.0)} for step in (1, 2)]
+    write_report(tmp_path / "report.html", "run", {}, records)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r">([a-z ]+?)<", re.sub(r'<span class="\w+">.*?</span>', "", page))
+    found = [title.replace(" ", "_") for title in dict.fromkeys(titles) if title.replace(" ", "_") in names]
+    last = ["flop_utilization", "learning_rate", "tokens_per_second"]
+    assert found == ["loss", "a_loss", "b_loss", "accuracy", "zeal", *last]
