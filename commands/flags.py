@@ -293,7 +293,7 @@ def help_text(options_type: type, program: str, topic: str = "") -> str:
     return "\n".join([*lines, *(["", *_CONFIG_HELP] if topic == "all" else [])])
 
 
-_WIDTH = 110
+_WIDTH = 118
 _CONFIG_HELP = [
     f"  --{_CONFIG}=FILE",
     "      JSON file of flags, as a run writes it beside its output; flags given here win",
