@@ -10,6 +10,7 @@ from absl.app import UsageError
 
 from commands.options import DeviceOptions, TrainingOptions
 from commands.startup import choose_backend, start_backend, start_jax_processes
+from commands.unused_gpu import unused_gpu
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -115,6 +116,12 @@ class Devices:
         hosts = [f"{processes} processes"] if processes > 1 else []
         facts = ", ".join([f"{os.cpu_count()} cores", *hosts, *cut])
         return f"{count} x {kind} ({facts}), {keras.config.backend()}"
+
+    def unused_text(self) -> str | None:
+        """Return, where the CPU computes beside an NVIDIA GPU, which it is, why, and what mends it, in one line."""
+        import keras
+
+        return unused_gpu(keras.config.backend()) if found_devices()[0] == "CPU" else None
 
 
 def check_batch(options: TrainingOptions, batch_size: int, devices: int) -> None:

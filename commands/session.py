@@ -279,6 +279,7 @@ class Session:
             f"{parameters:,} parameters",
             "memory": f"{parameters * 4 * (2 + slots) / 2**20:,.0f} MiB for weights, gradients and optimizer state",
             "device": f"{self.devices.text()}, {options.precision}",
+            **({"gpu": unused} if (unused := self.devices.unused_text()) else {}),
             "weights": self.weights,
             **facts,
             "output": options.output_dir,
