@@ -384,7 +384,7 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     """Print the table of one plan."""
     from ground.tables import print_table
     from modeling.accounting import flops_per_example, parameter_count
-    from training.planning import EFFICIENCY, roofline
+    from training.planning import EFFICIENCY, roofline_of_step
 
     options = plan.options
     flops = options.train_batch_size * flops_per_example(config, options.max_seq_length, options.predictions)
@@ -400,10 +400,8 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     rows.append(["operations of a step", f"{flops / 1e12:,.2f} TFLOP"])
     rows += [[f"{kind} of a step, a chip", gib(size)] for kind, size in plan.collectives.items()]
     if plan.fits:
-        activations = (plan.peak_bytes or 0.0) - held
-        # State is read and written once; activations are written, and read backward; gradients likewise.
-        moved = 2 * held + 2 * options.gradient_accumulation_steps * activations
-        bound = roofline(chip, options.precision, flops / chips, moved, plan.collectives)
+        peak, micro_batches = plan.peak_bytes or 0.0, options.gradient_accumulation_steps
+        bound = roofline_of_step(chip, options.precision, flops / chips, held, peak, micro_batches, plan.collectives)
         fast, slow = bound.fast_seconds, bound.slow_seconds
         tokens = options.train_batch_size * options.max_seq_length
         share = flops / chips / slow / chip.flops(options.precision)

@@ -110,7 +110,8 @@ def main(options: Options) -> None:
         fine_tune(session, options, row, files)
         return
     scores = []
-    for seed in options.seeds:
+    # The runs differ in nothing that a dry run shows.
+    for seed in options.seeds[:1] if options.dry_run else options.seeds:
         folder = str(Path(options.output_dir) / f"seed_{seed}")
         session.say(f"seed {seed} -> {folder}")
         own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
@@ -120,6 +121,7 @@ def main(options: Options) -> None:
 
 def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path]) -> dict[str, Scores]:
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
+    from commands.estimate import Work
     from data.tokenizers import load_tokenizer
     from tasks.splits import Splits
 
@@ -144,6 +146,10 @@ def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mappin
     num_steps = training_steps(options, splits.datasets.get("train"))
     task, child = build(session, options, splits, num_steps)
     step = load_weights(session, options, splits)
+    if options.dry_run:
+        work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
+        session.show_plan(work=work, **plan_of(options, splits, num_steps))
+        return {}
     session.describe(
         row.kind,
         lambda folder: describe_tokenizer(
@@ -192,13 +198,9 @@ def train(
     from commands.techniques import choose_child
 
     training, engine, answers = splits.datasets["train"], session.engine, {}
-    facts = {
-        "data": splits.sizes,
-        "step": f"{options.train_batch_size} examples; {num_steps:,} steps are "
-        f"{num_steps / training.steps_per_epoch:.1f} epochs",
-    }
+    plan = plan_of(options, splits, num_steps)
     if child:
-        facts["child"] = choose_child(options, session.config, task, engine.model, child, training)
+        plan["facts"]["child"] = choose_child(options, session.config, task, engine.model, child, training)
 
     def evaluate() -> Scores:
         answers["dev"] = splits.answers(engine, "dev", options.eval_batch_size)
@@ -207,16 +209,29 @@ def train(
     outcome = session.train(
         session.own_rows(training),
         evaluate,
-        facts,
-        num_steps=num_steps,
-        save_every_steps=options.save_checkpoints_steps,
-        eval_every_steps=options.save_checkpoints_steps,
-        best_metric=splits.row.metric,
-        early_stopping_evaluations=options.early_stopping_evaluations,
+        **plan,
     )
     if outcome.best_step == outcome.step:
         return outcome.step, answers
     return session.restore(), {}
+
+
+def plan_of(options: Options, splits: Splits, num_steps: int) -> dict[str, Any]:
+    """Return the facts of the preamble, and what `training.run.RunPlan` has to know of fine-tuning."""
+    facts = {"data": splits.sizes}
+    if options.do_train:
+        facts["step"] = (
+            f"{options.train_batch_size} examples; {num_steps:,} steps are "
+            f"{num_steps / splits.datasets['train'].steps_per_epoch:.1f} epochs"
+        )
+    return {
+        "facts": facts,
+        "num_steps": num_steps,
+        "save_every_steps": options.save_checkpoints_steps,
+        "eval_every_steps": options.save_checkpoints_steps,
+        "best_metric": splits.row.metric,
+        "early_stopping_evaluations": options.early_stopping_evaluations,
+    }
 
 
 def training_steps(options: Options, dataset: LabelledDataset | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
@@ -16,6 +16,7 @@ from data.objectives import OBJECTIVES
 if TYPE_CHECKING:
     import numpy as np
 
+    from commands.estimate import Work
     from commands.records import Records
     from commands.session import Session
     from data.reading import PretrainingDataset
@@ -126,6 +127,11 @@ def main(options: Options) -> None:
 
     build(session, options, records)
     load_weights(session, options)
+    if options.dry_run:
+        session.show_plan(
+            work=work_of(options, records) if options.do_train else None, **plan_of(session, options, records)
+        )
+        return
     session.describe(
         PRETRAINING,
         lambda folder: TokenizerFile(
@@ -193,31 +199,49 @@ def load_weights(session: Session, options: Options) -> None:
 
 def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
-    from modeling.accounting import flops_per_example
-
-    training, held_out, rows = records.training, records.held_out, session.rows_of_process()
-    own = training.part(*rows, options.train_batch_size // rows[1])
-    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
-    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    tokens_per_step = options.train_batch_size * training.max_seq_length
+    held_out, rows = records.held_out, session.rows_of_process()
+    own = records.training.part(*rows, options.train_batch_size // rows[1])
     outcome = session.train(
         own,
         (lambda: evaluate(session, options, held_out)) if held_out else None,
-        {
-            "data": records.facts,
-            "step": f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
-            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
-        },
-        num_steps=options.num_train_steps,
-        save_every_steps=options.save_checkpoints_steps,
-        eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
-        best_metric="loss" if held_out else None,
-        lower_is_better=True,
-        unit="tokens",
-        count_units=lambda batch: tokens_per_step,
-        flops_per_unit=flops_per_example(session.config, training.max_seq_length, scored) / training.max_seq_length,
+        **plan_of(session, options, records),
     )
     return outcome.evaluation
+
+
+def plan_of(session: Session, options: Options, records: Records) -> dict[str, Any]:
+    """Return the facts of the preamble, and what `training.run.RunPlan` has to know of pretraining."""
+    from modeling.accounting import flops_per_example
+
+    training, held_out, work = records.training, records.held_out, work_of(options, records)
+    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    tokens_per_step = options.train_batch_size * training.max_seq_length
+    facts = {"data": records.facts}
+    if options.do_train:
+        facts["step"] = (
+            f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
+            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs"
+        )
+    return {
+        "facts": facts,
+        "num_steps": options.num_train_steps,
+        "save_every_steps": options.save_checkpoints_steps,
+        "eval_every_steps": (options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
+        "best_metric": "loss" if held_out else None,
+        "lower_is_better": True,
+        "unit": "tokens",
+        "count_units": lambda batch: tokens_per_step,
+        "flops_per_unit": flops_per_example(session.config, work.length, work.predictions) / work.length,
+    }
+
+
+def work_of(options: Options, records: Records) -> Work:
+    """Return what the run computes, for a plan of memory and time."""
+    from commands.estimate import Work
+
+    training = records.training
+    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
+    return Work(options.train_batch_size, training.max_seq_length, scored, options.num_train_steps)
 
 
 def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:

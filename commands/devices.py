@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from training.engine import Optimizer, Task
     from training.jax_engine import JaxEngine
+    from training.planning import Chip
     from training.processes import Processes
     from training.tensorflow_engine import TensorFlowEngine
 
@@ -160,10 +161,18 @@ def steps_per_call(options: TrainingOptions) -> int:
 
 def peak_flops_per_second(device: str, count: int, precision: str) -> float:
     """Return the peak of `count` devices together, named as JAX and TensorFlow name them; 0 where it is not known."""
+    chip = chip_of(device)
+    return count * chip.flops(precision) if chip else 0.0
+
+
+def chip_of(device: str) -> Chip | None:
+    """Return the rates of a device, named as JAX and TensorFlow name it; None where they are not known."""
     from training.planning import CHIPS
 
     # Of names that begin with the same letters the longer one comes first.
     names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
     names |= {"TPU v6e": "v6e", "H200": "h200", "H100": "h100", "A100": "a100", "L40S": "l40s", "L4": "l4"}
-    chip = next((CHIPS[names[name]] for name in names if re.search(rf"\b{name}\b", device)), None)
-    return count * chip.flops(precision) if chip else 0.0
+    found = next((names[name] for name in names if re.search(rf"\b{name}\b", device)), None)
+    if found == "a100" and "40GB" in device:
+        found = "a100_40gb"
+    return CHIPS[found] if found else None

@@ -93,6 +93,12 @@ class RunOptions:
     _training: ClassVar = Group.TRAINING
     seed: int = flag(12345, help="decides initial weights, order of examples and dropout", minimum=0)
     _watching: ClassVar = Group.WATCHING
+    dry_run: bool = flag(
+        False,
+        help="read and check everything, show what the run would show first with a plan of memory and time, and stop; "
+        "nothing is written",
+        essential=True,
+    )
     log_steps: int = flag(50, help="how often a line of metrics is written", unit="steps", minimum=1)
     keep_checkpoint_max: int = flag(5, help="newest checkpoints that are kept", minimum=1)
 
