@@ -58,7 +58,7 @@ class Group(enum.Enum):
     DEVICES = "where and how it computes"
     SHARDS = "processes, files and clusters"
     WATCHING = "what a run keeps, tells and watches"
-    OTHER = "flags without a heading"
+    OTHER = "further flags"
 
     @property
     def word(self) -> str:
