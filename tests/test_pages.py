@@ -141,6 +141,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for words in commands("README.md"):
             assert call(words, dry=False) == 0, words
         checkpoint = read_checkpoint("my_new_model_path")
+        assert checkpoint.config
         write_tf1(folder / "my_tf1_checkpoint", checkpoint.config, checkpoint.tensors)
     return folder
 
