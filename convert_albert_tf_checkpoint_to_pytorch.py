@@ -7,26 +7,29 @@ tell the graph, and stock transformers opens the result.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from absl.app import UsageError
 
 import convert_checkpoint
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Convert a TF 1 ALBERT or BERT checkpoint to PyTorch."""
 
+    _data: ClassVar = Group.DATA
     tf_checkpoint_path: str = flag(help="TF 1 checkpoint: prefix, .index or folder")
     bert_config_file: str = flag(help="the config published with it", aliases=("albert_config_file",))
     pytorch_dump_path: str = flag(
         help="pytorch_model.bin to write, with config.json and the vocabulary beside it; or a folder"
     )
+    _model: ClassVar = Group.MODEL
     share_type: str | None = flag(
         None, help="what layers share; only checked, since the names tell", choices=("all", "attention", "ffn", "None")
     )
-    vocab_file: str | None = flag(None, help="vocabulary, where none lies beside the checkpoint")
+    vocab_file: str | None = flag(None, help="vocabulary, where none lies beside the checkpoint", essential=True)
     model_type: str = flag("auto", help="transformers class", choices=("auto", "albert", "bert"))
     do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
 

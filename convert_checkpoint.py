@@ -7,11 +7,11 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 from ground.files import write_atomically
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.
 class Options:
     """Convert a checkpoint between TF 1, transformers (PyTorch) and this project, and prove the outputs equal."""
 
+    _data: ClassVar = Group.DATA
     input: str = flag(
         help="a run's output folder or a step_* folder, a TF 1 prefix, .index or folder, a transformers folder, "
         "a .safetensors or a .bin file",
@@ -36,24 +37,30 @@ class Options:
         None,
         help="folder to write, which may hold nothing but a former conversion; or, for transformers, a .bin file, with "
         "config and vocabulary beside it",
+        essential=True,
     )
-    format: str = flag("transformers", help="what to write", choices=("transformers", "tf1", "ours"))
+    format: str = flag("transformers", help="what to write", choices=("transformers", "tf1", "ours"), essential=True)
+    _model: ClassVar = Group.MODEL
     config_file: str | None = flag(
         None, help="config of the model, where none lies beside the checkpoint", aliases=("bert_config_file",)
     )
     vocab_file: str | None = flag(
-        None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the checkpoint"
+        None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the checkpoint", essential=True
     )
     model_type: str = flag(
         "auto",
         help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
         choices=("auto", "albert", "bert", "roberta"),
     )
-    pytorch_model_bin: bool = flag(False, help="also write pytorch_model.bin, for tools that read no safetensors")
+    pytorch_model_bin: bool = flag(
+        False, help="also write pytorch_model.bin, for tools that read no safetensors", group=Group.DATA
+    )
     do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
     labels: tuple[str, ...] = flag((), help="names of a classifier's classes, in order, where the run has none")
-    best: bool = flag(False, help="of a run's output folder, take best/ instead of the newest step")
-    list: bool = flag(False, help="only print names and shapes of --input under our names")
+    best: bool = flag(
+        False, help="of a run's output folder, take best/ instead of the newest step", essential=True, group=Group.DATA
+    )
+    list: bool = flag(False, help="only print names and shapes of --input under our names", group=Group.DATA)
 
 
 def main(options: Options) -> int:

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
 class Options:
     """Make shards of masked, paired pretraining examples from raw text."""
 
+    _data: ClassVar = Group.DATA
     input_file: tuple[str, ...] = flag(
         help="text: paths, patterns or tfds:NAME, separated by commas; a sentence a line and a blank line between "
         "documents, or JSON lines; .gz, .xz, .zst and .bz2 are decompressed"
@@ -39,14 +40,16 @@ class Options:
     output_file: tuple[str, ...] = flag(
         help="TFRecord files to write, separated by commas; examples are dealt over them"
     )
-    vocab_file: str | None = flag(None, help="WordPiece vocabulary, a token a line")
-    spm_model_file: str | None = flag(None, help="SentencePiece model, which wins over --vocab_file")
+    vocab_file: str | None = flag(None, help="WordPiece vocabulary, a token a line", essential=True)
+    spm_model_file: str | None = flag(None, help="SentencePiece model, which wins over --vocab_file", essential=True)
     do_lower_case: bool = flag(True, help="lower-case the text and strip accents")
 
+    _objective: ClassVar = Group.OBJECTIVE
     objective: str = flag(
         "albert",
-        help="; ".join(f"{name}: {row.summary}" for name, row in OBJECTIVES.items()),
+        help="what is learnt; " + "; ".join(f"{name}: {row.summary}" for name, row in OBJECTIVES.items()),
         choices=tuple(OBJECTIVES),
+        essential=True,
     )
     trigram_rate: float | None = flag(
         None,
@@ -76,7 +79,10 @@ class Options:
         choices=("paper", "released"),
     )
     random_next_sentence: bool = flag(False, help="Google's name for --objective=bert")
-    do_whole_word_mask: bool = flag(False, help="hide whole words, Chinese ones by --segmenter, rather than tokens")
+    _masking: ClassVar = Group.MASKING
+    do_whole_word_mask: bool = flag(
+        False, help="hide whole words, Chinese ones by --segmenter, rather than tokens", essential=True
+    )
     segmenter: str = flag("rjieba", help="what finds Chinese words", choices=("rjieba", "jieba", "none"))
     non_chinese: bool = flag(False, help="albert_zh's name for --segmenter=none")
     ngram: int = flag(
@@ -94,10 +100,20 @@ class Options:
         help="dynamic writes compact examples that run_pretraining.py masks anew in every epoch",
         choices=("static", "dynamic"),
     )
-    max_seq_length: int = flag(128, help="length of an example, specials counted", unit="tokens", minimum=5)
-    max_predictions_per_seq: int = flag(20, help="most predictions of an example", unit="tokens", minimum=1)
+    _examples: ClassVar = Group.EXAMPLES
+    max_seq_length: int = flag(
+        128, help="length of an example, specials counted", unit="tokens", minimum=5, essential=True
+    )
+    max_predictions_per_seq: int = flag(
+        20, help="most predictions of an example", unit="tokens", minimum=1, essential=True
+    )
     masked_lm_prob: float = flag(
-        0.15, help="share of tokens that is predicted; 0 hides nothing", minimum=0.0, maximum=1.0
+        0.15,
+        help="share of tokens that is predicted; 0 hides nothing",
+        minimum=0.0,
+        maximum=1.0,
+        essential=True,
+        group=Group.MASKING,
     )
     short_seq_prob: float = flag(
         0.1,
@@ -105,7 +121,9 @@ class Options:
         minimum=0.0,
         maximum=1.0,
     )
-    dupe_factor: int = flag(10, help="passes over the text, each with its own pairs and masks", minimum=1)
+    dupe_factor: int = flag(
+        10, help="passes over the text, each with its own pairs and masks", minimum=1, essential=True
+    )
     random_seed: int = flag(12345, help="of all draws; the same seed and text give the same bytes", minimum=0)
     pack_sequences: bool = flag(
         False,
@@ -116,19 +134,26 @@ class Options:
         False,
         help="label a character inside a word ##X where the vocabulary has it: for going on from albert_zh's published "
         "weights, which learnt that",
+        group=Group.MASKING,
     )
     input_file_mode: str = flag(
-        "r", help="taken from Google's command lines; text is read as UTF-8 either way", choices=("r", "rb")
+        "r",
+        help="taken from Google's command lines; text is read as UTF-8 either way",
+        choices=("r", "rb"),
+        group=Group.DATA,
     )
-    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
+    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
 
+    _evaluation: ClassVar = Group.EVALUATION
     eval_fraction: float = flag(
         0.0,
         help="share of the documents that is held out of the shards and written, in one pass, to "
         "NAME.held_out.tfrecord for run_pretraining.py --do_eval",
         minimum=0.0,
         maximum=0.5,
+        essential=True,
     )
+    _shards: ClassVar = Group.SHARDS
     num_workers: int = flag(0, help="processes; 0: one a core; the shards do not depend on it", minimum=0)
     num_shards: int | None = flag(
         None, help="write this many files NAME-00000-of-000NN.tfrecord of the one --output_file", minimum=1

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,7 @@ class Options:
     Compact examples, of --masking=dynamic, are shown and counted with the masks of evaluation.
     """
 
+    _data: ClassVar = Group.DATA
     action: str = flag(help="also as the first word: inspect_records.py show FILES", choices=ACTIONS)
     input_file: tuple[str, ...] = flag(help="record files or patterns, separated by commas; also as further words")
     vocab_file: str | None = flag(None, help="WordPiece vocabulary; by default the one that the manifest names")

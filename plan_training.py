@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 from commands.options import OPTIMIZERS
 from data.objectives import OBJECTIVES
 
@@ -33,43 +33,65 @@ if TYPE_CHECKING:
 class Options:
     """Plan a pretraining run: what it needs on a TPU slice, a GPU or this CPU; exits with 1 if it does not fit."""
 
+    _model: ClassVar = Group.MODEL
     bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
+    _devices: ClassVar = Group.DEVICES
     topology: str | None = flag(
-        None, help="TPU slice to compile for, as v4:4x4x8, v5e:4x4, v5p:2x2x4, v6e:8x8; needs libtpu, but no TPU"
+        None,
+        help="TPU slice to compile for, as v4:4x4x8, v5e:4x4, v5p:2x2x4, v6e:8x8; needs libtpu, but no TPU",
+        essential=True,
     )
     device: str | None = flag(
-        None, help="instead of a slice: cpu (this machine), h200, h100, a100, a100_40gb, l40s or l4, by accounting"
+        None,
+        help="instead of a slice: cpu (this machine), h200, h100, a100, a100_40gb, l40s or l4, by accounting",
+        essential=True,
     )
     num_devices: int = flag(1, help="how many of --device", minimum=1)
     compile: bool = flag(
         False, help="with --device: also compile the step for this machine's own device, for XLA's own figure"
     )
-    find_batch: bool = flag(False, help="find the largest batch that fits, beginning at --train_batch_size")
+    find_batch: bool = flag(
+        False, help="find the largest batch that fits, beginning at --train_batch_size", essential=True
+    )
+    _objective: ClassVar = Group.OBJECTIVE
     objective: str = flag(
         "albert",
         help="what is learnt",
         choices=tuple(OBJECTIVES),
     )
-    max_seq_length: int = flag(512, help="of the records", unit="tokens", minimum=1)
+    _examples: ClassVar = Group.EXAMPLES
+    max_seq_length: int = flag(512, help="of the records", unit="tokens", minimum=1, essential=True)
     max_predictions_per_seq: int | None = flag(
         None, help="of the records; 15 % of --max_seq_length by default", unit="tokens", minimum=1
     )
     max_word_order_per_seq: int = flag(
         0, help="of the records, where they hold shuffled words", unit="tokens", minimum=0
     )
-    train_batch_size: int = flag(32, help="of one optimizer step, over all devices", unit="examples", minimum=1)
+    _training: ClassVar = Group.TRAINING
+    train_batch_size: int = flag(
+        32, help="of one optimizer step, over all devices", unit="examples", minimum=1, essential=True
+    )
     gradient_accumulation_steps: int = flag(1, help="micro-batches that a batch is computed in", minimum=1)
     optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
     ema_decay: float = flag(0.0, help="decay of an average of the weights; 0 keeps none", minimum=0, maximum=1)
     precision: str = flag(
-        "bfloat16", help="compute precision; weights stay float32", choices=("float32", "bfloat16", "float16")
+        "bfloat16",
+        help="compute precision; weights stay float32",
+        choices=("float32", "bfloat16", "float16"),
+        group=Group.DEVICES,
     )
-    remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
+    remat: bool = flag(
+        False, help="recompute activations in the backward pass: less memory, a third more compute", group=Group.DEVICES
+    )
     scan_layers: bool = flag(
-        False, help="compile one layer and loop it over all: deep models compile in minutes; same numbers"
+        False,
+        help="compile one layer and loop it over all: deep models compile in minutes; same numbers",
+        group=Group.DEVICES,
     )
-    model_parallel: int = flag(1, help="devices that each weight matrix is cut over", minimum=1)
-    fsdp: bool = flag(False, help="cut weights and optimizer state over the devices that share a batch, too")
+    model_parallel: int = flag(1, help="devices that each weight matrix is cut over", minimum=1, group=Group.DEVICES)
+    fsdp: bool = flag(
+        False, help="cut weights and optimizer state over the devices that share a batch, too", group=Group.DEVICES
+    )
 
     @property
     def masked_positions(self) -> int:
@@ -362,7 +384,7 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     """Print the table of one plan."""
     from ground.tables import print_table
     from modeling.accounting import flops_per_example, parameter_count
-    from training.planning import EFFICIENCY, roofline
+    from training.planning import EFFICIENCY, roofline_of_step
 
     options = plan.options
     flops = options.train_batch_size * flops_per_example(config, options.max_seq_length, options.predictions)
@@ -378,10 +400,8 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     rows.append(["operations of a step", f"{flops / 1e12:,.2f} TFLOP"])
     rows += [[f"{kind} of a step, a chip", gib(size)] for kind, size in plan.collectives.items()]
     if plan.fits:
-        activations = (plan.peak_bytes or 0.0) - held
-        # State is read and written once; activations are written, and read backward; gradients likewise.
-        moved = 2 * held + 2 * options.gradient_accumulation_steps * activations
-        bound = roofline(chip, options.precision, flops / chips, moved, plan.collectives)
+        peak, micro_batches = plan.peak_bytes or 0.0, options.gradient_accumulation_steps
+        bound = roofline_of_step(chip, options.precision, flops / chips, held, peak, micro_batches, plan.collectives)
         fast, slow = bound.fast_seconds, bound.slow_seconds
         tokens = options.train_batch_size * options.max_seq_length
         share = flops / chips / slow / chip.flops(options.precision)

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 from commands.techniques import TechniqueOptions, check_techniques
 from ground.files import write_atomically
 
@@ -29,43 +29,64 @@ RESULTS = {"dev": "eval_results", "test": "test_results"}
 class Options(TechniqueOptions):
     """Fine-tune, evaluate and predict with a text or text-pair classifier."""
 
+    _data: ClassVar = Group.DATA
     task_name: str = flag(help="a row of tasks/datasets.toml, such as lcqmc_pair")
     data_dir: str = flag(help="folder of the task's train, dev and test files")
-    bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
-    vocab_file: str | None = flag(None, help="WordPiece vocabulary")
+    bert_config_file: str = flag(
+        help="JSON file of the model's shape", aliases=("albert_config_file",), group=Group.MODEL
+    )
+    vocab_file: str | None = flag(None, help="WordPiece vocabulary", essential=True)
     spm_model_file: str | None = flag(None, help="SentencePiece model, in place of --vocab_file")
     do_lower_case: bool = flag(True, help="lower the case and strip accents, as the vocabulary was made")
     task_file: str | None = flag(None, help="TOML file of task rows of your own, in the form of tasks/datasets.toml")
     init_checkpoint: str | None = flag(
-        None, help="pretrained weights: a folder of ours, a TensorFlow 1 prefix, or a transformers folder"
+        None,
+        help="pretrained weights: a folder of ours, a TensorFlow 1 prefix, or a transformers folder",
+        essential=True,
+        group=Group.MODEL,
     )
-    max_seq_length: int = flag(128, help="longer inputs are cut", unit="tokens", minimum=4)
-    do_train: bool = flag(False, help="train on the task's training file")
-    do_eval: bool = flag(False, help="score the best checkpoint on the development file")
-    do_predict: bool = flag(False, help="predict the test file with the best checkpoint")
-    train_batch_size: int = flag(32, help="of training", unit="examples", minimum=1)
-    eval_batch_size: int = flag(32, help="of evaluation; results do not depend on it", unit="examples", minimum=1)
-    predict_batch_size: int = flag(32, help="of prediction; results do not depend on it", unit="examples", minimum=1)
-    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0)
-    num_train_epochs: float = flag(3.0, help="passes over the training file", unit="epochs", minimum=0)
+    max_seq_length: int = flag(128, help="longer inputs are cut", unit="tokens", minimum=4, essential=True)
+    _training: ClassVar = Group.TRAINING
+    do_train: bool = flag(False, help="train on the task's training file", essential=True)
+    do_eval: bool = flag(
+        False, help="score the best checkpoint on the development file", essential=True, group=Group.EVALUATION
+    )
+    do_predict: bool = flag(
+        False, help="predict the test file with the best checkpoint", essential=True, group=Group.EVALUATION
+    )
+    train_batch_size: int = flag(32, help="of training", unit="examples", minimum=1, essential=True)
+    eval_batch_size: int = flag(
+        32, help="of evaluation; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
+    )
+    predict_batch_size: int = flag(
+        32, help="of prediction; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
+    )
+    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0, essential=True)
+    num_train_epochs: float = flag(3.0, help="passes over the training file", unit="epochs", minimum=0, essential=True)
     num_train_steps: int | None = flag(
         None, help="optimizer steps, in place of --num_train_epochs", unit="steps", minimum=1, aliases=("train_step",)
     )
     warmup_proportion: float = flag(
         0.1, help="share of the steps in which the learning rate rises from 0", minimum=0, maximum=1
     )
+    _evaluation: ClassVar = Group.EVALUATION
     save_checkpoints_steps: int = flag(
         1000,
         help="steps between two evaluations on the development file, each with a checkpoint",
         unit="steps",
         minimum=1,
+        essential=True,
     )
     early_stopping_evaluations: int = flag(
         0, help="stop after this many evaluations without a better one; 0 never stops early", minimum=0
     )
-    classifier_dropout: float = flag(0.1, help="dropout on the pooled output while training", minimum=0, maximum=0.9)
+    classifier_dropout: float = flag(
+        0.1, help="dropout on the pooled output while training", minimum=0, maximum=0.9, group=Group.MODEL
+    )
     seeds: tuple[int, ...] = flag(
-        (), help="train once with each of these seeds, below OUTPUT_DIR/seed_N, and report mean and deviation"
+        (),
+        help="train once with each of these seeds, below OUTPUT_DIR/seed_N, and report mean and deviation",
+        group=Group.TRAINING,
     )
 
 
@@ -89,7 +110,8 @@ def main(options: Options) -> None:
         fine_tune(session, options, row, files)
         return
     scores = []
-    for seed in options.seeds:
+    # The runs differ in nothing that a dry run shows.
+    for seed in options.seeds[:1] if options.dry_run else options.seeds:
         folder = str(Path(options.output_dir) / f"seed_{seed}")
         session.say(f"seed {seed} -> {folder}")
         own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
@@ -99,6 +121,7 @@ def main(options: Options) -> None:
 
 def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path]) -> dict[str, Scores]:
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
+    from commands.estimate import Work
     from data.tokenizers import load_tokenizer
     from tasks.splits import Splits
 
@@ -123,6 +146,10 @@ def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mappin
     num_steps = training_steps(options, splits.datasets.get("train"))
     task, child = build(session, options, splits, num_steps)
     step = load_weights(session, options, splits)
+    if options.dry_run:
+        work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
+        session.show_plan(work=work, **plan_of(options, splits, num_steps))
+        return {}
     session.describe(
         row.kind,
         lambda folder: describe_tokenizer(
@@ -171,13 +198,9 @@ def train(
     from commands.techniques import choose_child
 
     training, engine, answers = splits.datasets["train"], session.engine, {}
-    facts = {
-        "data": splits.sizes,
-        "step": f"{options.train_batch_size} examples; {num_steps:,} steps are "
-        f"{num_steps / training.steps_per_epoch:.1f} epochs",
-    }
+    plan = plan_of(options, splits, num_steps)
     if child:
-        facts["child"] = choose_child(options, session.config, task, engine.model, child, training)
+        plan["facts"]["child"] = choose_child(options, session.config, task, engine.model, child, training)
 
     def evaluate() -> Scores:
         answers["dev"] = splits.answers(engine, "dev", options.eval_batch_size)
@@ -186,16 +209,29 @@ def train(
     outcome = session.train(
         session.own_rows(training),
         evaluate,
-        facts,
-        num_steps=num_steps,
-        save_every_steps=options.save_checkpoints_steps,
-        eval_every_steps=options.save_checkpoints_steps,
-        best_metric=splits.row.metric,
-        early_stopping_evaluations=options.early_stopping_evaluations,
+        **plan,
     )
     if outcome.best_step == outcome.step:
         return outcome.step, answers
     return session.restore(), {}
+
+
+def plan_of(options: Options, splits: Splits, num_steps: int) -> dict[str, Any]:
+    """Return the facts of the preamble, and what `training.run.RunPlan` has to know of fine-tuning."""
+    facts = {"data": splits.sizes}
+    if options.do_train:
+        facts["step"] = (
+            f"{options.train_batch_size} examples; {num_steps:,} steps are "
+            f"{num_steps / splits.datasets['train'].steps_per_epoch:.1f} epochs"
+        )
+    return {
+        "facts": facts,
+        "num_steps": num_steps,
+        "save_every_steps": options.save_checkpoints_steps,
+        "eval_every_steps": options.save_checkpoints_steps,
+        "best_metric": splits.row.metric,
+        "early_stopping_evaluations": options.early_stopping_evaluations,
+    }
 
 
 def training_steps(options: Options, dataset: LabelledDataset | None) -> int:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from commands.estimate import Work
     from commands.records import Records
     from commands.session import Session
     from data.reading import PretrainingDataset
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
 class Options(TrainingOptions):
     """Pretrain a language model on record shards."""
 
+    _model: ClassVar = Group.MODEL
     bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
+    _data: ClassVar = Group.DATA
     input_file: tuple[str, ...] = flag(help="record shards: paths or patterns, separated by commas")
     eval_input_file: tuple[str, ...] = flag(
-        (), help="record shards to evaluate on; by default those that the manifest of --input_file calls held out"
+        (),
+        help="record shards to evaluate on; by default those that the manifest of --input_file calls held out",
+        group=Group.EVALUATION,
     )
+    _objective: ClassVar = Group.OBJECTIVE
     objective: str = flag(
         "albert",
         help="what is learnt; must be what the records were made for; the order of words is learnt besides where they "
         "hold shuffled ones",
         choices=tuple(OBJECTIVES),
+        essential=True,
     )
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
     word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
@@ -45,19 +52,29 @@ class Options(TrainingOptions):
         "numerous weigh more",
     )
     init_checkpoint: str | None = flag(
-        None, help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder"
+        None,
+        help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder",
+        essential=True,
+        group=Group.MODEL,
     )
     init_sentence_head: bool = flag(
-        True, help="false: start with a new sentence-pair head, whatever --init_checkpoint has"
+        True, help="false: start with a new sentence-pair head, whatever --init_checkpoint has", group=Group.MODEL
     )
-    max_seq_length: int | None = flag(None, help="of the records; read from their manifest by default", unit="tokens")
+    max_seq_length: int | None = flag(
+        None, help="of the records; read from their manifest by default", unit="tokens", group=Group.DATA
+    )
     max_predictions_per_seq: int | None = flag(
-        None, help="of the records; read from their manifest by default", unit="tokens"
+        None, help="of the records; read from their manifest by default", unit="tokens", group=Group.DATA
     )
-    do_train: bool = flag(False, help="train")
-    do_eval: bool = flag(False, help="score held-out records, while training and at its end")
-    train_batch_size: int = flag(32, help="of one optimizer step", unit="examples", minimum=1)
-    eval_batch_size: int = flag(8, help="of evaluation; results do not depend on it", unit="examples", minimum=1)
+    _training: ClassVar = Group.TRAINING
+    do_train: bool = flag(False, help="train", essential=True)
+    do_eval: bool = flag(
+        False, help="score held-out records, while training and at its end", essential=True, group=Group.EVALUATION
+    )
+    train_batch_size: int = flag(32, help="of one optimizer step", unit="examples", minimum=1, essential=True)
+    eval_batch_size: int = flag(
+        8, help="of evaluation; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
+    )
     optimizer: str = flag("lamb", help="update rule", choices=OPTIMIZERS)
     on_spike: str = flag(
         "warn",
@@ -65,15 +82,21 @@ class Options(TrainingOptions):
         "newest checkpoint and pass over all batches since",
         choices=SPIKE_ACTIONS,
     )
-    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0)
+    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0, essential=True)
     schedule: str = flag(
         "polynomial", help="learning rate after the warmup", choices=("polynomial", "linear", "constant")
     )
     poly_power: float = flag(1.0, help="power of the polynomial decay", minimum=0)
-    num_train_steps: int = flag(100000, help="length of training", unit="steps", minimum=1)
-    num_warmup_steps: int = flag(10000, help="steps in which the learning rate rises from 0", unit="steps", minimum=0)
+    num_train_steps: int = flag(100000, help="length of training", unit="steps", minimum=1, essential=True)
+    num_warmup_steps: int = flag(
+        10000, help="steps in which the learning rate rises from 0", unit="steps", minimum=0, essential=True
+    )
     start_warmup_step: int = flag(0, help="step at which the warmup begins", unit="steps", minimum=0)
-    save_checkpoints_steps: int = flag(1000, help="steps between two checkpoints", unit="steps", minimum=1)
+    _watching: ClassVar = Group.WATCHING
+    save_checkpoints_steps: int = flag(
+        1000, help="steps between two checkpoints", unit="steps", minimum=1, essential=True
+    )
+    _evaluation: ClassVar = Group.EVALUATION
     eval_steps: int | None = flag(
         None, help="steps between two evaluations; by default at every checkpoint", unit="steps", minimum=1
     )
@@ -104,6 +127,11 @@ def main(options: Options) -> None:
 
     build(session, options, records)
     load_weights(session, options)
+    if options.dry_run:
+        session.show_plan(
+            work=work_of(options, records) if options.do_train else None, **plan_of(session, options, records)
+        )
+        return
     session.describe(
         PRETRAINING,
         lambda folder: TokenizerFile(
@@ -171,31 +199,49 @@ def load_weights(session: Session, options: Options) -> None:
 
 def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
-    from modeling.accounting import flops_per_example
-
-    training, held_out, rows = records.training, records.held_out, session.rows_of_process()
-    own = training.part(*rows, options.train_batch_size // rows[1])
-    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
-    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    tokens_per_step = options.train_batch_size * training.max_seq_length
+    held_out, rows = records.held_out, session.rows_of_process()
+    own = records.training.part(*rows, options.train_batch_size // rows[1])
     outcome = session.train(
         own,
         (lambda: evaluate(session, options, held_out)) if held_out else None,
-        {
-            "data": records.facts,
-            "step": f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
-            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs",
-        },
-        num_steps=options.num_train_steps,
-        save_every_steps=options.save_checkpoints_steps,
-        eval_every_steps=(options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
-        best_metric="loss" if held_out else None,
-        lower_is_better=True,
-        unit="tokens",
-        count_units=lambda batch: tokens_per_step,
-        flops_per_unit=flops_per_example(session.config, training.max_seq_length, scored) / training.max_seq_length,
+        **plan_of(session, options, records),
     )
     return outcome.evaluation
+
+
+def plan_of(session: Session, options: Options, records: Records) -> dict[str, Any]:
+    """Return the facts of the preamble, and what `training.run.RunPlan` has to know of pretraining."""
+    from modeling.accounting import flops_per_example
+
+    training, held_out, work = records.training, records.held_out, work_of(options, records)
+    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
+    tokens_per_step = options.train_batch_size * training.max_seq_length
+    facts = {"data": records.facts}
+    if options.do_train:
+        facts["step"] = (
+            f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
+            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs"
+        )
+    return {
+        "facts": facts,
+        "num_steps": options.num_train_steps,
+        "save_every_steps": options.save_checkpoints_steps,
+        "eval_every_steps": (options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
+        "best_metric": "loss" if held_out else None,
+        "lower_is_better": True,
+        "unit": "tokens",
+        "count_units": lambda batch: tokens_per_step,
+        "flops_per_unit": flops_per_example(session.config, work.length, work.predictions) / work.length,
+    }
+
+
+def work_of(options: Options, records: Records) -> Work:
+    """Return what the run computes, for a plan of memory and time."""
+    from commands.estimate import Work
+
+    training = records.training
+    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
+    return Work(options.train_batch_size, training.max_seq_length, scored, options.num_train_steps)
 
 
 def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from commands.flags import flag, run
+from commands.flags import Group, flag, run
 
 SAMPLE_SENTENCES = 10_000
 
@@ -20,19 +21,28 @@ SAMPLE_SENTENCES = 10_000
 class Options:
     """Learn a WordPiece vocabulary or a SentencePiece model from text."""
 
+    _data: ClassVar = Group.DATA
     input_file: tuple[str, ...] = flag(
         help="text: paths, patterns or tfds:NAME, separated by commas; plain text, JSON lines, compressed or not"
     )
     output_file: str = flag(help="the vocabulary (vocab.txt) or the SentencePiece model (spiece.model) to write")
+    _model: ClassVar = Group.MODEL
     model_type: str = flag(
         "wordpiece",
         help="wordpiece; or a SentencePiece model, unigram (as ALBERT and XLM-R use it) or bpe",
         choices=("wordpiece", "unigram", "bpe"),
+        essential=True,
     )
     vocab_size: int | None = flag(
-        None, help="size of the vocabulary; by default 21128 for wordpiece, else 30000", unit="tokens", minimum=8
+        None,
+        help="size of the vocabulary; by default 21128 for wordpiece, else 30000",
+        unit="tokens",
+        minimum=8,
+        essential=True,
     )
-    do_lower_case: bool = flag(True, help="lower-case the text and strip accents; not for --layout=xlmr")
+    do_lower_case: bool = flag(
+        True, help="lower-case the text and strip accents; not for --layout=xlmr", essential=True
+    )
     character_coverage: float | None = flag(
         None,
         help="share of the text's characters that become tokens; by default 0.9999 for wordpiece, else 0.99995",
@@ -53,7 +63,7 @@ class Options:
     max_sentences: int = flag(
         10_000_000, help="SentencePiece: learn from a random sample of this size", unit="sentences", minimum=1
     )
-    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
+    text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
 
 
 def main(options: Options) -> None:

@@ -10,12 +10,14 @@ from absl.app import UsageError
 
 from commands.options import DeviceOptions, TrainingOptions
 from commands.startup import choose_backend, start_backend, start_jax_processes
+from commands.unused_gpu import unused_gpu
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from training.engine import Optimizer, Task
     from training.jax_engine import JaxEngine
+    from training.planning import Chip
     from training.processes import Processes
     from training.tensorflow_engine import TensorFlowEngine
 
@@ -116,6 +118,12 @@ class Devices:
         facts = ", ".join([f"{os.cpu_count()} cores", *hosts, *cut])
         return f"{count} x {kind} ({facts}), {keras.config.backend()}"
 
+    def unused_text(self) -> str | None:
+        """Return, where the CPU computes beside an NVIDIA GPU, which it is, why, and what mends it, in one line."""
+        import keras
+
+        return unused_gpu(keras.config.backend()) if found_devices()[0] == "CPU" else None
+
 
 def check_batch(options: TrainingOptions, batch_size: int, devices: int) -> None:
     """Raise `UsageError` for a batch that the devices cannot share."""
@@ -153,10 +161,18 @@ def steps_per_call(options: TrainingOptions) -> int:
 
 def peak_flops_per_second(device: str, count: int, precision: str) -> float:
     """Return the peak of `count` devices together, named as JAX and TensorFlow name them; 0 where it is not known."""
+    chip = chip_of(device)
+    return count * chip.flops(precision) if chip else 0.0
+
+
+def chip_of(device: str) -> Chip | None:
+    """Return the rates of a device, named as JAX and TensorFlow name it; None where they are not known."""
     from training.planning import CHIPS
 
     # Of names that begin with the same letters the longer one comes first.
     names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
     names |= {"TPU v6e": "v6e", "H200": "h200", "H100": "h100", "A100": "a100", "L40S": "l40s", "L4": "l4"}
-    chip = next((CHIPS[names[name]] for name in names if re.search(rf"\b{name}\b", device)), None)
-    return count * chip.flops(precision) if chip else 0.0
+    found = next((names[name] for name in names if re.search(rf"\b{name}\b", device)), None)
+    if found == "a100" and "40GB" in device:
+        found = "a100_40gb"
+    return CHIPS[found] if found else None

@@ -8,12 +8,17 @@
     if __name__ == "__main__":
         run(main, Options)
 
+A `Group` in the class body is a heading of `--help`: the flags below it, up to the next one, belong to it.
+
+    _training: ClassVar = Group.TRAINING
+
 Only the standard library and absl are imported here, so that flags are checked before anything slow is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import errno
 import json
 import os
@@ -38,6 +43,29 @@ _METADATA = "flag"
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
+class Group(enum.Enum):
+    """The headings of `--help` in their order, each with what its flags are about."""
+
+    DATA = "input and output"
+    MODEL = "the model, and the weights it starts from"
+    OBJECTIVE = "what is learnt"
+    MASKING = "which tokens are hidden"
+    EXAMPLES = "sizes and number of the examples"
+    TRAINING = "length, batches, learning rate"
+    EVALUATION = "what is scored, when"
+    OPTIMIZER = "how gradients become updates"
+    TECHNIQUES = "fine-tuning on little data"
+    DEVICES = "where and how it computes"
+    SHARDS = "processes, files and clusters"
+    WATCHING = "what a run keeps, tells and watches"
+    OTHER = "further flags"
+
+    @property
+    def word(self) -> str:
+        """The name that `--help=GROUP` takes."""
+        return self.name.lower()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Declaration:
     help: str
@@ -46,6 +74,8 @@ class _Declaration:
     minimum: float | None
     maximum: float | None
     aliases: tuple[str, ...]
+    essential: bool
+    group: Group | None
 
 
 def flag(
@@ -57,13 +87,17 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     aliases: Sequence[str] = (),
+    essential: bool = False,
+    group: Group | None = None,
 ) -> Any:
     """Declare one field of an options dataclass; without a default the flag is required.
 
     Field types: `str int float bool`, each also as `T | None` (an empty value means None) and as `tuple[T, ...]`
     (values separated by commas). `minimum` and `maximum` are inclusive; `aliases` are other names of the same flag.
+    What is `essential` is explained by `--help` at once, as required flags are; `group` is for a flag that stands under
+    the heading of another group.
     """
-    declaration = _Declaration(help, unit, tuple(choices), minimum, maximum, tuple(aliases))
+    declaration = _Declaration(help, unit, tuple(choices), minimum, maximum, tuple(aliases), essential, group)
     return dataclasses.field(default=default, metadata={_METADATA: declaration})
 
 
@@ -218,19 +252,111 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
     return options_type(**given)
 
 
-def help_text(options_type: type, program: str) -> str:
-    """Return the text of `--help`: the first line of the dataclass's docstring and one paragraph a flag."""
-    lines = [f"{program}: {(options_type.__doc__ or '').strip().splitlines()[0]}", ""]
-    for spec in _flags_of(options_type).values():
-        told = spec.declaration
-        default = "required" if spec.required else _as_text(spec.default)
-        facts = [told.unit, "|".join(told.choices), *(f"also --{alias}" for alias in told.aliases)]
-        extra = "; ".join(fact for fact in facts if fact)
-        text = told.help + (f" [{extra}]" if extra else "")
-        head = f"  --{spec.name}" + (f" ({default})" if default else "")
-        lines += [head, *textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
-    lines += [f"  --{_CONFIG}", "      JSON file of flags, as a run writes it beside its output; flags given here win"]
-    return "\n".join(lines)
+def groups_of(options_type: type) -> dict[Group, list[str]]:
+    """Return the flags of each group in the order of `Group`; each flag is in one.
+
+    A flag that a subclass declares anew stays in the group of its first declaration.
+    """
+    specs = _flags_of(options_type)
+    found: dict[str, Group] = {}
+    for declaring in reversed(options_type.__mro__):
+        heading = Group.OTHER
+        for name in vars(declaring).get("__annotations__", ()):
+            value = vars(declaring).get(name)
+            if isinstance(value, Group):
+                heading = value
+            elif name in specs:
+                found.setdefault(name, heading)
+    found |= {name: spec.declaration.group for name, spec in specs.items() if spec.declaration.group}
+    return {group: names for group in Group if (names := [name for name in specs if found[name] is group])}
+
+
+def help_text(options_type: type, program: str, topic: str = "") -> str:
+    """Return the text of `--help` or `--help=TOPIC`: a group, a flag, or `all`; raises `UsageError` for another one."""
+    specs, groups = _flags_of(options_type), groups_of(options_type)
+    title = f"{program}: {(options_type.__doc__ or '').strip().splitlines()[0]}"
+    if not topic:
+        return "\n".join([*textwrap.wrap(title, _WIDTH), *_overview(specs, groups)])
+    chosen = {group: names for group, names in groups.items() if topic in ("all", group.word)}
+    if topic in specs and not chosen:
+        chosen = {group: [topic] for group, names in groups.items() if topic in names}
+    if not chosen:
+        words = ["all", *(group.word for group in groups)]
+        raise UsageError(
+            f"--help={topic}: the nearest is --help={nearest(topic, [*words, *specs])}; groups are {', '.join(words)}"
+        )
+    lines = [title]
+    for group, names in chosen.items():
+        lines += ["", f"{group.word}: {group.value}"]
+        for name in sorted(names, key=lambda name: _rank(specs[name])):
+            lines += _paragraph(specs[name])
+    return "\n".join([*lines, *(["", *_CONFIG_HELP] if topic == "all" else [])])
+
+
+_WIDTH = 118
+_CONFIG_HELP = [
+    f"  --{_CONFIG}=FILE",
+    "      JSON file of flags, as a run writes it beside its output; flags given here win",
+]
+
+
+def _rank(spec: _Flag) -> int:
+    """Required flags first, then the essential ones."""
+    return 0 if spec.required else 1 if spec.declaration.essential else 2
+
+
+def _overview(specs: Mapping[str, _Flag], groups: Mapping[Group, Sequence[str]]) -> list[str]:
+    """Return a line for each required or essential flag, and the names of all others by group."""
+    lines = []
+    in_order = [specs[name] for names in groups.values() for name in names]
+    shown = [[spec for spec in in_order if _rank(spec) == rank] for rank in (0, 1)]
+    heads = {spec.name: _head(spec) for part in shown for spec in part}
+    column = max(map(len, heads.values()), default=0)
+    for title, part in zip(("required", "what most runs need"), shown, strict=True):
+        lines += ["", f"{title}:"] if part else []
+        lines += [f"  {heads[spec.name]:<{column}}  {_short(spec, _WIDTH - column - 4)}" for spec in part]
+    lines += ["", "all others; --help=GROUP or --help=FLAG explains them, --help=all every flag:"]
+    width = max(len(group.word) for group in groups)
+    for group, names in groups.items():
+        rest = " ".join(name for name in names if _rank(specs[name]) == 2)
+        indent = " " * (width + 4)
+        text = f"{group.value}: {rest}" if rest else group.value
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {group.word:<{width}}  ", subsequent_indent=indent)
+    return [*lines, f"  --{_CONFIG}=FILE reads flags from a JSON file, as a run writes it beside its output"]
+
+
+def _head(spec: _Flag) -> str:
+    """Return the flag as it is typed, with its default."""
+    return f"--{spec.name}" if spec.required else f"--{spec.name}={_as_text(spec.default)}"
+
+
+def _short(spec: _Flag, width: int) -> str:
+    """Return the help in one line: whole where it fits, else its first clause."""
+    told = spec.declaration
+    facts = "; ".join(fact for fact in (told.unit, "|".join(told.choices)) if fact)
+    clause = told.help.partition(";")[0]
+    texts = [*([f"{text} [{facts}]" for text in (told.help, clause)] if facts else [told.help]), clause]
+    return next((text for text in texts if len(text) <= width), textwrap.shorten(clause, width, placeholder=" ..."))
+
+
+def _paragraph(spec: _Flag) -> list[str]:
+    """Return all that there is to say about a flag."""
+    told = spec.declaration
+    default = "required" if spec.required else _as_text(spec.default)
+    facts = [told.unit, "|".join(told.choices), *(f"also --{alias}" for alias in told.aliases)]
+    extra = "; ".join(fact for fact in facts if fact)
+    text = told.help + (f" [{extra}]" if extra else "")
+    head = f"  --{spec.name}" + (f" ({default})" if default else "")
+    return [head, *textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+
+
+def help_topic(arguments: Sequence[str]) -> str | None:
+    """Return the topic of --help in the arguments: "" for `--help` alone, None where it is not asked for."""
+    for argument in arguments:
+        name, _, topic = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name in ("help", "h", "helpshort", "helpfull"):
+            return "all" if name == "helpfull" else topic
+    return None
 
 
 def _as_text(value: Any) -> str:
@@ -258,11 +384,12 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     program = Path(sys.argv[0]).name
     given = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(given):
-        print(help_text(options_type, program))
-        sys.exit(0)
     try:
-        code = main(parse(options_type, given))
+        topic = help_topic(given)
+        if topic is not None:
+            print(help_text(options_type, program, topic))
+        code = main(parse(options_type, given)) if topic is None else 0
+        sys.stdout.flush()
     except UsageError as error:
         _fail(program, str(error), 2)
     except BrokenPipeError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag
+from commands.flags import Group, flag
 
 SPIKE_ACTIONS = ("ignore", "warn", "skip", "rollback")
 OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
@@ -16,12 +17,16 @@ OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
 class DeviceOptions:
     """Where a run computes."""
 
+    _devices: ClassVar = Group.DEVICES
     backend: str = flag(
         "auto",
         help="what computes; auto is jax on a TPU or where there is no TensorFlow, else KERAS_BACKEND or tensorflow",
         choices=("auto", "tensorflow", "jax"),
+        essential=True,
     )
-    use_tpu: bool = flag(False, help="train on a TPU; on JAX start the command on the TPU VM, on all of a pod's")
+    use_tpu: bool = flag(
+        False, help="train on a TPU; on JAX start the command on the TPU VM, on all of a pod's", essential=True
+    )
     tpu_name: str | None = flag(None, help="name of the TPU; on TensorFlow also its grpc address")
     tpu_zone: str | None = flag(None, help="zone of the TPU, where it is not the default one")
     gcp_project: str | None = flag(None, help="Google Cloud project of the TPU, where it is not the default one")
@@ -47,6 +52,7 @@ class DeviceOptions:
         "float32",
         help="compute precision; weights stay float32; float16, for GPUs without bfloat16, scales the loss by itself",
         choices=("float32", "bfloat16", "float16"),
+        essential=True,
     )
     remat: bool = flag(False, help="recompute activations in the backward pass: less memory, a third more compute")
     scan_layers: bool = flag(
@@ -58,6 +64,7 @@ class DeviceOptions:
 class OptimizerOptions:
     """How gradients become updates; the defaults are those of BERT and ALBERT."""
 
+    _optimizer: ClassVar = Group.OPTIMIZER
     optimizer: str = flag("adamw", help="update rule", choices=OPTIMIZERS)
     weight_decay: float = flag(0.01, help="decoupled weight decay; LayerNorm and biases are exempt", minimum=0)
     adam_beta1: float = flag(0.9, help="decay of the first moment", minimum=0, maximum=1)
@@ -79,10 +86,19 @@ class OptimizerOptions:
 class RunOptions:
     """What a run keeps and tells."""
 
+    _data: ClassVar = Group.DATA
     output_dir: str = flag(
         help="folder for checkpoints, metrics and results; a run that finds its checkpoints continues"
     )
+    _training: ClassVar = Group.TRAINING
     seed: int = flag(12345, help="decides initial weights, order of examples and dropout", minimum=0)
+    _watching: ClassVar = Group.WATCHING
+    dry_run: bool = flag(
+        False,
+        help="read and check everything, show what the run would show first with a plan of memory and time, and stop; "
+        "nothing is written",
+        essential=True,
+    )
     log_steps: int = flag(50, help="how often a line of metrics is written", unit="steps", minimum=1)
     keep_checkpoint_max: int = flag(5, help="newest checkpoints that are kept", minimum=1)
 
@@ -91,6 +107,7 @@ class RunOptions:
 class HealthOptions:
     """What a run watches of itself."""
 
+    _watching: ClassVar = Group.WATCHING
     on_spike: str = flag(
         "ignore",
         help="what to do about a loss that leaps: say so, skip its batch before it changes anything, or go back to the "

@@ -6,7 +6,7 @@
     session.build(task, schedule, batch_size=...)             # model, optimizer, engine
     session.start_from(options.init_checkpoint, ...)          # or: session.restore(...)
     session.describe(kind=..., ...)                           # config.json, model_config.json, run.json
-    outcome = session.train(dataset, evaluate, ...)
+    outcome = session.train(dataset, evaluate, ...)           # or, with --dry_run: session.show_plan(...)
     session.finish("eval_results", scores, title)
 
 The methods are defined in the order in which a verb calls them.
@@ -17,13 +17,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl.app import UsageError
 
-from commands.devices import Devices, found_devices, peak_flops_per_second, steps_per_call
+from commands.devices import Devices, chip_of, found_devices, peak_flops_per_second, steps_per_call
+from commands.estimate import Work, estimate
 from commands.flags import write_config
 from commands.options import TrainingOptions
 from ground.files import write_atomically
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from tasks.run_file import TokenizerFile
     from training.engine import Batch, Dataset, Task
     from training.loop import Outcome
+    from training.run import RunPlan
 
 Result = TypeVar("Result")
 
@@ -183,6 +187,7 @@ class Session:
             init_checkpoint,
             allow_unexpected=allow_unexpected,
             adjust=adjust,
+            only_reads=self.options.dry_run,
         )
 
     # -- what the run leaves -------------------------------------------------------------------------------------------
@@ -249,10 +254,36 @@ class Session:
             plan: fields of `training.loop.RunPlan` that flags shared by all verbs do not decide.
         """
         from training.loop import train
+
+        return train(self.engine, dataset, self._run_plan(facts, **plan), evaluate=evaluate)
+
+    def show_plan(self, facts: Mapping[str, str], work: Work | None, **plan: Any) -> None:
+        """Print what the run would show first and, unless `work` is None, how much it takes; for --dry_run.
+
+        Raises `UsageError` where the run could not write its output folder, or not continue what is there.
+        """
+        from training.hooks import print_preamble
+        from training.loop import step_to_continue_from
+        from training.planning import find_chip
+
+        chosen = self._run_plan(facts, **plan)
+        self.together(lambda: check_writable(chosen.output_dir))
+        summary, step = dict(chosen.summary), 0
+        if work:
+            step = step_to_continue_from(chosen, self.options.seed)
+            device, count = found_devices()
+            chip = find_chip("cpu") if device == "CPU" else chip_of(device)
+            summary |= estimate(self.config, self.options, work, chip, device, 1 if device == "CPU" else count)
+        if self.writes:
+            print_preamble(summary, step, sys.stdout)
+            print("--dry_run: nothing was written; the same command without it starts the run", flush=True)
+
+    def _run_plan(self, facts: Mapping[str, str], **plan: Any) -> RunPlan:
+        """Return everything that is settled about the run."""
         from training.run import RunPlan
 
         options = self.options
-        chosen = RunPlan(
+        return RunPlan(
             output_dir=Path(options.output_dir),
             config=as_json(self.config),
             complete_config=complete_config,
@@ -267,7 +298,6 @@ class Session:
             peak_flops_per_second=peak_flops_per_second(*found_devices(), options.precision),
             **plan,
         )
-        return train(self.engine, dataset, chosen, evaluate=evaluate)
 
     def _preamble(self, facts: Mapping[str, str]) -> dict[str, str]:
         """Return what a run shows first: the model, its size, where and how it computes, and `facts`."""
@@ -279,6 +309,7 @@ class Session:
             f"{parameters:,} parameters",
             "memory": f"{parameters * 4 * (2 + slots) / 2**20:,.0f} MiB for weights, gradients and optimizer state",
             "device": f"{self.devices.text()}, {options.precision}",
+            **({"gpu": unused} if (unused := self.devices.unused_text()) else {}),
             "weights": self.weights,
             **facts,
             "output": options.output_dir,
@@ -323,6 +354,14 @@ def check_files(options: Any, names: Sequence[str]) -> None:
         path = getattr(options, name)
         if path and not Path(path).is_file():
             raise UsageError(f"--{name}={path}: no such file")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `UsageError` where `folder` is not there and cannot be made, or is no folder that can be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "may not be written" if there.is_dir() else "is a file"
+        raise UsageError(f"--output_dir={folder}: {there} {reason}; give another folder")
 
 
 def check_cuts(config: Config, path: str, model_parallel: int) -> None:

@@ -76,7 +76,7 @@ def _check_tpu_machine(options: DeviceOptions) -> None:
         )
     if not _is_installed("libtpu"):
         raise UsageError(
-            "--use_tpu=True: this installation has no TPU runtime; install Divan's extra 'tpu', or train on CPU or GPU "
+            "--use_tpu=True: this installation has no TPU runtime; run: make install EXTRA=tpu, or train on CPU or GPU "
             "with --use_tpu=False"
         )
     if not _tpu_is_attached():

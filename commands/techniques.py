@@ -6,11 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands.flags import flag
+from commands.flags import Group, flag
 from commands.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class TechniqueOptions(TrainingOptions):
     """What makes fine-tuning on little data stronger; all are off by default, and any combine."""
 
+    _techniques: ClassVar = Group.TECHNIQUES
     adversarial_weight: float = flag(
         0.0,
         help="weight of the divergence from predictions on adversarially perturbed word vectors; 1 is the recipe "

@@ -58,6 +58,7 @@ def restore(
     *,
     allow_unexpected: Sequence[str] = (),
     adjust: Adjust | None = None,
+    only_reads: bool = False,
 ) -> int:
     """Load the weights of a finished run: its best, else its newest, else `init_checkpoint`; return their step.
 
@@ -68,6 +69,7 @@ def restore(
         init_checkpoint: is of step 0.
         allow_unexpected: expressions over names of tensors that `init_checkpoint` may have besides.
         adjust: as in `initialize`.
+        only_reads: leave what a crash left in the output folder as it is.
 
     Raises:
         UsageError: there are no weights, or they do not fit the model.
@@ -81,7 +83,7 @@ def restore(
             source, step, unused = str(best), read_state(best, groups=()).step, ()
         except CorruptCheckpointError as error:
             raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
-    elif found := latest_state(Path(output_dir), processes=current()):
+    elif found := latest_state(Path(output_dir), processes=current(), only_reads=only_reads):
         source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
     if not source:
         raise UsageError(

@@ -187,27 +187,56 @@ def test_user_mistakes_are_raised_by_one_name():
         assert "app.UsageError" not in re.sub(r"absl\.app\.UsageError", "", path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
-def test_readme_tree_names_the_files_that_are_there(page: str):
+def test_the_tree_names_the_files_that_are_there():
     if not TRACKED[0]:
         pytest.skip("not a git checkout")
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     tree = re.search(r"```tree\n(.*?)```", text, re.DOTALL)
-    assert tree, f"{page} has no ```tree block"
+    assert tree, "ARCHITECTURE.md has no ```tree block"
     named = set(re.findall(r"^(\S+)", tree[1], re.MULTILINE))
     at_root = {path.split("/")[0] + ("/" if "/" in path else "") for path in TRACKED if path}
     shown = {path for path in at_root if not path.startswith(".")}
     assert named == shown, f"missing {shown - named}, gone {named - shown}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+PAGES = ["README.md", "README.zh.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "examples/README.md", *DOCS]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_paths_that_pages_name_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
-    folders = "|".join([*MAY_IMPORT, "tests", "examples", "benchmarks"])
+    folders = "|".join([*MAY_IMPORT, "tests", "examples", "benchmarks", "docs"])
     for path in re.findall(rf"`((?:{folders})/[\w./]*)`", text):
         assert (ROOT / path).exists(), f"{page} names {path}"
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
-        assert (ROOT / target).exists(), f"{page} links to {target}"
+        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("README", "docs"))])
+def test_flags_that_pages_name_exist(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    # Of gcloud, pip, and the one that is the same for all.
+    known = {"zone", "project", "worker", "command", "config", "help", "encoding"}
+    known |= {name for verb in VERBS if verb != "test_changes" for name in all_names(verb)}
+    assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= known
+
+
+def all_names(verb: str) -> set[str]:
+    fields = dataclasses.fields(importlib.import_module(verb).Options)
+    return {name for field in fields for name in (field.name, *field.metadata["flag"].aliases)}
+
+
+def test_the_readme_is_short_and_every_page_of_docs_is_linked_there():
+    for page in ("README.md", "README.zh.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 120
+        assert set(re.findall(r"\]\((docs/[\w.]+)\)", text)) == set(DOCS)
+        first_screen = "\n".join(text.splitlines()[:25])
+        assert all(f"`{command}`" in first_screen for command in INSTALLS), page
+
+
+INSTALLS = ("make install", "make install EXTRA=cuda", "make install EXTRA=tpu")
 
 
 def test_readmes_show_the_same_commands():

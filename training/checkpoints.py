@@ -296,7 +296,7 @@ def read_state(
 
 
 def latest_state(
-    output_dir: Path, *, up_to_step: int | None = None, processes: Processes | None = None
+    output_dir: Path, *, up_to_step: int | None = None, processes: Processes | None = None, only_reads: bool = False
 ) -> RunState | None:
     """Read the newest checkpoint (up to a step) that verifies and warn of damaged newer ones; None if there are none.
 
@@ -304,7 +304,7 @@ def latest_state(
     get `StoredTensor`s, of which each reads only its part. Raises `UsageError` if no checkpoint can be read.
     """
     processes = processes or Processes()
-    if processes.writes:
+    if processes.writes and not only_reads:
         _finish_interrupted_writes(output_dir)
     processes.largest(0)
     folders = list_checkpoints(output_dir)

@@ -54,6 +54,15 @@ class Hook:
         """After the last step, also when the run failed: `finished`, `stopped early`, `interrupted` or `failed`."""
 
 
+def print_preamble(summary: Mapping[str, str], step: int, stream: TextIO) -> None:
+    """Show the facts of a run that begins, or continues from a `step` above 0."""
+    width = max(map(len, summary), default=0)
+    for name, fact in summary.items():
+        print(f"{name:<{width}}  {fact}", file=stream)
+    if step:
+        print(f"continuing from step {step:,}", file=stream, flush=True)
+
+
 class Terminal(Hook):
     """Preamble, one live line (or plain lines now and then), and the closing table."""
 
@@ -63,11 +72,7 @@ class Terminal(Hook):
 
     def start(self, run: Run) -> None:
         """Show the facts of the run, then the live line."""
-        width = max(map(len, run.plan.summary), default=0)
-        for name, fact in run.plan.summary.items():
-            print(f"{name:<{width}}  {fact}", file=self._stream)
-        if run.engine.step:
-            print(f"continuing from step {run.engine.step:,}", file=self._stream, flush=True)
+        print_preamble(run.plan.summary, run.engine.step, self._stream)
         self._line = Progress(run.plan.num_steps, "steps", "training", done=run.engine.step, stream=self._stream)
         run.say = self._line.print
 

@@ -126,25 +126,39 @@ def _resume(run: Run, processes: Processes) -> int | None:
     plan, engine = run.plan, run.engine
     found = latest_state(plan.output_dir, processes=processes)
     if found is not None:
-        where = checkpoint_folder(plan.output_dir, found.step)
-        if found.seed != engine.seed:
-            raise UsageError(
-                f"{where} was trained with seed {found.seed}, this run has {engine.seed}: "
-                "use the same seed, or another output folder"
-            )
-        config = plan.complete_config(found.config)
-        for key in [*plan.config, *config]:
-            if plan.config.get(key) != config.get(key):
-                raise UsageError(
-                    f"{where} is of another model: {key} is {config.get(key)!r}, this run has "
-                    f"{plan.config.get(key)!r}; use the same configuration, or another output folder"
-                )
+        _check_continues(plan, engine.seed, found)
         engine.load_state(found.tensors)
         engine.step = found.step
         run.progress = LoopProgress(**found.progress)
     if checkpoint_folder(plan.output_dir, run.progress.return_step) not in list_checkpoints(plan.output_dir):
         run.progress.return_step = engine.step
     return found and found.step
+
+
+def _check_continues(plan: RunPlan, seed: int, found: RunState) -> None:
+    """Raise `UsageError` unless the checkpoint that was found is one of this run."""
+    where = checkpoint_folder(plan.output_dir, found.step)
+    if found.seed != seed:
+        raise UsageError(
+            f"{where} was trained with seed {found.seed}, this run has {seed}: "
+            "use the same seed, or another output folder"
+        )
+    config = plan.complete_config(found.config)
+    for key in [*plan.config, *config]:
+        if plan.config.get(key) != config.get(key):
+            raise UsageError(
+                f"{where} is of another model: {key} is {config.get(key)!r}, this run has "
+                f"{plan.config.get(key)!r}; use the same configuration, or another output folder"
+            )
+
+
+def step_to_continue_from(plan: RunPlan, seed: int) -> int:
+    """Return the step that `train` would continue from; raises what it would raise. Nothing is written."""
+    found = latest_state(plan.output_dir, processes=current(), only_reads=True)
+    if found is None:
+        return 0
+    _check_continues(plan, seed, found)
+    return found.step
 
 
 @dataclasses.dataclass

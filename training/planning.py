@@ -321,6 +321,21 @@ def roofline(
     return Roofline(flops / chip.flops(precision), memory_bytes / chip.memory_bandwidth, sent / chip.link_bandwidth)
 
 
+def roofline_of_step(
+    chip: Chip,
+    precision: str,
+    flops: float,
+    held_bytes: float,
+    peak_bytes: float,
+    micro_batches: int,
+    collectives: Mapping[str, float],
+) -> Roofline:
+    """Return the bounds of a training step of one chip from its operations and its memory."""
+    # State is read and written once; activations are written, and read backward; gradients likewise.
+    moved = 2 * held_bytes + 2 * micro_batches * (peak_bytes - held_bytes)
+    return roofline(chip, precision, flops, moved, collectives)
+
+
 def largest_batch(peak_of: Callable[[int], float | None], capacity_bytes: float, start: int) -> int:
     """Return the largest number of examples (or of another unit) whose peak is within the capacity; 0 if 1 is not.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from absl.app import UsageError
 
-from commands.flags import flag, help_text, nearest, parse, run, write_config
+from commands.flags import flag, nearest, parse, run, write_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +148,6 @@ def test_run_exit_codes_and_lines(capsys, monkeypatch, main, code, message):
 def test_our_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()), Options, NEEDED)
-
-
-def test_help_names_every_flag_and_exits_0(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(lambda options: 1, Options, ["--help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert out.strip() == help_text(Options, out.split(":")[0])
-    for expected in (
-        "Trains a toy.",
-        "--input_file (required)",
-        "--learning_rate (5e-05)",
-        "lamb|adamw",
-        "also --bert_config_file",
-    ):
-        assert expected in out
 
 
 def test_nothing_slow_is_imported():

@@ -58,7 +58,7 @@ def test_tensorflow_computes_where_nothing_is_said(monkeypatch):
             EVERYTHING,
             "a TPU has no use for float16; give --precision=bfloat16",
         ),
-        ({"use_tpu": True}, {"tensorflow", "jax"}, "no TPU runtime; install Divan's extra 'tpu'"),
+        ({"use_tpu": True}, {"tensorflow", "jax"}, "no TPU runtime; run: make install EXTRA=tpu"),
         ({"use_tpu": True, "tpu_name": "grpc://10.0.0.2:8470"}, EVERYTHING, "on JAX the command runs on the TPU VM"),
         ({"use_tpu": True, "master": "grpc://10.0.0.2:8470"}, EVERYTHING, "--tpu_name=grpc://10.0.0.2:8470: a grpc"),
         ({"backend": "tensorflow", "fsdp": True}, EVERYTHING, "--fsdp=True needs the JAX engine: give --backend=jax$"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from observing import training_flags, world
 from observing.recorders import content, replaced
-from observing.rows import DIFFERENT, Row, Verb
+from observing.rows import ABSENT, DIFFERENT, Row, Verb
 from observing.training_flags import RUN_FILE
 
 import run_classifier
@@ -16,6 +16,7 @@ ADVERSARIAL = {"adversarial_weight": "1"}
 # The results of development and test name the step of their weights.
 STEP = {f"files/out/{split}_results": DIFFERENT for split in ("eval", "test")}
 SEEN = dict.fromkeys(("task", "engine", "plan", "training", "optimizer", "predicted", "files"), DIFFERENT)
+TRAINED = ("plan", "training", "optimizer")
 NAMES = sorted(world.tensors(world.CONFIG))
 EMBEDDINGS = tuple(name for name in NAMES if "embeddings" in name)
 LOWEST = tuple(name for name in NAMES if "embeddings" in name or "_0/" in name)
@@ -78,6 +79,7 @@ ROWS = (
         {"predicted": DIFFERENT, "files/out/test_results": DIFFERENT, "files/out/test_predictions": DIFFERENT},
         {"do_predict": "false"},
     ),
+    Row("dry_run", "true", {**dict.fromkeys((*TRAINED, "predicted", "files"), DIFFERENT), "plan/num_steps": ABSENT}),
     Row(
         "train_batch_size",
         "4",

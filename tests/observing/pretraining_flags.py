@@ -59,6 +59,11 @@ ROWS = (
         {"held out": DIFFERENT, RESULTS: DIFFERENT, "plan/eval_every_steps": 1000, "plan/best_metric": "loss"},
         {"do_eval": "false"},
     ),
+    Row(
+        "dry_run",
+        "true",
+        {**dict.fromkeys(("plan", "training", "optimizer", "held out", "files"), DIFFERENT), "plan/num_steps": ABSENT},
+    ),
     Row("train_batch_size", "4", {"training": DIFFERENT, "plan/count_units": 160}),
     Row("eval_batch_size", "4", {"held out": DIFFERENT}),
     Row(

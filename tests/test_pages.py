@@ -1,0 +1,180 @@
+"""Every command of README.md and docs/ runs, in a small world: the same names with tiny shapes and few documents.
+
+The README's commands train, tune and convert for real. On the other pages `--dry_run` stands for training. What names
+a TPU or other hosts is parsed as it stands and runs without them, on JAX. A plan for a slice is made by accounting;
+`tests/test_plan_training.py` compiles one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from commands.flags import parse, run
+from conversion.readers import read_checkpoint
+from conversion.writers import write_tf1
+from modeling import load_config
+from training.planning import parse_topology
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+TRAINING = ("run_pretraining.py", "run_classifier.py")
+ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id")
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+FEWER = {
+    "create_pretraining_data.py": ["--dupe_factor=1", "--num_workers=1"],
+    "run_pretraining.py": [
+        "--train_batch_size=4",
+        "--num_train_steps=2",
+        "--num_warmup_steps=1",
+        "--eval_batch_size=4",
+    ],
+    "run_classifier.py": ["--train_batch_size=8", "--num_train_epochs=1"],
+    "train_tokenizer.py": ["--nocommon_characters"],
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the commands of a page as words, in their order."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def is_of_jax(words: Sequence[str]) -> bool:
+    return any("--backend=jax" in word or "use_tpu" in word for word in words)
+
+
+def inner(words: list[str]) -> list[str]:
+    """Return the command that a gcloud line gives to the hosts, without what goes before it."""
+    if words[0] != "gcloud":
+        return words
+    given = shlex.split(next(word for word in words if word.startswith("--command=")).removeprefix("--command="))
+    return ["python3", *given[next(place for place, word in enumerate(given) if word.endswith(".py")) :]]
+
+
+def call(words: list[str], *, dry: bool) -> int:
+    """Run one command of a page in the present folder and return its exit code."""
+    words = inner(words)
+    if words[0] == "make":
+        made = subprocess.run(
+            ["make", "--dry-run", *words[1:], "VENV=absent"], cwd=ROOT, capture_output=True, check=False
+        )
+        return made.returncode
+    if words[0] == "bash":
+        script = (ROOT / words[1]).read_text(encoding="utf-8").replace("\\\n", " ")
+        given = re.search(r"create_pretraining_data\.py (.*)", script)
+        assert given
+        words = ["python3", "create_pretraining_data.py", *shlex.split(given[1].replace('"$@"', ""))]
+    assert words[0] == "python3", words
+    if words[1] == "-m":
+        made = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, check=False)
+        return made.returncode
+    module = importlib.import_module(words[1].removesuffix(".py"))
+    flags = module.as_flags(words[2:]) if hasattr(module, "as_flags") else words[2:]
+    if words[1] in TRAINING:
+        parse(module.Options, flags)
+        flags = [flag for flag in flags if not re.match(rf"--({'|'.join(ELSEWHERE)})=", flag)]
+        flags = [flag.replace("/shared/records/*", "./data/tf*").replace("/shared/", "my_shared_") for flag in flags]
+    slices = [flag.removeprefix("--topology=") for flag in flags if flag.startswith("--topology=")]
+    for name in slices:
+        flags = [*flags, "--topology=", "--device=l4", f"--num_devices={math.prod(parse_topology(name)[1])}"]
+    if any(flag.startswith("--eval_fraction") for flag in flags):
+        # Of a few documents more are held out, so that there are two of a file.
+        flags = [*flags, "--eval_fraction=0.4"]
+    flags = [*flags, *FEWER.get(words[1], []), *(["--dry_run"] if dry and words[1] in TRAINING else [])]
+    with pytest.raises(SystemExit) as stopped:
+        run(module.main, module.Options, flags)
+    return int(stopped.value.code or 0)
+
+
+def make_small_world(folder: Path) -> None:
+    """Write what the commands of the pages read, under the names that they give."""
+    (folder / "albert_config").mkdir()
+    shutil.copy(ROOT / "albert_config/vocab.txt", folder / "albert_config")
+    for path in (ROOT / "albert_config").glob("*.json"):
+        config = load_config(path)
+        if config.ffn_groups == 1 and config.num_hidden_groups == 1:
+            narrow = 8 if config.embedding_size != config.hidden_size else TINY["hidden_size"]
+            config = dataclasses.replace(config, **TINY, embedding_size=narrow)
+        (folder / "albert_config" / path.name).write_text(config.to_json())
+    for language in ("zh", "en"):
+        (folder / "data/samples" / language).mkdir(parents=True)
+        for name in ("nature", "history"):
+            text = "\n\n".join(
+                (ROOT / f"data/samples/{language}/{name}.txt")
+                .read_text("utf-8")
+                .split("\n\n")[: {"zh": 12}.get(language)]
+            )
+            (folder / f"data/samples/{language}/{name}.txt").write_text(text, encoding="utf-8")
+    (folder / "data/samples/pairs").mkdir()
+    for split, count in (("train", 24), ("dev", 9), ("test", 7)):
+        lines = (ROOT / f"data/samples/pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"data/samples/pairs/{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the commands of the README have run; every other page goes on from there."""
+    folder = tmp_path_factory.mktemp("journey")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_small_world(folder)
+        for words in commands("README.md"):
+            assert call(words, dry=False) == 0, words
+        checkpoint = read_checkpoint("my_new_model_path")
+        assert checkpoint.config
+        write_tf1(folder / "my_tf1_checkpoint", checkpoint.config, checkpoint.tensors)
+    return folder
+
+
+def test_the_readme_leads_from_text_to_a_pytorch_model(journey: Path):
+    for name in ("eval_results.json", "best"):
+        assert (journey / "my_new_model_path" / name).exists()
+    assert (journey / "my_lcqmc_model/test_predictions.tsv").exists()
+    assert max(json.loads((journey / "my_pytorch_model/parity.json").read_text()).values()) < 1e-4
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_the_commands_of_a_page_run(page: str, journey: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(journey)
+    for words in commands(page):
+        if not is_of_jax(words):
+            assert call(words, dry="my_lcqmc_model" not in str(words)) == 0, words
+    if snippets := blocks(page, "python"):
+        exec("\n".join(snippets), {})
+
+
+def test_the_commands_for_jax_run(journey: Path):
+    given = [words for page in DOCS for words in commands(page) if is_of_jax(words)]
+    assert len(given) >= 4
+    script = f"import test_pages; print([test_pages.call(words, dry=True) for words in {given!r}])"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=journey, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == [str([0] * len(given))], done.stdout + done.stderr
+
+
+def test_a_page_with_a_wrong_command_is_found(journey: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(journey)
+    assert call(["python3", "inspect_records.py", "stats", "data/absent*.tfrecord"], dry=True) == 2
+    assert call(["make", "absent"], dry=True) != 0
