@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.tfrecord.frames import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, frame, masked_crc32c
+from ground.files import open_new
 
 DAMAGED_SUFFIX = ".damaged"
 _SEARCH_BYTES = 1 << 16
@@ -141,7 +142,7 @@ def recover(path: Path) -> Recovered:
     if not found.damaged and not found.damaged_headers:
         return Recovered(len(found.intact), [])
     temporary, checksum = path.with_name(f".{path.name}.tmp"), hashlib.sha256()
-    with temporary.open("wb") as stream:
+    with open_new(temporary) as stream:
         for begin, end in found.intact:
             record = frame(content[begin:end])
             checksum.update(record)
