@@ -20,7 +20,7 @@ from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
 from data.writing import claims, pieces, spans
 from data.writing.output import Output
-from data.writing.workers import Call, Done, Job, Pool, Report
+from data.writing.workers import Call, Done, Job, Pool, Report, stopping_on_signals
 from ground.files import write_atomically
 
 
@@ -79,18 +79,13 @@ def create_examples(
         path.parent.mkdir(parents=True, exist_ok=True)
     claims.open_work(work, work_plan)
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
-    pool = Pool(num_workers, Job(recipe, vocabulary, tokenizer, work))
-    done = False
-    try:
+    with stopping_on_signals(), Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
         # The number of files is known only now.
         num_examples = sum(examples for *_, examples in segments)
         claims.check(output, reads, num_examples)
         claims.claim(output, output.paths(num_examples))
         shards, written = _write(pool, segments, output, recipe, report)
-        done = True
-    finally:
-        pool.close(cancel=not done)
     del counts["examples"]  # Counted again as they are written.
     known = manifest.describe(inputs, recipe, tokenizer, vocabulary_file)
     content = known | manifest.tally(counts + written, shards) | {"flags": dict(flags or {})}
