@@ -82,9 +82,10 @@ def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:
 
     Only files of the manifest's own folder are removed, in the size that the manifest says.
     """
+    kept = set(current)
     for name, size in _listed(manifest_path).items():
         path = manifest_path.parent / name
-        if name not in set(current) and plain_name(name) and plain_file(path, size):
+        if name not in kept and plain_name(name) and plain_file(path, size):
             path.unlink()
 
 

@@ -168,7 +168,7 @@ def join_parts(job: Job, parts: Sequence[Path], target: Path) -> Done:
         os.fsync(stream.fileno())
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
-        checksum = hashlib.file_digest(stream, "sha256")
+        checksum = hashlib.file_digest(stream, "sha256")  # pyright: ignore[reportArgumentType]
     temporary.replace(target)
     watch.stop("write")
     return {"bytes": size, "sha256": checksum.hexdigest(), "seconds": watch.seconds}
