@@ -262,8 +262,9 @@ def tokenizer_files(options: Options) -> dict[str, Any]:
 def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: Output, tokenizer: Tokenizer) -> None:
     """Make the shards by processes of this machine, with progress and a summary."""
     from data.writing.local import create_examples
+    from data.writing.workers import stopping_on_signals
 
-    with Bars("held out, " if recipe.held_out else "") as bars:
+    with stopping_on_signals(), Bars("held out, " if recipe.held_out else "") as bars:
         result = create_examples(
             inputs,
             output,

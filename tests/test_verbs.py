@@ -181,7 +181,7 @@ MISTAKES = [
     ("run_pretraining", {"max_seq_length": 64}, r"--max_seq_length=64 but .* has max_seq_length=32"),
     ("run_pretraining", {"objective": "bert"}, r"--objective=bert but the records were made with --objective=albert"),
     ("run_pretraining", {"do_train": False, "do_eval": False}, "nothing to do"),
-    ("run_pretraining", {"init_checkpoint": "nothing"}, "checkpoint nothing does not exist"),
+    ("run_pretraining", {"init_checkpoint": "nothing", "output_dir": "new"}, "checkpoint nothing does not exist"),
     ("run_pretraining", {"num_warmup_steps": 9}, "the warmup ends at step 9, after the last step 4"),
     ("run_pretraining", {"learning_rte": 1}, "unknown flag --learning_rte; the nearest is --learning_rate"),
     ("run_pretraining", {"seed": 4}, "was trained with seed 3, this run has 4"),

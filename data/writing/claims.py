@@ -117,7 +117,7 @@ def _is_of_a_job(work: Path) -> bool:
     return (
         not work.is_symlink()
         and work.is_dir()
-        and all(_OF_A_JOB.fullmatch(entry.name) and not entry.is_dir() for entry in os.scandir(work))
+        and all(_OF_A_JOB.fullmatch(entry.name) and not entry.is_dir() for entry in list(work.iterdir()))
     )
 
 

@@ -20,7 +20,7 @@ from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
 from data.writing import claims, pieces, spans
 from data.writing.output import Output
-from data.writing.workers import Call, Done, Job, Pool, Report, stopping_on_signals
+from data.writing.workers import Call, Done, Job, Pool, Report
 from ground.files import write_atomically
 
 
@@ -79,7 +79,7 @@ def create_examples(
         path.parent.mkdir(parents=True, exist_ok=True)
     claims.open_work(work, work_plan)
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
-    with stopping_on_signals(), Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
+    with Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
         # The number of files is known only now.
         num_examples = sum(examples for *_, examples in segments)
