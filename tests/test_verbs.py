@@ -213,6 +213,22 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not any(tmp_path.rglob("*.*"))
 
 
+def test_a_finished_run_is_not_taken_for_another(journey: Journey, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = journey.folder / "classifier"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rows = (ROOT / "tasks/datasets.toml").read_text(encoding="utf-8")
+    table = re.search(r"^\[lcqmc_pair\]\n(.*?)(?=^\[|\Z)", rows, re.MULTILINE | re.DOTALL)
+    assert table
+    (tmp_path / "rows.toml").write_text(f"[other]\n{table[1]}", encoding="utf-8")
+    for do_train in (True, False):
+        flags = {"task_name": "other", "task_file": tmp_path / "rows.toml", "do_train": do_train}
+        assert call("run_classifier", **(journey.classifier | flags)) == 2
+        assert "was trained with task lcqmc_pair, this run has other" in capsys.readouterr().err
+    assert call("run_classifier", **(journey.classifier | {"num_train_steps": 1})) == 2
+    assert "is at step 3, this run would end at step 1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("lines", [3, 30_000])
 def test_a_vocabulary_of_another_size_is_refused(
     lines: int, journey: Journey, tmp_path: Path, capsys: pytest.CaptureFixture[str]

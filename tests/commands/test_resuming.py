@@ -43,12 +43,18 @@ def test_a_flag_has_one_rule_in_all_verbs():
 def run_of(task: str = "lcqmc_pair", **more: Any) -> RunFile:
     row = find_row(task)
     tokenizer = TokenizerFile(fingerprint="0" * 64)
-    content = {"kind": row.kind, "config": Config(**SHAPE), "computation": {}, "tokenizer": tokenizer, "row": row}
+    content: dict[str, Any] = {
+        "kind": row.kind,
+        "config": Config(**SHAPE),
+        "computation": {},
+        "tokenizer": tokenizer,
+        "row": row,
+    }
     return RunFile(**content | more)
 
 
 def options(folder: Path, **more: Any) -> run_classifier.Options:
-    given = {"task_name": "x", "data_dir": "x", "bert_config_file": "x", "output_dir": str(folder)}
+    given: dict[str, Any] = {"task_name": "x", "data_dir": "x", "bert_config_file": "x", "output_dir": str(folder)}
     return run_classifier.Options(**given | more)
 
 
@@ -58,7 +64,7 @@ def begun(folder: Path, **content: Any) -> Path:
     return folder
 
 
-def compare(folder: Path, run: RunFile, goes_on: bool = True, **flags: Any) -> list[str]:
+def compare(folder: Path, run: RunFile, *, goes_on: bool = True, **flags: Any) -> list[str]:
     given = options(folder, **{"init_checkpoint": "weights"} | flags)
     return resuming.compare(folder, given, run, trains=True, goes_on=goes_on)
 
@@ -86,7 +92,13 @@ def test_another_run_is_refused_begun_or_finished(tmp_path: Path, run: RunFile, 
 
 def test_the_same_run_goes_on_without_a_word(tmp_path: Path):
     begun(tmp_path)
-    for flags in ({}, {"log_steps": 3}, {"init_checkpoint": None}, {"keep_checkpoint_max": 9, "fsdp": True}):
+    same: list[dict[str, Any]] = [
+        {},
+        {"log_steps": 3},
+        {"init_checkpoint": None},
+        {"keep_checkpoint_max": 9, "fsdp": True},
+    ]
+    for flags in same:
         assert compare(tmp_path, run_of(), **flags) == []
 
 
@@ -94,7 +106,8 @@ def test_what_changes_results_is_named_or_refused(tmp_path: Path):
     begun(tmp_path)
     changes = compare(tmp_path, run_of(), learning_rate=1e-4, num_train_epochs=5.0)
     assert changes == ["learning_rate 5e-05 -> 0.0001", "num_train_epochs 3.0 -> 5.0"]
-    for name, value in (("seed", 4), ("optimizer", "lamb"), ("ema_decay", 0.5), ("freeze", ("pooler",))):
+    fixed: dict[str, Any] = {"seed": 4, "optimizer": "lamb", "ema_decay": 0.5, "freeze": ("pooler",)}
+    for name, value in fixed.items():
         with pytest.raises(UsageError, match=f"--{name}: .* was trained with {name} "):
             compare(tmp_path, run_of(), **{name: value})
     with pytest.raises(UsageError, match="leave --init_checkpoint out"):
