@@ -93,7 +93,8 @@ def convert(options: Options, checkpoint: Checkpoint) -> int:
     assert options.output is not None
     check_fits(checkpoint)
     output = Path(options.output)
-    if options.format != "transformers" or output.suffix not in _TORCH_FILES:
+    check_output(options, checkpoint, output)
+    if not is_file(options):
         return _write_folder(options, checkpoint, output, output)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "converted"
@@ -101,6 +102,28 @@ def convert(options: Options, checkpoint: Checkpoint) -> int:
         if code == 0:
             _place_file(folder, output)
     return code
+
+
+def check_output(options: Options, checkpoint: Checkpoint, output: Path) -> None:
+    """Raise `UsageError` where the conversion would write over what it reads or what no conversion wrote."""
+    from conversion.writers import VERB
+    from ground.outputs import Target, check_outputs, was_written
+
+    reads = {
+        "--input": [options.input, checkpoint.path, *checkpoint.folders],
+        "--config_file": [options.config_file],
+        "--vocab_file": find_vocabulary(checkpoint, options.vocab_file),
+    }
+    if is_file(options):
+        check_outputs(reads, [Target(output, "--output", lambda path: was_written(path, VERB))])
+    else:
+        # What the folder holds is looked at, file by file, when it is written.
+        check_outputs(reads, [Target(output, "--output", Path.is_dir, "it is a file, not a folder", folder=True)])
+
+
+def is_file(options: Options) -> bool:
+    """Return whether --output names a file of weights, and no folder."""
+    return options.format == "transformers" and Path(options.output or "").suffix in _TORCH_FILES
 
 
 def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
@@ -129,14 +152,25 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
 
 def _place_file(folder: Path, target: Path) -> None:
     """Copy weights to the file `target`, config and vocabulary beside it; raise `UsageError` rather than replace."""
-    beside = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")}
+    from conversion.writers import VERB
+    from ground.outputs import RECORD, note_written, was_written
+
+    suffixes = (".json", ".txt", ".model")
+    beside = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD
+    }
+    new = {}
     for name, content in beside.items():
         other = target.with_name(name)
-        if other.exists() and other.read_bytes() != content:
+        same = other.exists() and other.read_bytes() == content
+        if other.exists() and not same and not was_written(other, VERB):
             raise UsageError(f"{other} exists and is another file; name a file in a new folder")
-    for name, content in beside.items():
+        if not same:
+            new[name] = content
+    for name, content in new.items():
         write_atomically(target.with_name(name), content)
     write_atomically(target, (folder / "pytorch_model.bin").read_bytes())
+    note_written(target.parent, VERB, [target.name, *new])
 
 
 def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
@@ -169,6 +203,8 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], out
     import numpy as np
 
     from conversion.readers import few_names, read_checkpoint
+    from conversion.writers import VERB
+    from ground.outputs import note_written
 
     print(f"{checkpoint.path} ({checkpoint.source_format}) -> {output} ({written.naming})")
     if checkpoint.unused:
@@ -198,6 +234,7 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], out
         print(f"  {name:22} {value:.1e}")
     if written.directory.is_dir():
         write_atomically(written.directory / "parity.json", json.dumps(differences, indent=2) + "\n")
+        note_written(written.directory, VERB, ["parity.json"])
     # A comparison that is not at most the tolerance includes NaN.
     if not all(value <= _TOLERANCE for value in differences.values()):
         print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {output}")

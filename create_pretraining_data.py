@@ -174,6 +174,7 @@ def main(options: Options) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from data.corpus import expand_inputs
     from data.tokenizers import load_tokenizer
+    from data.writing import claims
     from data.writing.output import Output
 
     output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
@@ -186,15 +187,28 @@ def main(options: Options) -> int:
         # Write the small held-out part first: if the large part is interrupted, the rerun does not repeat it.
         apart = dataclasses.replace(recipe, held_out=True, dupe_factor=1)
         parts.insert(0, (apart, Output((Path(held_out),))))
-    else:
-        remove_former_held_out(Output((Path(held_out),)))
-    for part, target in parts:
-        if options.runner:
-            names = (held_out,) if part.held_out else options.output_file
-            make_with_beam(options, inputs, part, names, target)
-        else:
-            make_here(options, inputs, part, target, tokenizer)
+    with claims.locked([*options.output_file, held_out]):
+        check_outputs(options, inputs, [target for _, target in parts], Output((Path(held_out),)))
+        if not options.eval_fraction:
+            remove_former_held_out(Output((Path(held_out),)))
+        for part, target in parts:
+            if options.runner:
+                names = (held_out,) if part.held_out else options.output_file
+                make_with_beam(options, inputs, part, names, target)
+            else:
+                make_here(options, inputs, part, target, tokenizer)
     return 0
+
+
+def check_outputs(options: Options, inputs: Sequence[Path], outputs: Sequence[Output], held_out: Output) -> None:
+    """Raise `UsageError` where a part would be written over what is read, or over what is of somebody else."""
+    from data.writing import claims
+
+    reads = {"--input_file": inputs, "--vocab_file": [options.vocab_file], "--spm_model_file": [options.spm_model_file]}
+    for output in outputs:
+        claims.check(output, reads)
+    if held_out not in outputs and held_out.manifest_path.exists():
+        claims.check(held_out, reads)
 
 
 def check(options: Options) -> None:
@@ -273,8 +287,9 @@ def tokenizer_files(options: Options) -> dict[str, Any]:
 def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: Output, tokenizer: Tokenizer) -> None:
     """Make the shards by processes of this machine, with progress and a summary."""
     from data.writing.local import create_examples
+    from data.writing.workers import stopping_on_signals
 
-    with Bars("held out, " if recipe.held_out else "") as bars:
+    with stopping_on_signals(), Bars("held out, " if recipe.held_out else "") as bars:
         result = create_examples(
             inputs,
             output,
@@ -319,8 +334,10 @@ def held_out_name(output_file: str) -> str:
 
 def remove_former_held_out(former: Output) -> None:
     """Remove what an earlier run held out of the same output: its documents are in the new shards."""
+    from data.writing import claims
+
     if former.manifest_path.is_file():
-        former.files[0].unlink(missing_ok=True)
+        claims.remove_former(former.manifest_path)
         former.manifest_path.unlink()
 
 

@@ -227,21 +227,34 @@ def verify(paths: Sequence[Path]) -> int:
 
 
 def repair(paths: Sequence[Path]) -> int:
-    """Repair each file that needs it and print what was lost; return 1 if any record was."""
+    """Repair each file that needs it and print what was lost; return 1 if any record was, or a file is past repair.
+
+    Raises `UsageError` where the only file is past repair.
+    """
+    from absl.app import UsageError
+
     from data import inspection
 
-    lost = 0
+    wrong = 0
     for path in paths:
-        done, lost_examples = inspection.repair(path)
-        if done.kept_as is None:
-            print(f"{path}: {done.records:,} records, nothing to mend")
+        try:
+            done, lost_examples = inspection.repair(path)
+        except UsageError as error:
+            if len(paths) == 1:
+                raise
+            print(error)
+            wrong += 1
             continue
-        lost += len(done.damaged)
+        wrong += bool(done.damaged or lost_examples)
+        if done.kept_as is None:
+            lost = f"{lost_examples:,} lost, its manifest is corrected" if lost_examples else "nothing to mend"
+            print(f"{path}: {done.records:,} records, {lost}")
+            continue
         missing = "" if lost_examples is None else f", {lost_examples:,} lost"
         print(f"{path}: {done.records:,} records recovered{missing}; the damaged file is kept as {done.kept_as}")
         for begin, end in done.damaged:
             print(f"  lost: bytes {begin:,} to {end:,}")
-    return int(lost > 0)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

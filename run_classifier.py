@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optimization import TaskDrivenChild
     from tasks.datasets import DatasetRow
     from tasks.kinds import LabelledDataset, Scores
+    from tasks.run_file import RunFile
     from tasks.splits import Splits
 
 RESULTS = {"dev": "eval_results", "test": "test_results"}
@@ -109,14 +110,15 @@ def main(options: Options) -> None:
     if not options.seeds:
         fine_tune(session, options, row, files)
         return
-    scores = []
-    # The runs differ in nothing that a dry run shows.
-    for seed in options.seeds[:1] if options.dry_run else options.seeds:
-        folder = str(Path(options.output_dir) / f"seed_{seed}")
-        session.say(f"seed {seed} -> {folder}")
-        own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
-        scores.append(fine_tune(session.with_options(own), own, row, files))
-    report_seeds(session, options, scores)
+    with session.entered_for_seeds(reads(options, files)):
+        scores = []
+        # The runs differ in nothing that a dry run shows.
+        for seed in options.seeds[:1] if options.dry_run else options.seeds:
+            folder = str(Path(options.output_dir) / f"seed_{seed}")
+            session.say(f"seed {seed} -> {folder}")
+            own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
+            scores.append(fine_tune(session.with_options(own), own, row, files))
+        report_seeds(session, options, scores)
 
 
 def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path]) -> dict[str, Scores]:
@@ -145,22 +147,51 @@ def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mappin
 
     num_steps = training_steps(options, splits.datasets.get("train"))
     task, child = build(session, options, splits, num_steps)
-    step = load_weights(session, options, splits)
-    if options.dry_run:
-        work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
-        session.show_plan(work=work, **plan_of(options, splits, num_steps))
-        return {}
-    session.describe(
-        row.kind,
-        lambda folder: describe_tokenizer(
-            tokenizer, folder, do_lower_case=options.do_lower_case, max_seq_length=options.max_seq_length
-        ),
+    content = run_file(session, options, row, files, tokenizer.fingerprint)
+    with session.entered(content, reads(options, files), num_steps):
+        step = load_weights(session, options, splits)
+        if options.dry_run:
+            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
+            session.show_plan(work=work, **plan_of(options, splits, num_steps))
+            return {}
+        session.describe(
+            lambda folder: describe_tokenizer(
+                tokenizer, folder, do_lower_case=options.do_lower_case, max_seq_length=options.max_seq_length
+            )
+        )
+        answers: Mapping[str, list] = {}
+        if options.do_train:
+            step, answers = train(session, options, splits, task, child, num_steps)
+        return predict(session, options, splits, step, answers)
+
+
+def run_file(
+    session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path], fingerprint: str
+) -> RunFile:
+    """Return what the run is made of; `fingerprint` is the tokenizer's."""
+    from commands.resuming import data_of_files
+    from tasks.run_file import RunFile, TokenizerFile
+
+    return RunFile(
+        kind=row.kind,
+        config=session.config,
+        computation=dataclasses.asdict(session.computation()),
+        tokenizer=TokenizerFile(fingerprint=fingerprint, do_lower_case=options.do_lower_case),
         row=row,
+        data=data_of_files(files),
     )
-    answers: Mapping[str, list] = {}
-    if options.do_train:
-        step, answers = train(session, options, splits, task, child, num_steps)
-    return predict(session, options, splits, step, answers)
+
+
+def reads(options: Options, files: Mapping[str, Path]) -> dict[str, Sequence[str | Path | None]]:
+    """Return the files that the run reads, by flag."""
+    return {
+        "--bert_config_file": [options.bert_config_file],
+        "--vocab_file": [options.vocab_file],
+        "--spm_model_file": [options.spm_model_file],
+        "--task_file": [options.task_file],
+        "--data_dir": list(files.values()),
+        "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
+    }
 
 
 def build(session: Session, options: Options, splits: Splits, num_steps: int) -> tuple[Any, TaskDrivenChild | None]:

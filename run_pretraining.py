@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from commands.records import Records
     from commands.session import Session
     from data.reading import PretrainingDataset
+    from tasks.run_file import RunFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,29 +126,47 @@ def main(options: Options) -> None:
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
 
-    from tasks.run_file import PRETRAINING, TokenizerFile
-
     build(session, options, records)
-    load_weights(session, options)
-    if options.dry_run:
-        session.show_plan(
-            work=work_of(options, records) if options.do_train else None, **plan_of(session, options, records)
-        )
-        return
-    session.describe(
-        PRETRAINING,
-        lambda folder: TokenizerFile(
-            fingerprint=tokenizer["fingerprint"], max_seq_length=records.training.max_seq_length
-        ),
+    with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
+        load_weights(session, options)
+        if options.dry_run:
+            work = work_of(options, records) if options.do_train else None
+            session.show_plan(work=work, **plan_of(session, options, records))
+            return
+        session.describe(lambda folder: run_file(session, options, records).tokenizer)
+        scores = train(session, options, records) if options.do_train else {}
+        if records.held_out is None:
+            return
+        scores = scores or evaluate(session, options, records.held_out)
+        scores = {"global_step": float(session.engine.step), **scores, **floors(options, records, records.held_out)}
+        session.finish("eval_results", scores, "held-out records")
+
+
+def run_file(session: Session, options: Options, records: Records) -> RunFile:
+    """Return what the run is made of."""
+    from commands.resuming import data_of_records
+    from tasks.run_file import PRETRAINING, RunFile, TokenizerFile
+
+    tokenizer = records.tokenizer_facts(session.config, options.bert_config_file)
+    return RunFile(
+        kind=PRETRAINING,
+        config=session.config,
+        computation=dataclasses.asdict(session.computation()),
+        tokenizer=TokenizerFile(fingerprint=tokenizer["fingerprint"], max_seq_length=records.training.max_seq_length),
         objective=options.objective,
         shuffles_words=records.shuffled,
+        data=data_of_records(records),
     )
-    scores = train(session, options, records) if options.do_train else {}
-    if records.held_out is None:
-        return
-    scores = scores or evaluate(session, options, records.held_out)
-    scores = {"global_step": float(session.engine.step), **scores, **floors(options, records, records.held_out)}
-    session.finish("eval_results", scores, "held-out records")
+
+
+def reads(options: Options, records: Records) -> dict[str, Sequence[str | Path | None]]:
+    """Return the files that the run reads, by flag."""
+    return {
+        "--bert_config_file": [options.bert_config_file],
+        "--input_file": records.training.paths,
+        "--eval_input_file": records.held_out.paths if records.held_out else (),
+        "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
+    }
 
 
 def build(session: Session, options: Options, records: Records) -> None:

@@ -2,6 +2,7 @@
 
 albert_config/vocab.txt was made, and is made again after a change of the sample text, by
 
+    rm albert_config/vocab.txt
     python3 train_tokenizer.py --input_file='data/samples/*/*.txt' --output_file=albert_config/vocab.txt \
         --character_coverage=1 --min_frequency=1
 """
@@ -15,6 +16,7 @@ from typing import ClassVar
 from commands.flags import Group, flag, run
 
 SAMPLE_SENTENCES = 10_000
+VERB = "train_tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,10 @@ def main(options: Options) -> None:
     from data.tokenizers.training import train_sentencepiece, train_wordpiece
     from data.tokenizers.wordpiece import vocabulary_bytes
     from ground.files import write_atomically
+    from ground.outputs import Target, check_outputs, note_written, was_written
 
-    inputs = expand_inputs(options.input_file)
+    inputs, output = expand_inputs(options.input_file), Path(options.output_file)
+    check_outputs({"--input_file": inputs}, [Target(output, "--output_file", lambda path: was_written(path, VERB))])
     counts = Counts()
     sample: list[str] = []
 
@@ -104,8 +108,8 @@ def main(options: Options) -> None:
             max_sentences=options.max_sentences,
             **chosen,
         )
-    output = Path(options.output_file)
     write_atomically(output, content)
+    note_written(output.parent, VERB, [output.name])
 
     kind = "vocab_file" if options.model_type == "wordpiece" else "spm_model_file"
     tokenizer = load_tokenizer(**{kind: output}, do_lower_case=options.do_lower_case)

@@ -34,6 +34,7 @@ from absl import flags as absl_flags
 from absl.app import UsageError
 
 from ground.files import write_atomically
+from ground.outputs import note_read
 from ground.words import nearest
 
 Options = TypeVar("Options")
@@ -245,6 +246,7 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
         )
     config: str | None = values[_CONFIG].value
     given = {} if config is None else _read_config(config, specs)
+    note_read("--config", config)
     given |= {name: values[name].value for name in specs if values[name].present}
     missing = [f"--{spec.name}" for spec in specs.values() if spec.required and given.get(spec.name, "") in ("", ())]
     if missing:

@@ -4,22 +4,24 @@
     data = session.together(lambda: ...)                      # open the data; a mistake ends all processes
     config = session.start(vocab_size=..., ...)               # the backend, the model's shape
     session.build(task, schedule, batch_size=...)             # model, optimizer, engine
-    session.start_from(options.init_checkpoint, ...)          # or: session.restore(...)
-    session.describe(kind=..., ...)                           # config.json, model_config.json, run.json
-    outcome = session.train(dataset, evaluate, ...)           # or, with --dry_run: session.show_plan(...)
-    session.finish("eval_results", scores, title)
+    with session.entered(run, reads, num_steps):              # the output folder is free, and of this run
+        session.start_from(options.init_checkpoint, ...)      # or: session.restore(...)
+        session.describe(tokenizer)                           # config.json, model_config.json, run.json
+        outcome = session.train(dataset, evaluate, ...)       # or, with --dry_run: session.show_plan(...)
+        session.finish("eval_results", scores, title)
 
 The methods are defined in the order in which a verb calls them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +32,8 @@ from commands.estimate import Work, estimate
 from commands.flags import write_config
 from commands.options import TrainingOptions
 from ground.files import write_atomically
+from ground.locks import holding
+from ground.outputs import check_outputs
 
 if TYPE_CHECKING:
     from commands.devices import AnyEngine
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from modeling.computation import Computation
     from modeling.config import Config
     from optimization import Schedule
-    from tasks.run_file import TokenizerFile
+    from tasks.run_file import RunFile, TokenizerFile
     from training.engine import Batch, Dataset, Task
     from training.loop import Outcome
     from training.run import RunPlan
@@ -58,6 +62,8 @@ class Session:
 
     config: Config
     engine: AnyEngine
+    _run: RunFile
+    _is_kept: bool
 
     def __init__(self, options: TrainingOptions, devices: Devices):
         self.options, self.devices = options, devices
@@ -192,29 +198,86 @@ class Session:
 
     # -- what the run leaves -------------------------------------------------------------------------------------------
 
-    def describe(self, kind: str, tokenizer: Callable[[Path], TokenizerFile], **content: Any) -> None:
+    @contextlib.contextmanager
+    def entered(self, run: RunFile, reads: Mapping[str, Iterable[str | Path | None]], num_steps: int) -> Iterator[None]:
+        """Hold the output folder inside, once it is sure that the run may go on there.
+
+        Args:
+            run: what the run is made of; the tokenizer's file may be missing.
+            reads: the files that the run reads, by flag.
+            num_steps: the step at which training is to end.
+
+        Raises:
+            UsageError: the folder is in use, holds another run, or files of somebody else.
+        """
+        from commands import resuming
+        from training.checkpoints import list_checkpoints
+
+        folder, trains = Path(self.options.output_dir), bool(getattr(self.options, "do_train", False))
+        self._run, self._is_kept = run, False
+        with contextlib.ExitStack() as stack:
+
+            def enter() -> None:
+                if not self.writes:
+                    return
+                check_outputs(reads, resuming.targets(folder))
+                if not self.options.dry_run:
+                    stack.enter_context(self.held())
+                checkpoints = list_checkpoints(folder)
+                changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
+                if trains and checkpoints:
+                    resuming.check_steps(folder, int(checkpoints[-1].name.removeprefix("step_")), num_steps)
+                # A run that is only scored keeps the flags that it was trained with.
+                self._is_kept = not trains and bool(checkpoints or (folder / "best").is_dir())
+                if changes:
+                    self.say(f"continuing with {', '.join(changes)}")
+
+            self.together(enter)
+            yield
+
+    @contextlib.contextmanager
+    def entered_for_seeds(self, reads: Mapping[str, Iterable[str | Path | None]]) -> Iterator[None]:
+        """Hold a folder that receives the scores of several runs, each in a folder below; raises as `entered`."""
+        from commands import resuming
+
+        with contextlib.ExitStack() as stack:
+
+            def enter() -> None:
+                if self.writes:
+                    check_outputs(reads, resuming.targets(Path(self.options.output_dir)))
+                    if not self.options.dry_run:
+                        stack.enter_context(self.held())
+
+            self.together(enter)
+            yield
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Return a lock of the output folder; raises `UsageError` where another process has it."""
+        from commands import resuming
+
+        folder = Path(self.options.output_dir)
+        return holding(
+            folder / resuming.LOCK,
+            f"--output_dir={folder}",
+            keep=lambda: not resuming.holds_run(folder),
+        )
+
+    def describe(self, tokenizer: Callable[[Path], TokenizerFile]) -> None:
         """Write the resolved flags, the model's shape and `run.json`.
 
         Args:
-            kind: of the run, as `tasks.run_file` has it.
             tokenizer: saves the tokenizer in a folder and returns its description; called where files are written.
-            content: further fields of `run.json`.
 
         Raises:
             UsageError: the processes of the run do not share the output folder.
         """
-        from tasks.run_file import RunFile
-
-        folder = Path(self.options.output_dir)
-        computation = dataclasses.asdict(self.computation())
+        folder, run = Path(self.options.output_dir), self._run
 
         def write() -> None:
-            if self.writes:
+            if self.writes and not (self._is_kept and (folder / "run.json").exists()):
                 write_config(self.options, folder / "config.json")
                 write_atomically(folder / "model_config.json", self.config.to_json())
-                RunFile(
-                    kind=kind, config=self.config, computation=computation, tokenizer=tokenizer(folder), **content
-                ).write(folder)
+                dataclasses.replace(run, tokenizer=tokenizer(folder)).write(folder)
 
         def read() -> None:
             if not (folder / "config.json").exists():

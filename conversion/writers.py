@@ -22,28 +22,13 @@ from conversion import namings
 from conversion.graphs import Tensors
 from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
+from ground.outputs import RECORD, note_written, was_written
 from modeling.config import Config
 
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 _ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
-_REPLACEABLE = (
-    "config.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "state.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "checkpoint",
-    "albert_config.json",
-    "albert_config_google_fast.json",
-    "bert_config.json",
-    "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",
-    "parity.json",
-)
+VERB = "convert_checkpoint"
+"""The name under which `ground.outputs` keeps what is written here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,13 +248,17 @@ def writing_directory(directory: str | Path) -> Iterator[Path]:
     if target.exists():
         if not target.is_dir():
             raise UsageError(f"--output={target} is a file; expected a folder, which is made where needed")
-        foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in _REPLACEABLE)
+        foreign = sorted(entry.name for entry in target.iterdir() if not _is_own(entry))
         if foreign:
-            raise UsageError(f"{target} holds other files ({', '.join(foreign[:3])}); name a new or an empty folder")
+            raise UsageError(
+                f"{target} holds other files than an earlier conversion's ({', '.join(foreign[:3])}); name a new or an "
+                "empty folder"
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield folder
+        note_written(folder, VERB, [entry.name for entry in folder.iterdir()])
         folder.chmod(0o755)
         if target.exists():
             former = folder.with_suffix(".old")
@@ -280,6 +269,10 @@ def writing_directory(directory: str | Path) -> Iterator[Path]:
             folder.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name == RECORD or was_written(path, VERB)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

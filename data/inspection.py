@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl.app import UsageError
 
 from data import manifest as manifests
 from data.forms import Segments, Side
@@ -228,12 +229,23 @@ def _count(checks: Mapping[str, np.ndarray]) -> Counter[str]:
 def repair(path: Path) -> tuple[Recovered, int | None]:
     """Rewrite a damaged file with its intact records, and correct the manifest that lists it.
 
+    A file that was cut where a record ends is intact but shorter than its manifest says, which is corrected too.
+
     Returns:
         What was recovered; and how many examples were lost, where a manifest says how many there were.
 
     Raises:
+        UsageError: no record is intact, or all are but they are others than the manifest's.
         OSError: the file could not be written, and is as it was.
     """
     done = recover(path)
-    lost = None if done.kept_as is None else manifests.correct(path, done.records, done.sha256)
-    return done, lost
+    if done.kept_as is None:
+        listing = manifests.find_manifests([path]).get(path)
+        if listing is None or listing.entry["sha256"] == done.sha256:
+            return done, None
+        if listing.entry["examples"] <= done.records:
+            raise UsageError(
+                f"{path} is intact but holds other records than its manifest says: put back the file that was written "
+                "with the manifest, or make both again"
+            )
+    return done, manifests.correct(path, done.records, done.sha256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -113,6 +114,17 @@ class PretrainingDataset:
     def paths(self) -> tuple[Path, ...]:
         """The record files."""
         return self._shards.paths
+
+    def origins(self) -> list[str]:
+        """Return a line for every manifest (recipe, tokenizer, texts), and for every file without one (name, size).
+
+        A shard that was repaired, or is read from another folder, changes nothing.
+        """
+        keys = ("recipe", "tokenizer", "inputs")
+        listings = self._shards.listings
+        bare = [f"{path.name} {path.stat().st_size}" for path in self.paths if path not in listings]
+        made = ({key: listing.manifest.get(key) for key in keys} for listing in listings.values())
+        return sorted({json.dumps(each, sort_keys=True) for each in made}) + sorted(bare)
 
     @property
     def max_seq_length(self) -> int:

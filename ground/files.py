@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -19,6 +20,15 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def open_new(path: Path, mode: str = "xb") -> IO[Any]:
+    """Open a temporary file that is made anew; what lies under its name, such as a link to elsewhere, is not followed.
+
+    `mode` begins with x. Raises `OSError`.
+    """
+    path.unlink(missing_ok=True)
+    return path.open(mode)
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes | memoryview, *, sync: bool = True) -> None:
     """Write `content` (text as UTF-8) beside `path`, sync it and rename it; creates the folder.
 
@@ -30,7 +40,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes | memory
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with naming(target), temporary.open("wb") as stream:
+        with naming(target), open_new(temporary) as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             if sync:
                 stream.flush()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ class RunFile:
     objective: str = ""
     shuffles_words: bool = False
     row: DatasetRow | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self) -> Any:
         """Return the task that was trained, a `training.engine.Task`; needs Keras."""

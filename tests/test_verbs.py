@@ -181,7 +181,7 @@ MISTAKES = [
     ("run_pretraining", {"max_seq_length": 64}, r"--max_seq_length=64 but .* has max_seq_length=32"),
     ("run_pretraining", {"objective": "bert"}, r"--objective=bert but the records were made with --objective=albert"),
     ("run_pretraining", {"do_train": False, "do_eval": False}, "nothing to do"),
-    ("run_pretraining", {"init_checkpoint": "nothing"}, "checkpoint nothing does not exist"),
+    ("run_pretraining", {"init_checkpoint": "nothing", "output_dir": "new"}, "checkpoint nothing does not exist"),
     ("run_pretraining", {"num_warmup_steps": 9}, "the warmup ends at step 9, after the last step 4"),
     ("run_pretraining", {"learning_rte": 1}, "unknown flag --learning_rte; the nearest is --learning_rate"),
     ("run_pretraining", {"seed": 4}, "was trained with seed 3, this run has 4"),
@@ -211,6 +211,22 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert re.search(message, error[-1]), error
     assert "Traceback" not in "".join(error)
     assert not any(tmp_path.rglob("*.*"))
+
+
+def test_a_finished_run_is_not_taken_for_another(journey: Journey, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = journey.folder / "classifier"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rows = (ROOT / "tasks/datasets.toml").read_text(encoding="utf-8")
+    table = re.search(r"^\[lcqmc_pair\]\n(.*?)(?=^\[|\Z)", rows, re.MULTILINE | re.DOTALL)
+    assert table
+    (tmp_path / "rows.toml").write_text(f"[other]\n{table[1]}", encoding="utf-8")
+    for do_train in (True, False):
+        flags = {"task_name": "other", "task_file": tmp_path / "rows.toml", "do_train": do_train}
+        assert call("run_classifier", **(journey.classifier | flags)) == 2
+        assert "was trained with task lcqmc_pair, this run has other" in capsys.readouterr().err
+    assert call("run_classifier", **(journey.classifier | {"num_train_steps": 1})) == 2
+    assert "is at step 3, this run would end at step 1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("lines", [3, 30_000])

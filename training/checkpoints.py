@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Mapping
@@ -108,8 +109,15 @@ def checkpoint_folder(output_dir: Path, step: int) -> Path:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Return the checkpoint folders, oldest first."""
-    return sorted((output_dir / "checkpoints").glob("step_*"), key=_step_of)
+    """Return the checkpoint folders, oldest first; others, such as a copy under another name, are not touched."""
+    folders = (output_dir / "checkpoints").glob("step_*")
+    return sorted((folder for folder in folders if _is_checkpoint(folder)), key=_step_of)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the very name that `checkpoint_folder` gives."""
+    digits = folder.name.removeprefix("step_")
+    return digits.isascii() and digits.isdigit() and folder.name == f"step_{int(digits):08d}" and folder.is_dir()
 
 
 def _step_of(folder: Path) -> int:
@@ -356,14 +364,15 @@ def best_of(saved: RunState) -> RunState:
 def _finish_interrupted_writes(output_dir: Path) -> None:
     """Remove the unfinished folders of a crash; restore a folder that was set aside without a successor in place."""
     for parent in (output_dir / "checkpoints", output_dir):
-        for left in [*parent.glob(".step_*.old"), *parent.glob(".best.old")]:
+        ours = r"\.step_\d{8,}\.(new|old)" if parent.name == "checkpoints" else r"\.best\.(new|old)"
+        unfinished = [left for left in parent.glob(".*") if re.fullmatch(ours, left.name) and left.is_dir()]
+        for left in (left for left in unfinished if left.suffix == ".old"):
             target = left.with_name(left.name.removeprefix(".").removesuffix(".old"))
-            successor = left.with_name(left.name.removesuffix(".old") + ".new")
-            if successor.exists() and not target.exists():
+            if left.with_suffix(".new") in unfinished and not target.exists():
                 left.rename(target)
             else:
                 shutil.rmtree(left)
-        for left in [*parent.glob(".step_*.new"), *parent.glob(".best.new")]:
+        for left in (left for left in unfinished if left.suffix == ".new"):
             shutil.rmtree(left)
 
 

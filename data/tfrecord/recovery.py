@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import mmap
 import os
 import struct
@@ -10,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from absl.app import UsageError
 
 from data.tfrecord.frames import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, frame, masked_crc32c
+from ground.files import open_new
 
 DAMAGED_SUFFIX = ".damaged"
 _SEARCH_BYTES = 1 << 16
@@ -115,7 +119,7 @@ _CRC_TABLE = _crc_table()
 
 @dataclass
 class Recovered:
-    """The outcome of `recover`; `kept_as` is None where nothing was wrong with the file."""
+    """The outcome of `recover`; `kept_as` is None where nothing was wrong with the file, which is as it was."""
 
     records: int
     damaged: list[tuple[int, int]]
@@ -132,24 +136,38 @@ def open_content(path: Path) -> bytes | mmap.mmap:
 
 
 def recover(path: Path) -> Recovered:
-    """Rewrite a damaged file with its intact records; keep the damaged one beside it under another name.
+    """Rewrite a damaged file with its intact records; keep the damaged one beside it under a name not yet taken.
 
-    Raises `OSError`; the file is then unchanged.
+    Raises:
+        UsageError: nothing in the file is a record.
+        OSError: the file could not be written. It is unchanged then, as after the other error.
     """
     content = open_content(path)
     found = scan(content)
     if not found.damaged and not found.damaged_headers:
-        return Recovered(len(found.intact), [])
+        return Recovered(len(found.intact), [], hashlib.sha256(content).hexdigest())
+    if not found.intact:
+        raise UsageError(
+            f"{path} holds no intact record and is left as it is: it is no TFRecord file, or all of it is damaged"
+        )
     temporary, checksum = path.with_name(f".{path.name}.tmp"), hashlib.sha256()
-    with temporary.open("wb") as stream:
+    with open_new(temporary) as stream:
         for begin, end in found.intact:
             record = frame(content[begin:end])
             checksum.update(record)
             stream.write(record)
         stream.flush()
         os.fsync(stream.fileno())
-    kept_as = path.with_name(path.name + DAMAGED_SUFFIX)
-    kept_as.unlink(missing_ok=True)
-    os.link(path, kept_as)
+    kept_as = _linked(path)
     temporary.replace(path)
     return Recovered(len(found.intact), found.damaged, checksum.hexdigest(), kept_as)
+
+
+def _linked(path: Path) -> Path:
+    """Give a file a second name that nothing has: NAME.damaged, NAME.damaged.2 ...; return that name."""
+    for number in itertools.count(1):
+        name = path.with_name(path.name + DAMAGED_SUFFIX + (f".{number}" if number > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            os.link(path, name)
+            return name
+    raise AssertionError

@@ -20,7 +20,7 @@ from absl.app import UsageError
 
 from data.tokenizers import Encoding
 from data.tokenizers.template import Template
-from data.tokenizers.wordpiece import write_bytes
+from ground.files import write_atomically
 from ground.ragged import span_indices
 
 MARK = "▁"
@@ -279,7 +279,7 @@ class SentencePieceTokenizer:
     def save(self, directory: Path) -> list[Path]:
         """Write the model as `spiece.model`, ALBERT's name, which does not hold the casing."""
         path = directory / "spiece.model"
-        write_bytes(path, self.model)
+        write_atomically(path, self.model)
         return [path]
 
 

@@ -9,7 +9,6 @@ the original, '[MASK]' typed in raw text is the three words '[', 'mask', ']': te
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from absl.app import UsageError
 
 from data.tokenizers import Encoding
 from data.tokenizers.template import Template
+from ground.files import write_atomically
 
 MAX_WORD_CHARACTERS = 200
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -332,24 +332,13 @@ class WordPieceTokenizer:
     def save(self, directory: Path) -> list[Path]:
         """Write `vocab.txt`, a token a line, which does not hold the casing."""
         path = directory / "vocab.txt"
-        write_bytes(path, vocabulary_bytes(self.vocabulary))
+        write_atomically(path, vocabulary_bytes(self.vocabulary))
         return [path]
 
 
 def vocabulary_bytes(vocabulary: Sequence[str]) -> bytes:
     """Return the content of a vocab.txt: one token a line, LF only."""
     return "".join(f"{token}\n" for token in vocabulary).encode()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name first, so that the file is never half written; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _stands_alone(character: str) -> bool:

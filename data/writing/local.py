@@ -6,12 +6,10 @@ function of the input, the recipe and the seed; not of the number of workers, of
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from data import corpus, manifest
 from data.examples import check_partners, nothing_made, plan
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
-from data.writing import pieces, spans
+from data.writing import claims, pieces, spans
 from data.writing.output import Output
 from data.writing.workers import Call, Done, Job, Pool, Report
 from ground.files import write_atomically
@@ -62,7 +60,8 @@ def create_examples(
         report: is called as work is done.
 
     Raises:
-        UsageError: the input holds nothing that an example can be made of.
+        UsageError: the input holds nothing that an example can be made of, or the output would be written over what is
+            read or what is of somebody else.
     """
     work = output.work_path
     parts = plan(inputs)
@@ -74,36 +73,26 @@ def create_examples(
         "output": [*map(str, output.files), output.num_shards, output.shard_size],
         "versions": manifest.versions(recipe),
     }
-    _open_work(work, work_plan)
+    reads = {"--input_file": inputs, "--vocab_file or --spm_model_file": [vocabulary_file]}
+    claims.check(output, reads)
     for path in output.files:
         path.parent.mkdir(parents=True, exist_ok=True)
+    claims.open_work(work, work_plan)
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
-    pool = Pool(num_workers, Job(recipe, vocabulary, tokenizer, work))
-    done = False
-    try:
+    with Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
+        # The number of files is known only now.
+        num_examples = sum(examples for *_, examples in segments)
+        claims.check(output, reads, num_examples)
+        claims.claim(output, output.paths(num_examples))
         shards, written = _write(pool, segments, output, recipe, report)
-        done = True
-    finally:
-        pool.close(cancel=not done)
     del counts["examples"]  # Counted again as they are written.
     known = manifest.describe(inputs, recipe, tokenizer, vocabulary_file)
     content = known | manifest.tally(counts + written, shards) | {"flags": dict(flags or {})}
-    _remove_former(output.manifest_path, (shard["name"] for shard in shards))
+    claims.remove_former(output.manifest_path, (shard["name"] for shard in shards))
     write_atomically(output.manifest_path, manifest.to_bytes(content))
     shutil.rmtree(work)
     return Result(content, pool.seconds)
-
-
-def _open_work(work: Path, plan: Mapping[str, Any]) -> None:
-    """Keep a work folder that the same plan left, and clear any other."""
-    content = json.dumps(plan, default=str).encode()
-    plan_path = work / "plan.json"
-    if not (plan_path.is_file() and plan_path.read_bytes() == content):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
-        write_atomically(plan_path, content, sync=False)
 
 
 def _read(
@@ -165,10 +154,3 @@ def _entry(output: Output, path: Path, examples: int, done: Done) -> dict[str, A
         "bytes": done["bytes"],
         "sha256": done["sha256"],
     }
-
-
-def _remove_former(manifest_path: Path, current: Iterable[str]) -> None:
-    """Remove shards that only a former manifest of the same output names, so that no pattern mixes old and new."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        for name in {shard["name"] for shard in json.loads(manifest_path.read_bytes())["shards"]} - set(current):
-            (manifest_path.parent / name).unlink(missing_ok=True)

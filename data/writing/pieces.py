@@ -18,7 +18,7 @@ from data.pairing import Pairs
 from data.randomness import stream_number
 from data.writing.spans import PAIR_COLUMNS, span_name
 from data.writing.workers import Done, Job, finish
-from ground.files import naming
+from ground.files import naming, open_new
 from ground.ragged import bounds_of
 
 # A piece of output holds this many tokens at most, which bounds the memory of the second phase.
@@ -135,7 +135,7 @@ def write_pieces(job: Job, deal: Deal, pieces: range, target: Path, marker: Path
     """
     watch, counts, checksum = Stopwatch(), Counter[str](), hashlib.sha256()
     temporary = target.with_name(f".{target.name}.tmp")
-    with naming(target), temporary.open("wb") as stream:
+    with naming(target), open_new(temporary) as stream:
         for piece in pieces:
             tokens, pairs, keys_N = _gather(job, deal, piece)
             watch.stop("gather")
@@ -160,7 +160,7 @@ def join_parts(job: Job, parts: Sequence[Path], target: Path) -> Done:
     del job
     watch = Stopwatch()
     temporary = target.with_name(f".{target.name}.tmp")
-    with naming(target), temporary.open("w+b") as stream:
+    with naming(target), open_new(temporary, "x+b") as stream:
         for part in parts:
             with part.open("rb") as source:
                 _append(source, stream)
@@ -168,7 +168,7 @@ def join_parts(job: Job, parts: Sequence[Path], target: Path) -> Done:
         os.fsync(stream.fileno())
         size = os.fstat(stream.fileno()).st_size
         stream.seek(0)
-        checksum = hashlib.file_digest(stream, "sha256")
+        checksum = hashlib.file_digest(stream, "sha256")  # pyright: ignore[reportArgumentType]
     temporary.replace(target)
     watch.stop("write")
     return {"bytes": size, "sha256": checksum.hexdigest(), "seconds": watch.seconds}

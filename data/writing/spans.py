@@ -11,7 +11,7 @@ from data.examples import PairedBlock, Stopwatch, read_blocks
 from data.pairing import Pairs
 from data.randomness import stream_number
 from data.writing.workers import Done, Job, finish
-from ground.files import naming, write_atomically
+from ground.files import naming, open_new, write_atomically
 
 # Bounds the memory of the first phase: the rows of a segment are in memory until it ends.
 SEGMENT_TOKENS = 1 << 25
@@ -42,7 +42,7 @@ class _SegmentWriter:
         self._temporary = self._path.with_suffix(".tokens.tmp")
         self._rows: list[np.ndarray] = []
         self._written = 0
-        self._stream = self._temporary.open("wb")
+        self._stream = open_new(self._temporary)
 
     def write(self, block: PairedBlock) -> None:
         """Add a block, behind a new segment if this one is full."""

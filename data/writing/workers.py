@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import multiprocessing
+import os
 import signal
+import sys
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, NoReturn, Protocol
 
 from absl.app import UsageError
 
@@ -76,10 +83,63 @@ def finished(marker: Path) -> Done | None:
 _job_of_worker: list[Job] = []
 
 
-def _start_worker(job: Job) -> None:
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+def _start_worker(job: Job, parent: int) -> None:
     _job_of_worker[:] = [job]
-    # Ctrl-C reaches every process of the terminal; the parent ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals reach every process of a terminal or a service; the parent ends the workers.
+    for number in (signal.SIGINT, *_STOPPING):
+        signal.signal(number, signal.SIG_IGN)
+    _end_with(parent)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent does, even by SIGKILL: nobody would want its work any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # It was gone before the call.
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGHUP arrived; the argument is its number."""
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the work like an error: the workers end, then this process, in one line.
+
+    Raises `SystemExit` with 128 + the number of the signal.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        raise _Stopped(number)
+
+    # Python delivers signals to the main thread alone; elsewhere there is nothing to set.
+    here = threading.current_thread() is threading.main_thread()
+    # `nohup` ignores SIGHUP, and so does what it starts.
+    numbers = [number for number in _STOPPING if here and signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except _Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        print(f"{Path(sys.argv[0]).name}: {number.name}: the same command continues from here", file=sys.stderr)
+        raise SystemExit(128 + number) from None
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _in_worker(function: Callable[..., Done], arguments: tuple[Any, ...]) -> Done:
@@ -102,8 +162,14 @@ class Pool:
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
             self._executor = ProcessPoolExecutor(
-                num_workers, mp_context=context, initializer=_start_worker, initargs=(job,)
+                num_workers, mp_context=context, initializer=_start_worker, initargs=(job, os.getpid())
             )
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(cancel=kind is not None)
 
     def run(self, stage: str, calls: list[Call], report: Report) -> list[Done]:
         """Run the calls that no marker says are done; return the outcomes of all, in the order of `calls`."""
@@ -144,6 +210,11 @@ class Pool:
                 ) from None
 
     def close(self, *, cancel: bool) -> None:
-        """Wait for the running calls; with `cancel` drop those that have not begun."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=cancel)
+        """End the workers: with `cancel` at once, whatever they do, which the same job does again when it continues."""
+        if self._executor is None:
+            return
+        if cancel:
+            # Private until Python 3.14 gives it a name; without it, running calls are waited for.
+            for process in list((getattr(self._executor, "_processes", None) or {}).values()):
+                process.kill()
+        self._executor.shutdown(wait=True, cancel_futures=cancel)

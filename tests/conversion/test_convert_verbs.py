@@ -169,6 +169,7 @@ def test_a_bin_file_may_be_named_as_output(zh: Path, tmp_path: Path):
     (tmp_path / "torch" / "notes.txt").write_text("kept")
     assert _convert(f"--input={zh}", f"--output={tmp_path / 'torch' / 'weights.bin'}") == 0
     assert {path.name for path in (tmp_path / "torch").iterdir()} == {
+        ".divan.json",
         "config.json",
         "notes.txt",
         "parity.json",
@@ -196,6 +197,7 @@ def test_flags_of_albert_pytorch_write_one_file_with_its_config(zh: Path, tmp_pa
     assert _lone(*arguments, "--share_type=all") == 0
     names = {path.name for path in dump.parent.iterdir()}
     assert names == {
+        ".divan.json",
         "config.json",
         "parity.json",
         "pytorch_model.bin",

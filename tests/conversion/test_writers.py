@@ -194,13 +194,13 @@ def test_former_conversion_is_replaced_whole(tmp_path: Path):
     out = tmp_path / "out"
     write_tf1(out, CONFIGS["bert"], random_tensors("bert"))
     write_ours(out, CONFIGS["bert"], random_tensors("bert"))
-    assert set(_contents(out)) == {"model.safetensors", "state.json"}
+    assert set(_contents(out)) == {".divan.json", "model.safetensors", "state.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_folder_with_other_files_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match=r"holds other files \(thesis.tex\); name a new or an empty folder"):
+    with pytest.raises(UsageError, match=r"holds other files than .* \(thesis.tex\); name a new or an empty folder"):
         write_ours(tmp_path, CONFIGS["bert"], random_tensors("bert"))
     assert set(_contents(tmp_path)) == {"thesis.tex"}
 

@@ -17,6 +17,7 @@ from data.reading import PretrainingDataset
 from data.recipe import Recipe
 from data.tfrecord.encoding import encode_examples
 from data.tfrecord.frames import frame
+from data.tfrecord.recovery import scan
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from data.word_order import WordOrder
 from data.writing.local import create_examples
@@ -307,3 +308,32 @@ def test_mistakes_are_one_line(folder):
         run("verify", folder / "none*")
     with pytest.raises(UsageError, match=r"it is a folder; give .*/\*\.tfrecord"):
         run("verify", folder)
+
+
+def test_repair_leaves_a_text_as_it_is_and_every_damaged_file(folder):
+    path = folder / "static-00000-of-00002.tfrecord"
+    (folder / "notes.txt").write_text("years of work\n" * 20)
+    with pytest.raises(UsageError, match=r"notes.txt holds no intact record and is left as it is"):
+        run("repair", folder / "notes.txt")
+    assert (folder / "notes.txt").read_text() == "years of work\n" * 20
+    damaged = []
+    for _ in range(3):
+        flip(path, path.stat().st_size - 30)
+        damaged.append(path.read_bytes())
+        assert run("repair", path) == 1
+    kept = [folder / f"{path.name}.damaged{suffix}" for suffix in ("", ".2", ".3")]
+    assert [each.read_bytes() for each in kept] == damaged
+
+
+def test_verify_and_repair_agree_about_a_shard_cut_where_a_record_ends(folder, capsys):
+    path = folder / "static-00000-of-00002.tfrecord"
+    whole, records = path.read_bytes(), scan(path.read_bytes()).intact
+    path.write_bytes(whole[: records[-2][1] + 4])
+    assert run("verify", path) == 1
+    assert run("repair", path) == 1
+    assert "1 lost, its manifest is corrected" in capsys.readouterr().out
+    assert run("verify", path) == run("repair", path) == 0
+    path.write_bytes(whole)
+    assert run("verify", path) == 1
+    with pytest.raises(UsageError, match="is intact but holds other records than its manifest says"):
+        run("repair", path)

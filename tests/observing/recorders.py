@@ -60,7 +60,9 @@ def content(path: Path) -> Any:
     if path.name in _NOT_OBSERVED:
         return None
     if path.name == "run.json":
-        return {name: value for name, value in json.loads(path.read_bytes()).items() if name != "config"}
+        # Digests of the data change with it, and say no more than that.
+        content = json.loads(path.read_bytes())
+        return {name: value for name, value in content.items() if name not in ("config", "data")}
     return json.loads(path.read_bytes()) if path.suffix == ".json" else digest(path.read_bytes())
 
 

@@ -19,6 +19,7 @@ from absl.app import UsageError
 from observing.plain import digest, places, plain
 
 from commands.flags import parse
+from ground.outputs import RECORD
 
 WORLD = "{world}"
 """Stands, in the flags of the tables, for the folder of the shared inputs."""
@@ -122,7 +123,9 @@ class Verb:
             except UsageError as error:
                 notes.add("error", str(error))
         files = {
-            path.relative_to(folder).as_posix(): self.content(path) for path in folder.rglob("*") if path.is_file()
+            path.relative_to(folder).as_posix(): self.content(path)
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != RECORD
         }
         notes.add("files", {name: content for name, content in files.items() if content is not None})
         if self.prints:

@@ -313,3 +313,18 @@ def test_an_interruption_between_the_renames_keeps_the_former_checkpoint(tmp_pat
     monkeypatch.undo()
     assert not folder.exists()
     assert_equal(latest_state(tmp_path), checkpoint())
+
+
+@pytest.mark.parametrize("name", ["step_00000002_copy", "step_2", "step_00000002.bak", "step_²", "step_"])
+def test_folders_of_other_names_are_neither_read_nor_removed(tmp_path, name):
+    newest = written(tmp_path, 1, 2)[-1]
+    shutil.copytree(newest, newest.with_name(name))
+    shutil.copytree(newest, newest.with_name(f".{name}.old"))
+    (newest.with_name("step_00000009")).write_text("a file")
+    found = latest_state(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    rotate(tmp_path, 1)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step_00000002"]
+    assert newest.with_name(name).is_dir()
+    assert newest.with_name(f".{name}.old").is_dir()

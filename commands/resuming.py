@@ -1,0 +1,247 @@
+"""Whether a run may go on in its output folder: one rule for every flag, and the facts that a run is made of.
+
+    SAME      what the flag leads to is compared through run.json: the model, the task, the tokenizer, the data
+    FIXED     training goes on with the former value only
+    START     where training started from; it may be left out later, but not be another
+    NAMED     training goes on with another value, and says so
+    FREE      decides no result
+
+Only facts that also decide what an evaluation means (`SAME`) are compared where a finished run is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl.app import UsageError
+
+from ground.locks import is_lock
+from ground.outputs import Target
+
+if TYPE_CHECKING:
+    from commands.records import Records
+    from tasks.run_file import RunFile
+
+SAME, FIXED, START, NAMED, FREE = "same", "fixed", "start", "named", "free"
+LOCK = ".divan.lock"
+_RUN = "run.json"
+
+_SHARED = {
+    SAME: "bert_config_file",
+    FIXED: "seed optimizer ema_decay",
+    START: "init_checkpoint",
+    NAMED: "adam_beta1 adam_beta2 adam_bias_correction adam_epsilon backend clip_norm gradient_accumulation_steps "
+    "learning_rate max_seq_length num_train_steps on_spike precision save_checkpoints_steps spike_threshold "
+    "train_batch_size weight_decay",
+    FREE: "coordinator_address do_eval do_train dry_run eval_batch_size fsdp gcp_project iterations_per_loop "
+    "keep_checkpoint_max log_steps master model_parallel norm_steps num_processes num_tpu_cores output_dir process_id "
+    "profile_steps remat scan_layers tpu_name tpu_zone use_tpu",
+}
+_PRETRAINING = {
+    SAME: "input_file eval_input_file objective",
+    NAMED: "eval_steps masked_lm_loss_weight max_eval_steps max_predictions_per_seq num_warmup_steps poly_power "
+    "pooled_loss schedule sentence_loss_weight start_warmup_step word_order_loss_weight",
+    # Of use with --init_checkpoint alone, whose rule is START.
+    FREE: "init_sentence_head",
+}
+_CLASSIFICATION = {
+    SAME: "data_dir do_lower_case spm_model_file task_file task_name vocab_file",
+    FIXED: "freeze freeze_layers",
+    NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
+    "child_tuning_fraction classifier_dropout early_stopping_evaluations gradual_unfreezing layer_decay "
+    "num_train_epochs r_drop_weight warmup_proportion",
+    # Each seed has a folder of its own, whose flags have --seed.
+    FREE: "do_predict predict_batch_size seeds",
+}
+
+
+def _table(*parts: Mapping[str, str]) -> dict[str, str]:
+    return {name: rule for part in parts for rule, names in part.items() for name in names.split()}
+
+
+RULES = {
+    "run_pretraining": _table(_SHARED, _PRETRAINING),
+    "run_classifier": _table(_SHARED, _CLASSIFICATION),
+}
+"""The rule of every flag of the training verbs; a test keeps it total."""
+
+_RUN_NAMES = (
+    "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
+    "best replay dev_predictions.tsv test_predictions.tsv"
+)
+_SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
+# What a run writes into its own folder is what it read there, since `compare` finds no difference.
+_READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether what lies in a folder is a run's, by its own files."""
+    states = (folder / "checkpoints").glob("step_*/state.json")
+    return (folder / _RUN).is_file() or any(states) or any(folder.glob("seed_*/" + _RUN))
+
+
+def targets(folder: Path) -> list[Target]:
+    """Return what a run writes in its folder, for `ground.outputs.check_outputs`."""
+    # The lock of a run that was killed before it wrote run.json tells as much.
+    own = holds_run(folder) or is_lock(folder / LOCK)
+    return [
+        Target(
+            folder / name,
+            "--output_dir",
+            lambda path: own,
+            f"{folder} holds no {_RUN}",
+            folder=name in ("checkpoints", "best", "replay", "tensorboard"),
+            reads_own=_READ_OF_OWN,
+        )
+        for name in (*_RUN_NAMES.split(), *_SCORE_NAMES.split())
+    ]
+
+
+def compare(folder: Path, options: Any, run: RunFile, *, trains: bool, goes_on: bool) -> list[str]:
+    """Return the changes that a run which goes on has to name: `learning_rate 5e-05 -> 0.0001`.
+
+    Args:
+        folder: of the run.
+        options: its flags.
+        run: what it is made of.
+        trains: with --do_train.
+        goes_on: from a checkpoint that lies there.
+
+    Raises:
+        UsageError: the folder holds another run; flag, both values and the way out are named.
+    """
+    from tasks.run_file import RunFile
+
+    changes: list[str] = []
+    if (folder / _RUN).exists():
+        former = RunFile.read(folder)
+        for (flag, name), (old, new) in _facts(former, run).items():
+            if old != new:
+                raise _another(folder, f"--{flag}", name, old, new, "give the former one")
+        if trains and goes_on:
+            changes += _compare_data(folder, former.data, run.data)
+    if trains and goes_on:
+        changes += _compare_flags(folder, options)
+    return changes
+
+
+def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Return what is the same in every part of a run, by the flag that it comes from and its name."""
+    pretraining = run.row is None and former.row is None
+    facts = {("objective" if pretraining else "task_name", "task"): (_task(former), _task(run))}
+    if former.row and run.row:
+        for name in ("kind", "columns", "labels"):
+            facts["task_name", name] = (getattr(former.row, name), getattr(run.row, name))
+    if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
+        short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])
+        facts["input_file" if pretraining else "vocab_file", "a tokenizer"] = short
+    for field in dataclasses.fields(run.config):
+        name = field.name
+        facts["bert_config_file", name] = (getattr(former.config, name), getattr(run.config, name))
+    return facts
+
+
+def _task(run: RunFile) -> str:
+    if run.row is not None:
+        return run.row.name
+    return run.objective + (" and word order" if run.shuffles_words else "")
+
+
+def _compare_data(folder: Path, former: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return the changes of data that are named; raises `UsageError` for other training data."""
+    changes = []
+    for name in data.keys() & former.keys():
+        if former[name] != data[name]:
+            if name == "training data":
+                flag = "--input_file" if "training examples" in data else "--data_dir"
+                raise _another(folder, flag, name, former[name], data[name], "give the former data")
+            changes.append(f"{name} {former[name]} -> {data[name]}")
+    return sorted(changes)
+
+
+def _compare_flags(folder: Path, options: Any) -> list[str]:
+    rules = {name: rule for table in RULES.values() for name, rule in table.items()}
+    former, changes = _former_flags(folder), []
+    for field in dataclasses.fields(options):
+        name, rule = field.name, rules[field.name]
+        old, new = former.get(name, field.default), json.loads(json.dumps(getattr(options, name)))
+        old = list(old) if isinstance(old, tuple) else old
+        if old is dataclasses.MISSING or old == new:
+            continue
+        if rule == NAMED:
+            changes.append(f"{name} {old} -> {new}")
+        elif rule == FIXED or (rule == START and new and _absolute(old) != _absolute(new)):
+            fix = f"give --{name}={old}" if rule == FIXED else f"leave --{name} out"
+            raise _another(folder, f"--{name}", name, old, new, fix)
+    return changes
+
+
+def _absolute(path: Any) -> Any:
+    return os.path.realpath(path) if isinstance(path, str) and path else path
+
+
+def _another(folder: Path, flag: str, name: str, old: Any, new: Any, fix: str) -> UsageError:
+    return UsageError(
+        f"{flag}: --output_dir={folder} was trained with {name} {_shown(old)}, this run has {_shown(new)}: {fix}, or "
+        "another --output_dir"
+    )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def _former_flags(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} is not the flags of a run ({error}): restore it, or delete it") from None
+    return content
+
+
+def check_steps(folder: Path, reached: int, num_steps: int) -> None:
+    """Raise `UsageError` where a run is longer already than it is asked to be."""
+    if reached > num_steps:
+        raise UsageError(
+            f"--output_dir={folder} is at step {reached:,}, this run would end at step {num_steps:,}: ask for more "
+            "steps (--num_train_steps), leave out --do_train, or give another --output_dir"
+        )
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def data_of_records(records: Records) -> dict[str, Any]:
+    """Return what tells the data of a pretraining run from other data, at no cost: manifests, or names and sizes."""
+    parts = {"training": records.training, "held-out": records.held_out}
+    known = {name: dataset for name, dataset in parts.items() if dataset is not None}
+    return {f"{name} data": _digest(dataset.origins()) for name, dataset in known.items()} | {
+        f"{name} examples": dataset.num_examples for name, dataset in known.items()
+    }
+
+
+def data_of_files(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what tells the data of a labelled task from other data: a digest of each file but that of the test."""
+    names = {"train": "training", "dev": "development"}
+    found = {}
+    for split, name in names.items():
+        if split in files:
+            with files[split].open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256")
+            found[f"{name} data"] = digest.hexdigest()[:12]
+    return found
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,129 @@
+"""Which existing files a job of data generation may replace or remove: those that it can prove to have written.
+
+A manifest proves its shards by name and size. While a job is unfinished, `claims.json` in its work folder names the
+files that it writes; they were checked before they were entered there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl.app import UsageError
+
+from data.writing.output import Output
+from ground.files import write_atomically
+from ground.locks import holding
+from ground.outputs import Target, check_outputs, plain_file, plain_name
+
+_CLAIMS, _PLAN = "claims.json", "plan.json"
+_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|(span|piece|shard)-\d{{6}}[-.\w]*|\..+\.tmp|\.nfs\w+")
+_PROOF = "no manifest beside it lists it with its size"
+
+
+def check(output: Output, reads: Mapping[str, Iterable[Any]], num_examples: int | None = None) -> None:
+    """Raise `UsageError` where a job would write over what it reads, or over a file that no job of `output` wrote.
+
+    Args:
+        output: where the job writes to.
+        reads: its inputs by flag.
+        num_examples: once it is known, and with it the number of files.
+    """
+    former, claims = _listed(output.manifest_path), _claims(output.work_path)
+
+    def ours(path: Path) -> bool:
+        name = os.path.relpath(path, output.manifest_path.parent)
+        return plain_file(path, former.get(name)) or (path.resolve() in claims and not path.is_symlink())
+
+    new = [] if output.shard_size and num_examples is None else output.paths(num_examples or 0)
+    gone = [output.manifest_path.parent / name for name in former if plain_name(name)]
+    files = dict.fromkeys([*new, *(path for path in gone if os.path.lexists(path))])
+    check_outputs(
+        reads,
+        [
+            *(Target(path, "--output_file", ours, _PROOF) for path in files),
+            Target(output.manifest_path, "--output_file", _is_manifest, "it is not a manifest"),
+            Target(output.work_path, "--output_file", _is_of_a_job, "it holds other files than a job's", folder=True),
+        ],
+    )
+
+
+def claim(output: Output, paths: Iterable[Path]) -> None:
+    """Enter the files that a job is about to write, which `check` has seen, in its work folder."""
+    claims = sorted(str(path) for path in _claims(output.work_path) | {path.resolve() for path in paths})
+    write_atomically(output.work_path / _CLAIMS, json.dumps(claims), sync=False)
+
+
+def open_work(work: Path, plan: Mapping[str, Any]) -> None:
+    """Keep a work folder that the same plan left, and clear any other, but for its claims.
+
+    Raises `UsageError` for a folder of somebody else.
+    """
+    content = json.dumps(plan, default=str).encode()
+    if os.path.lexists(work) and not _is_of_a_job(work):
+        raise UsageError(
+            f"{work} is not the folder of an unfinished job: move it away, or give --output_file another name"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / _PLAN).is_file() or (work / _PLAN).read_bytes() != content:
+        for left in list(work.iterdir()):
+            if left.name != _CLAIMS:
+                left.unlink()
+        write_atomically(work / _PLAN, content, sync=False)
+
+
+def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:
+    """Remove shards that only a former manifest of the same output names, so that no pattern mixes old and new.
+
+    Only files of the manifest's own folder are removed, in the size that the manifest says.
+    """
+    kept = set(current)
+    for name, size in _listed(manifest_path).items():
+        path = manifest_path.parent / name
+        if name not in kept and plain_name(name) and plain_file(path, size):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(output_files: Sequence[str]) -> Iterator[None]:
+    """Hold a lock for each output inside; raises `UsageError` where another process writes to one of them."""
+    with contextlib.ExitStack() as stack:
+        for name in sorted({str(Path(name).resolve()) for name in output_files if "://" not in name}):
+            path = Path(name)
+            stack.enter_context(holding(path.with_name(f".{path.name}.lock"), f"--output_file={path}"))
+        yield
+
+
+def _listed(manifest_path: Path) -> dict[str, int]:
+    """Return the size of every file that a manifest lists; none where there is no manifest."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {shard["name"]: shard["bytes"] for shard in json.loads(manifest_path.read_bytes())["shards"]}
+    return {}
+
+
+def _is_manifest(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        return not path.is_symlink() and {"recipe", "shards"} <= set(json.loads(path.read_bytes()))
+    return False
+
+
+def _is_of_a_job(work: Path) -> bool:
+    """Whether a folder holds nothing but what a job keeps there; a folder that was made and not yet filled is one."""
+    return (
+        not work.is_symlink()
+        and work.is_dir()
+        and all(_OF_A_JOB.fullmatch(entry.name) and not entry.is_dir() for entry in list(work.iterdir()))
+    )
+
+
+def _claims(work: Path) -> set[Path]:
+    if not (os.path.lexists(work) and _is_of_a_job(work)):
+        return set()
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        return {Path(path) for path in json.loads((work / _CLAIMS).read_bytes())}
+    return set()

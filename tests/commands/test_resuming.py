@@ -1,0 +1,157 @@
+"""A run goes on in a folder of its own alone: the rule of every flag, and the facts that a run is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absl.app import UsageError
+
+import run_classifier
+import run_pretraining
+from commands import resuming
+from commands.flags import write_config
+from ground.outputs import check_outputs
+from modeling.config import Config
+from tasks.datasets import find_row
+from tasks.run_file import RunFile, TokenizerFile
+
+VERBS = {"run_pretraining": run_pretraining, "run_classifier": run_classifier}
+SHAPE: dict[str, Any] = dict(  # noqa: C408
+    family="bert", vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_has_a_rule(verb: str):
+    flags = {field.name for field in dataclasses.fields(VERBS[verb].Options)}
+    assert resuming.RULES[verb].keys() == flags
+    frozen = json.loads((Path(__file__).parents[1] / "frozen_flags.json").read_text())
+    assert resuming.RULES[verb].keys() == set(frozen[verb])
+
+
+def test_a_flag_has_one_rule_in_all_verbs():
+    one, other = resuming.RULES.values()
+    assert {name: one[name] for name in one.keys() & other.keys()} == {
+        name: other[name] for name in one.keys() & other.keys()
+    }
+
+
+def run_of(task: str = "lcqmc_pair", **more: Any) -> RunFile:
+    row = find_row(task)
+    tokenizer = TokenizerFile(fingerprint="0" * 64)
+    content: dict[str, Any] = {
+        "kind": row.kind,
+        "config": Config(**SHAPE),
+        "computation": {},
+        "tokenizer": tokenizer,
+        "row": row,
+    }
+    return RunFile(**content | more)
+
+
+def options(folder: Path, **more: Any) -> run_classifier.Options:
+    given: dict[str, Any] = {"task_name": "x", "data_dir": "x", "bert_config_file": "x", "output_dir": str(folder)}
+    return run_classifier.Options(**given | more)
+
+
+def begun(folder: Path, **content: Any) -> Path:
+    write_config(options(folder, init_checkpoint="weights"), folder / "config.json")
+    run_of(**content).write(folder)
+    return folder
+
+
+def compare(folder: Path, run: RunFile, *, goes_on: bool = True, **flags: Any) -> list[str]:
+    given = options(folder, **{"init_checkpoint": "weights"} | flags)
+    return resuming.compare(folder, given, run, trains=True, goes_on=goes_on)
+
+
+OTHER_RUNS = [
+    (run_of("afqmc"), r"--task_name: .* was trained with task lcqmc_pair, this run has afqmc"),
+    (
+        run_of(config=dataclasses.replace(Config(**SHAPE), hidden_size=8)),
+        r"--bert_config_file: .*hidden_size 4, this run has 8",
+    ),
+    (
+        run_of(tokenizer=TokenizerFile(fingerprint="1" * 64)),
+        r"--vocab_file: .*a tokenizer 000000000000, this run has 1",
+    ),
+    (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), labels=("1", "0"))), r"labels 0,1, this run has 1,0"),
+    (run_of(row=None, objective="albert"), r"--task_name: .*task lcqmc_pair, this run has albert"),
+]
+
+
+@pytest.mark.parametrize(("run", "message"), OTHER_RUNS)
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_another_run_is_refused_begun_or_finished(tmp_path: Path, run: RunFile, message: str, goes_on: bool):
+    before = {path: path.read_bytes() for path in begun(tmp_path).iterdir()}
+    with pytest.raises(UsageError, match=message + ".*or another --output_dir"):
+        compare(tmp_path, run, goes_on=goes_on)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_same_run_goes_on_without_a_word(tmp_path: Path):
+    begun(tmp_path)
+    same: list[dict[str, Any]] = [
+        {},
+        {"log_steps": 3},
+        {"init_checkpoint": None},
+        {"keep_checkpoint_max": 9, "fsdp": True},
+    ]
+    for flags in same:
+        assert compare(tmp_path, run_of(), **flags) == []
+
+
+def test_what_changes_results_is_named_or_refused(tmp_path: Path):
+    begun(tmp_path)
+    changes = compare(tmp_path, run_of(), learning_rate=1e-4, num_train_epochs=5.0)
+    assert changes == ["learning_rate 5e-05 -> 0.0001", "num_train_epochs 3.0 -> 5.0"]
+    fixed: dict[str, Any] = {"seed": 4, "optimizer": "lamb", "ema_decay": 0.5, "freeze": ("pooler",)}
+    for name, value in fixed.items():
+        with pytest.raises(UsageError, match=f"--{name}: .* was trained with {name} "):
+            compare(tmp_path, run_of(), **{name: value})
+    with pytest.raises(UsageError, match="leave --init_checkpoint out"):
+        compare(tmp_path, run_of(), init_checkpoint="others")
+    # Nothing is learnt yet, so there is nothing that a flag could contradict.
+    assert compare(tmp_path, run_of(), goes_on=False, seed=4) == []
+
+
+def test_other_data_is_refused_and_other_development_data_named(tmp_path: Path):
+    begun(tmp_path, data={"training data": "a", "development data": "b"})
+    with pytest.raises(UsageError, match=r"--data_dir: .*training data a, this run has c"):
+        compare(tmp_path, run_of(data={"training data": "c"}))
+    assert compare(tmp_path, run_of(data={"training data": "a", "development data": "c"})) == [
+        "development data b -> c"
+    ]
+
+
+def test_steps_may_be_more_but_not_fewer_than_there_are(tmp_path: Path):
+    resuming.check_steps(tmp_path, 100, 100)
+    with pytest.raises(UsageError, match="is at step 200, this run would end at step 100"):
+        resuming.check_steps(tmp_path, 200, 100)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", "[" * 10**5, '"x"'])
+def test_flags_of_another_shape_are_one_line(tmp_path: Path, content: str):
+    begun(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config.json is not the flags of a run"):
+        compare(tmp_path, run_of())
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", "best", "eval_results.json", "dev_predictions.tsv"])
+def test_a_folder_that_no_run_wrote_keeps_its_files(tmp_path: Path, name: str):
+    (tmp_path / "notes.md").write_text("no matter")
+    check_outputs({}, resuming.targets(tmp_path))
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"--output_dir: .*{name} exists and is not known .*holds no run.json"):
+        check_outputs({}, resuming.targets(tmp_path))
+    begun(tmp_path)
+    (tmp_path / "vocab.txt").touch()
+    check_outputs({"--vocab_file": [tmp_path / "vocab.txt"]}, resuming.targets(tmp_path))
+    (tmp_path / "dev_predictions.tsv").write_text("")
+    with pytest.raises(UsageError, match="which --data_dir reads"):
+        check_outputs({"--data_dir": [tmp_path / "dev_predictions.tsv"]}, resuming.targets(tmp_path))
