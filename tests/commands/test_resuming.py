@@ -72,7 +72,7 @@ def compare(folder: Path, run: RunFile, *, goes_on: bool = True, **flags: Any) -
 OTHER_RUNS = [
     (run_of("afqmc"), r"--task_name: .* was trained with task lcqmc_pair, this run has afqmc"),
     (
-        run_of(config=dataclasses.replace(Config(**SHAPE), hidden_size=8)),
+        run_of(config=Config(**{**SHAPE, "hidden_size": 8})),
         r"--bert_config_file: .*hidden_size 4, this run has 8",
     ),
     (
