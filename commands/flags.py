@@ -28,6 +28,8 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags as absl_flags
 from absl.app import UsageError
 
+from ground.bounds import BOUNDS, FINITE
+from ground.documents import read_json
 from ground.files import write_atomically
 from ground.words import nearest
 
@@ -35,6 +37,8 @@ Options = TypeVar("Options")
 
 _CONFIG = "config"
 _METADATA = "flag"
+_SHOWN_CHARACTERS = 200
+_HUGE = 2**1000  # beyond every bound, and a float
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -107,13 +111,13 @@ class _Flag:
         if self.kind in (int, float):
             try:
                 return self.kind(text)
-            except ValueError:
+            except ValueError:  # also a whole number of thousands of digits
                 raise self._error(text, _EXPECTED[self.kind]) from None
         return text
 
     def _checked_item(self, value: Any) -> Any:
         if self.kind is float and type(value) is int:
-            value = float(value)
+            value = float(max(-_HUGE, min(_HUGE, value)))
         if type(value) is not self.kind:
             raise self._error(value, _EXPECTED[self.kind])
         allowed = self.declaration
@@ -123,10 +127,17 @@ class _Flag:
             raise self._error(value, f"at least {allowed.minimum:g}")
         if allowed.maximum is not None and not value <= allowed.maximum:
             raise self._error(value, f"at most {allowed.maximum:g}")
+        if self.kind in (int, float):
+            bounds = BOUNDS.get(self.name, FINITE)
+            if complaint := bounds.complaint(value):
+                raise self._error(value, complaint)
         return value
 
     def _error(self, value: Any, expected: str) -> UsageError:
-        return UsageError(f"--{self.name}={value}: expected {expected}")
+        text = str(value) if not isinstance(value, int) or abs(value) < 2**200 else "..."
+        if len(text) > _SHOWN_CHARACTERS:
+            text = text[:_SHOWN_CHARACTERS] + "..."
+        return UsageError(f"--{self.name}={text}: expected {expected}")
 
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
@@ -158,12 +169,7 @@ def _flags_of(options_type: type) -> dict[str, _Flag]:
 
 
 def _read_config(path: str, specs: Mapping[str, _Flag]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"--config={path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"--config={path}: expected a JSON object of flags, got a {type(content).__name__}")
+    content = read_json(path, dict[str, Any], what="a JSON file of flags", where=f"--config={path}")
     values = {}
     for name, value in content.items():
         if name not in specs:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from absl.app import UsageError
 
 from commands.devices import Devices, found_devices, peak_flops_per_second, steps_per_call
@@ -336,7 +337,7 @@ def check_cuts(config: Config, path: str, model_parallel: int) -> None:
 
 def as_json(values: Any) -> dict[str, Any]:
     """Return a dataclass as the values that its JSON holds: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(values)))
+    return msgspec.to_builtins(dataclasses.asdict(values))
 
 
 def complete_config(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,16 +5,17 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from absl.app import UsageError
 
 from conversion import namings
 from conversion.rules import Naming, Translation
+from ground.documents import read_json
 from modeling.config import Config, load_config
 from training import checkpoints
 
@@ -26,6 +27,14 @@ _ACCEPTED = (
     "a run's output folder, a step_* folder, a TF 1 checkpoint (prefix, .index or folder), a transformers folder, "
     "a .safetensors or a .bin file"
 )
+
+
+class _RowShape(TypedDict):
+    labels: list[str]
+
+
+class _RunShape(TypedDict):
+    row: _RowShape | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +148,8 @@ def labels_of_run(checkpoint: Checkpoint) -> tuple[str, ...]:
     path = next((folder / _OUR_RUN for folder in checkpoint.folders if (folder / _OUR_RUN).is_file()), None)
     if path is None:
         return ()
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))["row"]
-        labels = [] if row is None else row["labels"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): restore it, or name the classes with --labels") from None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise UsageError(f"{path}: labels of the row are {labels!r}, expected a list of names; pass --labels")
-    return tuple(labels)
+    row = read_json(path, _RunShape, what="a run.json", fix="restore it, or name the classes with --labels")["row"]
+    return () if row is None else tuple(row["labels"])
 
 
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:

@@ -16,8 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from absl.app import UsageError
+
 from data import corpus, manifest
 from data.examples import check_partners, nothing_made, plan
+from data.manifest_shape import read_listing
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
 from data.writing import pieces, spans
@@ -169,6 +172,6 @@ def _entry(output: Output, path: Path, examples: int, done: Done) -> dict[str, A
 
 def _remove_former(manifest_path: Path, current: Iterable[str]) -> None:
     """Remove shards that only a former manifest of the same output names, so that no pattern mixes old and new."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        for name in {shard["name"] for shard in json.loads(manifest_path.read_bytes())["shards"]} - set(current):
+    with contextlib.suppress(FileNotFoundError, UsageError):
+        for name in {shard["name"] for shard in read_listing(manifest_path)["shards"]} - set(current):
             (manifest_path.parent / name).unlink(missing_ok=True)

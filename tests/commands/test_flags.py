@@ -98,8 +98,8 @@ def test_config_round_trip_and_command_line_wins(tmp_path):
         ('{"num_train_steps": "7"}', "--num_train_steps=7: expected a whole number"),
         ('{"num_train_steps": true}', "--num_train_steps=True: expected a whole number"),
         ('{"input_file": 3}', "--input_file=3: expected a list of text"),
-        ("[]", "expected a JSON object of flags, got a list"),
-        ("{", "not a JSON file"),
+        ("[]", "$ is a list: expected an object"),
+        ("{", "not a JSON file of flags"),
     ],
 )
 def test_config_mistakes_name_the_file(tmp_path, content, message):
