@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from absl.app import UsageError
 
 from commands.flags import flag, run
+from commands.needs import Need, check_needs
 from ground.files import write_atomically
 
 if TYPE_CHECKING:
@@ -56,10 +57,25 @@ class Options:
     list: bool = flag(False, help="only print names and shapes of --input under our names")
 
 
+NEEDS = (
+    Need(
+        ("model_type", "pytorch_model_bin", "labels", "do_lower_case"),
+        "--format=transformers",
+        lambda o: o.format == "transformers",
+    ),
+    Need(
+        ("output", "format", "vocab_file", "model_type", "pytorch_model_bin", "labels", "do_lower_case"),
+        "--list left out",
+        lambda o: not o.list,
+    ),
+)
+
+
 def main(options: Options) -> int:
     """Read, write, compare; return 1 when the written files compute something else."""
     if options.output is None and not options.list:
         raise UsageError("missing required flag: --output (or --list, to look only)")
+    check_needs(options, NEEDS)
     checkpoint = read(options)
     if options.list:
         print_names(checkpoint)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.flags import flag, run
+from commands.needs import Need, check_needs
 
 SAMPLE_SENTENCES = 10_000
 
@@ -56,8 +57,16 @@ class Options:
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text")
 
 
+# --common_characters=False says what happens with a SentencePiece model anyway.
+NEEDS = (
+    Need(("min_frequency",), "--model_type=wordpiece", lambda o: o.model_type == "wordpiece"),
+    Need(("layout", "max_sentences"), "--model_type=unigram or bpe", lambda o: o.model_type != "wordpiece"),
+)
+
+
 def main(options: Options) -> None:
     """Write the tokenizer and print how it does on the text. Raises `UsageError` for text or sizes that do not do."""
+    check_needs(options, NEEDS)
     from data.corpus import Counts, expand_inputs, read_documents
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece

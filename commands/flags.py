@@ -92,7 +92,7 @@ class _Flag:
             items = [value] if isinstance(value, str) else value
             if not isinstance(items, list | tuple):
                 raise self._error(value, f"a list of {_EXPECTED[self.kind]}")
-            return tuple(self._checked_item(item) for item in items)
+            return self._different(tuple(self._checked_item(item) for item in items))
         if value is None and self.optional:
             return None
         return self._checked_item(value)
@@ -100,7 +100,8 @@ class _Flag:
     def parsed(self, text: str) -> Any:
         """Return the value that `text` from the command line means."""
         if self.many:
-            return tuple(self._checked_item(self._read(item.strip())) for item in text.split(",") if item.strip())
+            items = [item.strip() for item in text.split(",")]
+            return self._different(tuple(self._checked_item(self._read(item)) for item in items if item))
         if self.optional and not text:
             return None
         return self._checked_item(self._read(text))
@@ -114,6 +115,12 @@ class _Flag:
             except ValueError:  # also a whole number of thousands of digits
                 raise self._error(text, _EXPECTED[self.kind]) from None
         return text
+
+    def _different(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return a list of numbers if none comes twice: it would do, and count, the same again."""
+        if self.kind in (int, float) and (twice := [value for value in values if values.count(value) > 1]):
+            raise self._error(",".join(map(str, values)), f"different numbers, and {twice[0]} is named twice")
+        return values
 
     def _checked_item(self, value: Any) -> Any:
         if self.kind is float and type(value) is int:

@@ -65,7 +65,7 @@ class Config:
     projects_equal_widths: bool = False
 
     def __post_init__(self) -> None:
-        if not self.embedding_size:
+        if type(self.embedding_size) is int and not self.embedding_size:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -51,7 +51,7 @@ class _TokenizerShape(Struct, forbid_unknown_fields=True):
 
 class _ComputationShape(Struct, forbid_unknown_fields=True):
     dtype: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     remat: bool = False
     scan: bool = False
 

@@ -42,7 +42,7 @@ _STEP = re.compile(r"step_(\d{1,18})")  # a user's copy, step_00000200_copy, is 
 
 
 class _FileShape(TypedDict):
-    bytes: Annotated[int, Meta(ge=0, lt=2**63)]
+    bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     sha256: str
 
 
@@ -54,7 +54,7 @@ class _PlaceShape(TypedDict):
 
 class _StateShape(TypedDict):
     step: Annotated[int, Meta(ge=0, lt=2**31)]
-    seed: Annotated[int, Meta(ge=0, lt=2**64)]
+    seed: Annotated[int, Meta(ge=0)]
     config: dict[str, Any]
     progress: dict[str, Any]
     files: dict[Annotated[str, Meta(pattern=r"^[^/\\\x00]+$")], _FileShape]
