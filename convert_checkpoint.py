@@ -63,11 +63,6 @@ NEEDS = (
         "--format=transformers",
         lambda o: o.format == "transformers",
     ),
-    Need(
-        ("output", "format", "vocab_file", "model_type", "pytorch_model_bin", "labels", "do_lower_case"),
-        "--list left out",
-        lambda o: not o.list,
-    ),
 )
 
 

@@ -17,6 +17,7 @@ from absl.app import UsageError
 
 from commands.flags import flag, run
 from commands.needs import Need, check_needs
+from commands.sizes import check_records
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def main(options: Options) -> int:
     output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
     recipe = recipe_of(options)
     inputs = expand_inputs(options.input_file)
+    check_records(options, recipe, inputs, output.files[0], num_cores())
     tokenizer = load_tokenizer(**tokenizer_files(options))
     parts = [(recipe, output)]
     held_out = held_out_name(str(options.output_file[0]))

@@ -73,7 +73,6 @@ class Options(TechniqueOptions):
 NEEDS = (
     *DEVICE_NEEDS,
     Need(("early_stopping_evaluations",), "--do_train", lambda o: o.do_train),
-    Need(("num_train_epochs",), "--num_train_steps left out", lambda o: o.num_train_steps is None),
     Need(("seed",), "--seeds left out", lambda o: not o.seeds),
 )
 

@@ -113,6 +113,7 @@ def main(options: Options) -> None:
         vocab_size=tokenizer["vocab_size"],
         vocabulary=tokenizer["file"],
         max_seq_length=records.training.max_seq_length,
+        scored=records.training.max_predictions_per_seq + records.training.max_word_order_per_seq,
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
 

@@ -271,16 +271,18 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     program = Path(sys.argv[0]).name
     given = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(given):
-        print(help_text(options_type, program))
-        sys.exit(0)
     try:
-        code = main(parse(options_type, given))
+        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(given):
+            print(help_text(options_type, program))
+            code = 0
+        else:
+            code = main(parse(options_type, given))
     except UsageError as error:
         _fail(program, str(error), 2)
+        sys.stdout.flush()  # here, where a reader that left is no error
     except BrokenPipeError:
-        # The reader of our output left (`| head`); Python would fail again flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output left (`| head`).
+        _forget_stdout()
         sys.exit(141)
     except OSError as error:
         what = "disk full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
@@ -290,6 +292,15 @@ def run(
     sys.exit(code or 0)
 
 
+def _forget_stdout() -> None:
+    """Let nothing more be written to an output that takes nothing; Python would fail again flushing at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(program: str, message: str, code: int) -> NoReturn:
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
     sys.exit(code)

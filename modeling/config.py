@@ -113,6 +113,17 @@ class Config:
         """The most tokens a sequence may have."""
         return self.max_position_embeddings - self.position_offset
 
+    @property
+    def least_parameters(self) -> int:
+        """A lower bound of the parameters, without declaring the model: tables, and matrices that no layers share."""
+        width, layers = self.hidden_size, self.num_hidden_layers
+        attentions = 1 if self.sharing in ("all", "attention") else layers
+        feed_forwards = 1 if self.sharing in ("all", "ffn") else layers
+        words = self.padded_vocab_size * self.embedding_size
+        positions = self.max_position_embeddings * min(self.embedding_size, width)
+        inner = 2 * width * self.intermediate_size // self.ffn_groups
+        return words + positions + attentions * 4 * width**2 + feed_forwards * inner
+
     def check_sequence_length(self, length: int) -> None:
         """Refuse sequences of more tokens than there are positions.
 

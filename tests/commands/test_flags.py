@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from absl.app import UsageError
@@ -176,3 +177,13 @@ def test_nothing_slow_is_imported():
 def test_config_is_plain_json(tmp_path):
     write_config(parsed(), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 5e-5
+
+
+def test_help_that_nobody_reads_to_its_end_is_quiet():
+    verb = f"{sys.executable} inspect_records.py --help"
+    script = f"{verb} | true; {verb} >/dev/full"
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.stderr == "inspect_records.py: disk full\n"
+    assert ended.returncode == 1

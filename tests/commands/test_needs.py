@@ -23,11 +23,9 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
     ("run_pretraining", "start_warmup_step"): {"num_warmup_steps": 0},
     ("run_pretraining", "poly_power"): {"schedule": "constant"},
     ("run_pretraining", "sentence_loss_weight"): {"objective": "masked_lm"},
-    ("run_classifier", "num_train_epochs"): {"num_train_steps": 3},
     ("run_classifier", "seed"): {"seeds": (1, 2)},
     **{("convert_checkpoint", n): {"format": "tf1"} for n in ("model_type", "pytorch_model_bin", "labels")},
     ("convert_checkpoint", "do_lower_case"): {"format": "tf1"},
-    **{("convert_checkpoint", n): {"list": True} for n in ("output", "format", "vocab_file")},
 }
 
 
