@@ -22,6 +22,11 @@ BASE: dict[str, Any] = {
 }
 
 
+def shaped(changes: dict[str, Any]) -> Config:
+    values: dict[str, Any] = BASE | changes
+    return Config(**values)
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "total_memory", lambda: 16 * 2**30)
@@ -42,22 +47,22 @@ def test_memory_is_known_here():
 @pytest.mark.parametrize("sharing", ["none", "all", "attention", "ffn"])
 @pytest.mark.parametrize(("family", "width"), [("bert", 8), ("albert", 4), ("albert", 12), ("albert_zh", 4)])
 def test_the_estimate_is_a_lower_bound_of_the_parameters(family: str, width: int, sharing: str):
-    config = Config(**BASE | {"family": family, "embedding_size": width, "sharing": sharing})
+    config = shaped({"family": family, "embedding_size": width, "sharing": sharing})
     counts = variable_shapes(lambda: PretrainingModel(config)).values()
     total = sum(a[0] * (a[1] if len(a) > 1 else 1) * (a[2] if len(a) > 2 else 1) for a in counts if a)
     assert 0.5 * total < config.least_parameters <= total
 
 
 def test_models_that_no_machine_holds(machine: None):
-    huge = Config(**BASE | {"hidden_size": 65_536, "num_hidden_layers": 1024, "intermediate_size": 2**18})
+    huge = shaped({"hidden_size": 65_536, "num_hidden_layers": 1024, "intermediate_size": 2**18})
     message = refused(sizes.check_model, huge, "x.json")
     assert message.startswith("x.json: weights, gradients and optimizer state of 52,")
     assert message.endswith("TiB, but this machine has 16.0 GiB of memory: use a smaller config")
-    sizes.check_model(Config(**BASE), "x.json")
+    sizes.check_model(shaped({}), "x.json")
 
 
 def test_batches_that_no_machine_holds(machine: None):
-    config = Config(**BASE | {"vocab_size": 30_000, "hidden_size": 768, "intermediate_size": 3072})
+    config = shaped({"vocab_size": 30_000, "hidden_size": 768, "intermediate_size": 3072})
     sizes.check_batch(config, "train_batch_size", 256, 512, 77)
     assert "lower --train_batch_size" in refused(sizes.check_batch, config, "train_batch_size", 2**20, 128, 20)
     sizes.check_batch(config, "train_batch_size", 2**14, 128, 20, 2**10)

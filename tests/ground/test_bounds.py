@@ -64,9 +64,11 @@ CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize("field", [f for f in dataclasses.fields(Config) if f.type in ("int", "float")])
 def test_every_number_of_a_config_is_bounded(field: dataclasses.Field):
     bounds = BOUNDS[field.name]
-    for value in (-1, -0.5, math.nan, math.inf, 2**70, 10**400, 1e300, bounds.most * 2 + 1, "1", None, [], True):
+    wrong: list[Any] = [-1, -0.5, math.nan, math.inf, 2**70, 10**400, 1e300, bounds.most * 2 + 1, "1", None, [], True]
+    for value in wrong:
+        values: dict[str, Any] = CONFIG | {field.name: value}
         with pytest.raises(UsageError, match=field.name):
-            Config(**CONFIG | {field.name: value})
+            Config(**values)
 
 
 def test_published_configs_are_allowed():
