@@ -172,3 +172,22 @@ def test_sharing():
         "ffn": [(0, 0), (1, 0), (2, 0)],
         "none": [(0, 0), (1, 1), (2, 2)],
     }
+
+
+ANY_VALUE: list[Any] = [None, True, [], {}, "", "x", [[1]], -1, 0, 2**31, 2**70, 1.5, 1e308, float("nan"), {"a": {}}]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [ZH, GOOGLE, BERT, OURS, BERT | {"model_type": "bert"}, BERT | {"model_type": "roberta", "pad_token_id": 1}],
+    ids=["zh", "google", "bert", "ours", "transformers", "roberta"],
+)
+def test_any_value_of_any_key_is_read_or_refused_in_one_line(values: dict[str, Any], tmp_path: Path):
+    for key in [*values, "model_type", "architectures", "pad_token_id", "hidden_act", "family"]:
+        for value in ANY_VALUE:
+            try:
+                load(tmp_path, values | {key: value})
+            except app.UsageError as error:
+                line = str(error)
+                assert "\n" not in line, (key, value)
+                assert len(line) < 1000, (key, value)
