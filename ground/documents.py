@@ -167,7 +167,11 @@ def _complaint(value: Any, message: str, place: str) -> str:
     for kind, words in _KINDS.items():
         message = message.replace(f"`{kind}`", words)
     message = re.sub(r", got .*", "", message.replace("`", "'"))
+    # Every pattern of a shape is one of names.
+    message = re.sub(r"text matching regex .*", "the plain name of a file, without a folder", message)
     message = message[:1].lower() + message[1:]
+    if place.startswith("key` in `"):
+        return f"a key of {place.removeprefix('key` in `')}: {message}"
     there = _found(value, place)
     shown = "" if there is None else f" is {there}"
     return f"{place or '$'}{shown}: {message}"

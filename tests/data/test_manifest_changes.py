@@ -107,7 +107,9 @@ def test_a_shard_is_a_plain_file_of_the_folder(name: str, tmp_path: Path):
     (tmp_path / "x.tfrecord").write_bytes(b"")
     content = {"shards": [{"name": name, "examples": 0}]}
     (tmp_path / "x.manifest.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"\$\.shards\[0\]\.name is .*; delete it to read the shards without it"):
+    with pytest.raises(
+        UsageError, match=r"\$\.shards\[0\]\.name is .*: expected .*; delete it to read the shards without it"
+    ):
         find_manifests([tmp_path / "x.tfrecord"])
 
 
