@@ -14,6 +14,7 @@ from absl.app import UsageError
 from data import inspection
 from data.manifest import find_manifests
 from data.reading import PretrainingDataset
+from data.writing.output import Output
 
 RECORDS = Path(__file__).resolve().parent.parent / "identity/before/records"
 NESTED: Any = []
@@ -133,3 +134,8 @@ def test_what_is_no_json_says_why(content: bytes, reason: str, tmp_path: Path):
     with pytest.raises(UsageError, match=rf"x\.manifest\.json: not a manifest \(.*{reason}.*\); delete it") as raised:
         find_manifests([tmp_path / "x.tfrecord"])
     assert "\n" not in str(raised.value)
+
+
+def test_shards_go_to_one_folder():
+    with pytest.raises(UsageError, match=r"--output_file=a/x,b/y: files of several folders"):
+        Output((Path("a/x"), Path("b/y")))
