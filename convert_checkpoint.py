@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
 from ground.files import write_atomically
 
 if TYPE_CHECKING:
@@ -63,10 +64,20 @@ class Options:
     list: bool = flag(False, help="only print names and shapes of --input under our names", group=Group.DATA)
 
 
+NEEDS = (
+    Need(
+        ("model_type", "pytorch_model_bin", "labels", "do_lower_case"),
+        "--format=transformers",
+        lambda o: o.format == "transformers",
+    ),
+)
+
+
 def main(options: Options) -> int:
     """Read, write, compare; return 1 when the written files compute something else."""
     if options.output is None and not options.list:
         raise UsageError("missing required flag: --output (or --list, to look only)")
+    check_needs(options, NEEDS)
     checkpoint = read(options)
     if options.list:
         print_names(checkpoint)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
+from commands.sizes import check_records
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -167,6 +169,23 @@ class Options:
     beam_options: tuple[str, ...] = flag((), help="options of the Beam runner, separated by commas: --project=NAME,...")
 
 
+def _shuffles(options: Options) -> bool:
+    rate = options.trigram_rate
+    return OBJECTIVES[options.objective].shuffles_words if rate is None else rate > 0
+
+
+NEEDS = (
+    Need(
+        ("preset", "trigram_tokens", "trigram_windows", "trigram_overlap", "trigram_identity", "trigram_labels"),
+        "--trigram_rate or --objective=structbert",
+        _shuffles,
+    ),
+    Need(("segmenter",), "--do_whole_word_mask", lambda o: o.do_whole_word_mask),
+    Need(("favor_shorter_ngram",), "--ngram of 2 or more", lambda o: o.ngram > 1),
+    Need(("beam_options",), "--runner", lambda o: o.runner),
+)
+
+
 def main(options: Options) -> int:
     """Make the shards; print what was read and written. Raises `UsageError` for flags that do not go together."""
     check(options)
@@ -180,6 +199,7 @@ def main(options: Options) -> int:
     output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
     recipe = recipe_of(options)
     inputs = expand_inputs(options.input_file)
+    check_records(options, recipe, inputs, output.files[0], num_cores())
     tokenizer = load_tokenizer(**tokenizer_files(options))
     parts = [(recipe, output)]
     held_out = held_out_name(str(options.output_file[0]))
@@ -215,6 +235,7 @@ def check(options: Options) -> None:
     """Raise `UsageError` for what flags alone tell; a recipe and an output check themselves."""
     if not (options.vocab_file or options.spm_model_file):
         raise UsageError("no tokenizer: give --vocab_file (WordPiece) or --spm_model_file (SentencePiece)")
+    check_needs(options, NEEDS)
     row = OBJECTIVES[options.objective]
     if options.random_next_sentence and not row.labels:
         raise UsageError(

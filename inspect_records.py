@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +61,15 @@ def as_flags(arguments: Sequence[str]) -> list[str]:
     return flags
 
 
+NEEDS = (
+    Need(("limit", "skip"), "--action=show", lambda o: o.action == "show"),
+    Need(("vocab_file", "spm_model_file"), "--action=show or stats", lambda o: o.action in ("show", "stats")),
+)
+
+
 def main(options: Options) -> int:
     """Do what is asked; return 1 where verify or repair found damage. Raises `UsageError` where nothing can be read."""
+    check_needs(options, NEEDS)
     from data.reading import PretrainingDataset, expand_shards
 
     if options.action in ("verify", "repair"):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
 from commands.options import OPTIMIZERS
 from data.objectives import OBJECTIVES
 
@@ -124,6 +125,7 @@ class Plan:
         return self.peak_bytes is not None and self.peak_bytes <= self.capacity_bytes
 
 
+NEEDS = (Need(("num_devices", "compile"), "--device", lambda o: o.device),)
 Planner = Callable[[Options], Plan]
 
 
@@ -135,6 +137,7 @@ def main(options: Options) -> int:
 
     if (options.topology is None) == (options.device is None):
         raise UsageError("give one of --topology (a TPU slice, as v4:4x4x8) and --device (as h200, or cpu)")
+    check_needs(options, NEEDS)
     check_files(options, ["bert_config_file"])
     if options.topology is not None and options.precision == "float16":
         raise UsageError("a TPU has no use for float16; give --precision=bfloat16")

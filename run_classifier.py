@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag, run
+from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.techniques import TechniqueOptions, check_techniques
 from ground.files import write_atomically
 
@@ -91,12 +92,20 @@ class Options(TechniqueOptions):
     )
 
 
+NEEDS = (
+    *DEVICE_NEEDS,
+    Need(("early_stopping_evaluations",), "--do_train", lambda o: o.do_train),
+    Need(("seed",), "--seeds left out", lambda o: not o.seeds),
+)
+
+
 def main(options: Options) -> None:
     """Fine-tune, evaluate and predict as the flags say, once a seed."""
     from commands.session import Session
 
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
+    check_needs(options, NEEDS)
     check_techniques(options)
     session = Session.check(options, ["bert_config_file", "vocab_file", "spm_model_file", "task_file"])
 

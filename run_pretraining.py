@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag, run
+from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
 from data.objectives import OBJECTIVES
 
@@ -106,12 +107,27 @@ class Options(TrainingOptions):
     max_eval_steps: int = flag(100, help="batches of one evaluation, at most", unit="batches", minimum=1)
 
 
+NEEDS = (
+    *DEVICE_NEEDS,
+    Need(("eval_input_file", "eval_steps"), "--do_eval", lambda o: o.do_eval),
+    Need(("start_warmup_step",), "--num_warmup_steps", lambda o: o.num_warmup_steps),
+    Need(("poly_power",), "--schedule=polynomial", lambda o: o.schedule == "polynomial"),
+    Need(("init_sentence_head",), "--init_checkpoint", lambda o: o.init_checkpoint),
+    Need(
+        ("sentence_loss_weight",),
+        f"an --objective of pairs ({', '.join(name for name, row in OBJECTIVES.items() if row.labels)})",
+        lambda o: OBJECTIVES[o.objective].labels,
+    ),
+)
+
+
 def main(options: Options) -> None:
     """Train and evaluate as the flags say."""
     from commands.session import Session
 
     if not (options.do_train or options.do_eval):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
+    check_needs(options, NEEDS)
     session = Session.check(options, ["bert_config_file"])
 
     from commands.records import check_ids, open_records
@@ -123,6 +139,7 @@ def main(options: Options) -> None:
         vocab_size=tokenizer["vocab_size"],
         vocabulary=tokenizer["file"],
         max_seq_length=records.training.max_seq_length,
+        scored=records.training.max_predictions_per_seq + records.training.max_word_order_per_seq,
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
 
 SAMPLE_SENTENCES = 10_000
 VERB = "train_tokenizer"
@@ -68,8 +69,16 @@ class Options:
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
 
 
+# --common_characters=False says what happens with a SentencePiece model anyway.
+NEEDS = (
+    Need(("min_frequency",), "--model_type=wordpiece", lambda o: o.model_type == "wordpiece"),
+    Need(("layout", "max_sentences"), "--model_type=unigram or bpe", lambda o: o.model_type != "wordpiece"),
+)
+
+
 def main(options: Options) -> None:
     """Write the tokenizer and print how it does on the text. Raises `UsageError` for text or sizes that do not do."""
+    check_needs(options, NEEDS)
     from data.corpus import Counts, expand_inputs, read_documents
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece

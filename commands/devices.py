@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from commands.options import DeviceOptions, TrainingOptions
-from commands.startup import choose_backend, start_backend, start_jax_processes
+from commands.startup import choose_backend, patience, start_backend, start_jax_processes
 from commands.unused_gpu import unused_gpu
 
 if TYPE_CHECKING:
@@ -65,16 +66,16 @@ class Devices:
             from training.strategies import TensorFlowProcesses, choose_strategy
 
             options = self._options
-            self._strategy, self._has_strategy = (
-                choose_strategy(
+            several = "TF_CONFIG" in os.environ and not options.use_tpu
+            with patience("the workers of TF_CONFIG") if several else contextlib.nullcontext():
+                self._strategy = choose_strategy(
                     use_tpu=options.use_tpu,
                     tpu_name=options.tpu_name or options.master,
                     tpu_zone=options.tpu_zone,
                     gcp_project=options.gcp_project,
                     num_tpu_cores=options.num_tpu_cores,
-                ),
-                True,
-            )
+                )
+            self._has_strategy = True
             if isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy):
                 use(TensorFlowProcesses(self._strategy))
         return self._strategy

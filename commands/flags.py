@@ -33,6 +33,8 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags as absl_flags
 from absl.app import UsageError
 
+from ground.bounds import BOUNDS, FINITE
+from ground.documents import read_json
 from ground.files import write_atomically
 from ground.outputs import note_read
 from ground.words import nearest
@@ -41,6 +43,8 @@ Options = TypeVar("Options")
 
 _CONFIG = "config"
 _METADATA = "flag"
+_SHOWN_CHARACTERS = 200
+_HUGE = 2**1000  # beyond every bound, and a float
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -123,7 +127,7 @@ class _Flag:
             items = [value] if isinstance(value, str) else value
             if not isinstance(items, list | tuple):
                 raise self._error(value, f"a list of {_EXPECTED[self.kind]}")
-            return tuple(self._checked_item(item) for item in items)
+            return self._different(tuple(self._checked_item(item) for item in items))
         if value is None and self.optional:
             return None
         return self._checked_item(value)
@@ -131,7 +135,8 @@ class _Flag:
     def parsed(self, text: str) -> Any:
         """Return the value that `text` from the command line means."""
         if self.many:
-            return tuple(self._checked_item(self._read(item.strip())) for item in text.split(",") if item.strip())
+            items = [item.strip() for item in text.split(",")]
+            return self._different(tuple(self._checked_item(self._read(item)) for item in items if item))
         if self.optional and not text:
             return None
         return self._checked_item(self._read(text))
@@ -142,13 +147,19 @@ class _Flag:
         if self.kind in (int, float):
             try:
                 return self.kind(text)
-            except ValueError:
+            except ValueError:  # also a whole number of thousands of digits
                 raise self._error(text, _EXPECTED[self.kind]) from None
         return text
 
+    def _different(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return a list of numbers if none comes twice: it would do, and count, the same again."""
+        if self.kind in (int, float) and (twice := [value for value in values if values.count(value) > 1]):
+            raise self._error(",".join(map(str, values)), f"different numbers, and {twice[0]} is named twice")
+        return values
+
     def _checked_item(self, value: Any) -> Any:
         if self.kind is float and type(value) is int:
-            value = float(value)
+            value = float(max(-_HUGE, min(_HUGE, value)))
         if type(value) is not self.kind:
             raise self._error(value, _EXPECTED[self.kind])
         allowed = self.declaration
@@ -158,10 +169,17 @@ class _Flag:
             raise self._error(value, f"at least {allowed.minimum:g}")
         if allowed.maximum is not None and not value <= allowed.maximum:
             raise self._error(value, f"at most {allowed.maximum:g}")
+        if self.kind in (int, float):
+            bounds = BOUNDS.get(self.name, FINITE)
+            if complaint := bounds.complaint(value):
+                raise self._error(value, complaint)
         return value
 
     def _error(self, value: Any, expected: str) -> UsageError:
-        return UsageError(f"--{self.name}={value}: expected {expected}")
+        text = str(value) if not isinstance(value, int) or abs(value) < 2**200 else "..."
+        if len(text) > _SHOWN_CHARACTERS:
+            text = text[:_SHOWN_CHARACTERS] + "..."
+        return UsageError(f"--{self.name}={text}: expected {expected}")
 
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
@@ -193,12 +211,7 @@ def _flags_of(options_type: type) -> dict[str, _Flag]:
 
 
 def _read_config(path: str, specs: Mapping[str, _Flag]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"--config={path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"--config={path}: expected a JSON object of flags, got a {type(content).__name__}")
+    content = read_json(path, dict[str, Any], what="a JSON file of flags", where=f"--config={path}")
     values = {}
     for name, value in content.items():
         if name not in specs:
@@ -391,12 +404,12 @@ def run(
         if topic is not None:
             print(help_text(options_type, program, topic))
         code = main(parse(options_type, given)) if topic is None else 0
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, where a reader that left is no error
     except UsageError as error:
         _fail(program, str(error), 2)
     except BrokenPipeError:
-        # The reader of our output left (`| head`); Python would fail again flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output left (`| head`).
+        _forget_stdout()
         sys.exit(141)
     except OSError as error:
         what = "disk full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
@@ -406,6 +419,15 @@ def run(
     sys.exit(code or 0)
 
 
+def _forget_stdout() -> None:
+    """Let nothing more be written to an output that takes nothing; Python would fail again flushing at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(program: str, message: str, code: int) -> NoReturn:
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
     sys.exit(code)

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from absl.app import UsageError
 
+from ground.documents import read_json
 from ground.locks import is_lock
 from ground.outputs import Target
 
@@ -170,7 +171,7 @@ def _compare_flags(folder: Path, options: Any) -> list[str]:
     former, changes = _former_flags(folder), []
     for field in dataclasses.fields(options):
         name, rule = field.name, rules[field.name]
-        old, new = former.get(name, field.default), json.loads(json.dumps(getattr(options, name)))
+        old, new = former.get(name, field.default), msgspec.to_builtins(getattr(options, name))
         old = list(old) if isinstance(old, tuple) else old
         if old is dataclasses.MISSING or old == new:
             continue
@@ -200,14 +201,9 @@ def _shown(value: Any) -> str:
 def _former_flags(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}")
+        return read_json(path, dict[str, Any], what="the flags of a run", fix="restore it, or delete it")
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is not the flags of a run ({error}): restore it, or delete it") from None
-    return content
 
 
 def check_steps(folder: Path, reached: int, num_steps: int) -> None:

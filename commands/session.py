@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from absl.app import UsageError
 
 from commands.devices import Devices, chip_of, found_devices, peak_flops_per_second, steps_per_call
 from commands.estimate import Work, estimate
 from commands.flags import write_config
 from commands.options import TrainingOptions
+from commands.sizes import check_batch, check_model
 from ground.files import write_atomically
 from ground.locks import holding
 from ground.outputs import check_outputs
@@ -107,10 +109,15 @@ class Session:
         path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
         self.config = load_config(path)
         check_cuts(self.config, path, self.options.model_parallel)
+        if found_devices()[0] == "CPU":
+            check_model(self.config, path)
         return self.config
 
-    def check_fit(self, *, vocab_size: int, vocabulary: str, max_seq_length: int) -> None:
-        """Raise `UsageError` unless the data fits the model: its ids the vocabulary, its lengths the positions."""
+    def check_fit(self, *, vocab_size: int, vocabulary: str, max_seq_length: int, scored: int = 0) -> None:
+        """Raise `UsageError` unless the data fits the model, and a batch with `scored` positions the memory of a CPU.
+
+        Its ids have to lie in the vocabulary, its lengths within the positions.
+        """
         path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
         if self.config.vocab_size != vocab_size:
             raise UsageError(
@@ -122,6 +129,12 @@ class Session:
                 f"max_seq_length={max_seq_length} but {path} has positions for {self.config.max_sequence_length} "
                 "tokens: use shorter examples or a config with a larger max_position_embeddings"
             )
+        if found_devices()[0] == "CPU":
+            for what, uses in (("train", "do_train"), ("eval", "do_eval"), ("predict", "do_predict")):
+                if getattr(self.options, uses, False):
+                    flag = f"{what}_batch_size"
+                    parts = self.options.gradient_accumulation_steps if what == "train" else 1
+                    check_batch(self.config, flag, getattr(self.options, flag), max_seq_length, scored, parts)
 
     def computation(self) -> Computation:
         """Return how the model computes, as the flags say."""
@@ -438,7 +451,7 @@ def check_cuts(config: Config, path: str, model_parallel: int) -> None:
 
 def as_json(values: Any) -> dict[str, Any]:
     """Return a dataclass as the values that its JSON holds: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(values)))
+    return msgspec.to_builtins(dataclasses.asdict(values))
 
 
 def complete_config(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import importlib.util
 import logging
 import os
 import shlex
+import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,10 @@ from typing import Any
 from absl.app import UsageError
 
 from commands.options import DeviceOptions
+
+WAITING_SECONDS = 300
+"""How long a process waits for the others of its run: hosts of one start come within a minute or two."""
+_RETRY_SECONDS, _TELL_SECONDS = 1.0, 30
 
 
 def choose_backend(options: DeviceOptions) -> str:
@@ -119,13 +126,25 @@ def start_jax_processes(options: DeviceOptions) -> None:
         return
     import jax
 
+    address = options.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "the pod's first host")
+    if not options.use_tpu:
+        count = f"all {options.num_processes}" if options.num_processes else "the"
+        _say(f"waiting at most {WAITING_SECONDS} s for {count} processes of this run, which meet at {address}")
     try:
-        jax.distributed.initialize(options.coordinator_address, options.num_processes, options.process_id)
+        if options.coordinator_address and options.process_id:
+            _find_coordinator(options.coordinator_address, options.process_id)
+        with patience(address):
+            # JAX's own end of patience is a crash in C++, so that it has to come later than ours.
+            jax.distributed.initialize(
+                options.coordinator_address,
+                options.num_processes,
+                options.process_id,
+                initialization_timeout=2 * WAITING_SECONDS,
+            )
     except (RuntimeError, ValueError) as error:
         if options.use_tpu and not options.coordinator_address and isinstance(error, ValueError):
             # A TPU VM that belongs to no pod.
             return
-        address = options.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "the pod's first host")
         raise UsageError(
             f"the processes of the run did not come together at {address} ({' '.join(str(error).split())[:200]}): "
             "start the same command in each of them, with its own --process_id, and see whether one of them failed"
@@ -134,6 +153,64 @@ def start_jax_processes(options: DeviceOptions) -> None:
         from training.processes import JaxProcesses, use
 
         use(JaxProcesses())
+
+
+def _find_coordinator(address: str, process_id: int) -> None:
+    """Wait until the first process listens at HOST:PORT; JAX itself would end this process in C++, with a traceback.
+
+    Raises `UsageError` for an address that is none, and where nobody listens within `WAITING_SECONDS`.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"--coordinator_address={address}: expected HOST:PORT of the process with --process_id=0")
+    started, told, failure = time.monotonic(), 0.0, ""
+    while (waited := time.monotonic() - started) < WAITING_SECONDS:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_SECONDS):
+                return
+        except OSError as error:
+            failure = error.strerror or str(error)
+        if waited >= told + _TELL_SECONDS:
+            told = waited
+            _say(f"process {process_id} has waited {waited:.0f} s for process 0 at {address}: {failure}")
+        time.sleep(_RETRY_SECONDS)
+    raise UsageError(
+        f"nobody answers at --coordinator_address={address} after {WAITING_SECONDS} s ({failure}): start the same "
+        "command with --process_id=0 on that host, and see that its port can be reached"
+    )
+
+
+@contextlib.contextmanager
+def patience(address: str) -> Iterator[None]:
+    """Say now and then that the block still waits, and end the process in one line after `WAITING_SECONDS`.
+
+    The block is a call into C++ that cannot be interrupted; before it nothing has been written.
+    """
+    came = threading.Event()
+
+    def watch() -> None:
+        for waited in range(_TELL_SECONDS, WAITING_SECONDS + 1, _TELL_SECONDS):
+            if came.wait(_TELL_SECONDS):
+                return
+            _say(f"{waited} s of {WAITING_SECONDS}: not all processes of this run have come to {address}")
+        _say(
+            f"{Path(sys.argv[0]).name}: the processes of the run did not come together at {address} within "
+            f"{WAITING_SECONDS} s: start the same command in each of them, with its own --process_id from 0 to "
+            "--num_processes - 1, and see whether one of them failed"
+        )
+        os._exit(2)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        came.set()
+        watcher.join()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def start_backend(options: DeviceOptions) -> None:

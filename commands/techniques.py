@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from absl.app import UsageError
 
 from commands.flags import Group, flag
+from commands.needs import Need, check_needs
 from commands.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -70,21 +70,20 @@ class TechniqueOptions(TrainingOptions):
     )
 
 
+NEEDS = (
+    Need(
+        ("adversarial_sigma", "adversarial_step", "adversarial_bound"),
+        "--adversarial_weight",
+        lambda o: o.adversarial_weight,
+    ),
+    Need(("child_tuning_fraction",), "--child_tuning", lambda o: o.child_tuning),
+    Need(("child_tuning_fisher",), "--child_tuning=D", lambda o: o.child_tuning == "D"),
+)
+
+
 def check_techniques(options: TechniqueOptions) -> None:
     """Raise `UsageError` for flags of techniques that would do nothing."""
-    switches = {
-        "adversarial_weight": ("adversarial_sigma", "adversarial_step", "adversarial_bound"),
-        "child_tuning": ("child_tuning_fraction", "child_tuning_fisher"),
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(TechniqueOptions)}
-    for switch, details in switches.items():
-        for name in details:
-            if not getattr(options, switch) and getattr(options, name) != defaults[name]:
-                raise UsageError(
-                    f"--{name}={getattr(options, name)} does nothing without --{switch}; give both or neither"
-                )
-    if options.child_tuning == "F" and options.child_tuning_fisher != defaults["child_tuning_fisher"]:
-        raise UsageError("--child_tuning_fisher=released does nothing with --child_tuning=F; use --child_tuning=D")
+    check_needs(options, NEEDS)
     if options.adversarial_weight and options.precision != "float32":
         bits = {"bfloat16": 8, "float16": 11}[options.precision]
         raise UsageError(

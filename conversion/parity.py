@@ -5,7 +5,6 @@ activation, LayerNorm placement and head sharing were all written right.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from conversion.loading import ANY_HEAD, load_into, model_for
 from conversion.readers import Checkpoint
+from ground.documents import read_json
 from modeling.config import Config
 
 _BATCH, _LENGTH = 3, 24
@@ -119,7 +119,7 @@ def largest_differences(checkpoint: Checkpoint, directory: Path, *, seed: int = 
     of it one position.
     """
     assert checkpoint.config is not None
-    pad_id = json.loads((directory / "config.json").read_text(encoding="utf-8"))["pad_token_id"]
+    pad_id = read_json(directory / "config.json", dict[str, Any], what="a config")["pad_token_id"]
     features = random_features(checkpoint.config, pad_id=pad_id, seed=seed)
     ours, theirs = our_outputs(checkpoint, features), transformers_outputs(directory, features)
     mask_BL1 = features["input_mask"][:, :, None]

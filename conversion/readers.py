@@ -5,16 +5,17 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from absl.app import UsageError
 
 from conversion import namings
 from conversion.rules import Naming, Translation
+from ground.documents import read_json
 from modeling.config import Config, load_config
 from training import checkpoints
 
@@ -26,6 +27,14 @@ _ACCEPTED = (
     "a run's output folder, a step_* folder, a TF 1 checkpoint (prefix, .index or folder), a transformers folder, "
     "a .safetensors or a .bin file"
 )
+
+
+class _RowShape(TypedDict):
+    labels: list[str]
+
+
+class _RunShape(TypedDict):
+    row: _RowShape | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +78,9 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
         file, configuration = where, where.parent / "config.json"
         named = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
         if any(name.startswith("backbone/") for name in named):
-            return Checkpoint(_as_float32(named), config, "ours", [], where)
+            tensors = _as_float32(named)
+            _check_tensors(tensors, where)
+            return Checkpoint(tensors, config, "ours", [], where)
         if config is None and configuration.exists():
             config = load_config(configuration)
         checkpoint = _renamed(named, config, where)
@@ -113,7 +124,7 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
     indices = sorted(folder.glob("*.index"))
     if (folder / "checkpoint").exists() and indices:
         # State files in published archives name paths of their author's machine, so only the last part is looked at.
-        named = re.search(r'^model_checkpoint_path: *"(.*)"', (folder / "checkpoint").read_text(), re.MULTILINE)
+        named = re.search(r'^model_checkpoint_path: *"(.*)"', _state_text(folder / "checkpoint"), re.MULTILINE)
         prefix = folder / Path(named[1]).name if named else folder
         if Path(f"{prefix}.index").exists():
             return "tf1", prefix
@@ -130,6 +141,12 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
     )
 
 
+def _state_text(path: Path) -> str:
+    """Return TF 1's list of checkpoints; of a binary file what looks like text, which names none."""
+    with path.open("rb") as stream:
+        return stream.read(2**20).decode(errors="replace")
+
+
 def labels_of_run(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the names of a classifier's classes, in order, from the `run.json` of its run; empty where it has none.
 
@@ -139,14 +156,8 @@ def labels_of_run(checkpoint: Checkpoint) -> tuple[str, ...]:
     path = next((folder / _OUR_RUN for folder in checkpoint.folders if (folder / _OUR_RUN).is_file()), None)
     if path is None:
         return ()
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))["row"]
-        labels = [] if row is None else row["labels"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): restore it, or name the classes with --labels") from None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise UsageError(f"{path}: labels of the row are {labels!r}, expected a list of names; pass --labels")
-    return tuple(labels)
+    row = read_json(path, _RunShape, what="a run.json", fix="restore it, or name the classes with --labels")["row"]
+    return () if row is None else tuple(row["labels"])
 
 
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
@@ -170,6 +181,9 @@ def _few(names: list[str]) -> str:
 
 
 def _as_float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for name, value in tensors.items():
+        if not (np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"):
+            raise UsageError(f"{name} has numbers of type {value.dtype}; expected weights of a floating-point type")
     return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
 
 
@@ -180,8 +194,9 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UsageError(f"{path} is not a whole safetensors file ({reason}); copy it again") from None
 
 
 def _torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -190,15 +205,34 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise UsageError(f"reading {path} needs PyTorch: pip install torch, or pass a .safetensors file") from None
     import pickle
+    import warnings
     import zipfile
 
     # torch raises OSError for a damaged file too; opening it first keeps a missing permission from reading as damage.
     path.open("rb").close()
+    expected = "expected names and tensors, as torch.save(model.state_dict(), FILE) writes them"
+    damages = (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, OSError, LookupError)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UsageError(f"{path} is not a PyTorch state dict: {str(error).splitlines()[0]}") from None
-    return {name: value.float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (*damages, ValueError, TypeError, AttributeError) as error:
+        reason = f"is not a PyTorch state dict: {str(error).partition(chr(10))[0][:200]}"
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            # PyTorch's own message advises to load the file anyway, which would run its code.
+            reason = "holds objects besides tensors, which could run code, or is damaged"
+        raise UsageError(f"{path} {reason}; {expected}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds a {type(state).__name__}; {expected}")
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{path} has the key {str(name)[:40]}, which is no name; {expected}")
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+                kind = f"{value.dtype} tensor of layout {value.layout}"
+                raise UsageError(f"{path}: {name} is a {kind}; expected a dense one of real numbers")
+            tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
+    return tensors
 
 
 def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
@@ -215,7 +249,10 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:
             raise UsageError(f"the config in {folder / _OUR_STATE} has the unknown key {min(unknown)!r}")
-        config = Config(**values)
+        try:
+            config = Config.from_json(values)
+        except UsageError as error:
+            raise UsageError(f"the config in {folder / _OUR_STATE}: {error}") from None
     return Checkpoint(_as_float32(tensors), config, "ours", [], folder)
 
 
@@ -224,8 +261,9 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
 
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-    except (tf.errors.OpError, ValueError) as error:
-        raise UsageError(f"{prefix} is not a whole TF 1 checkpoint: {str(error).splitlines()[0]}") from None
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{prefix} is not a whole TF 1 checkpoint: {reason}") from None
     names = sorted(reader.get_variable_to_shape_map())
     naming = _require_naming(names, prefix)
     named = {}
@@ -233,8 +271,8 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
         if naming.canonical(name) is not None:
             try:
                 named[name] = reader.get_tensor(name)
-            except tf.errors.OpError as error:
-                reason = str(error).splitlines()[0]
+            except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+                reason = str(error).partition("\n")[0]
                 raise UsageError(f"cannot read {name} of {prefix}: {reason}; is {prefix}.data-* whole?") from None
     skipped = [name for name in names if name not in named]
     checkpoint = _renamed(named, config, prefix)
@@ -272,19 +310,33 @@ def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path
         elif translation.to_ours(spelt) is not None:
             try:
                 tensors |= _as_float32(translation.imported(spelt, named[name]))
-            except ValueError:
+            except (ValueError, IndexError, TypeError):
                 shape = list(named[name].shape)
                 raise UsageError(f"{name} of {where} has shape {shape}, which cannot be cut in equal parts") from None
         else:
             (lost if naming.is_backbone(spelt) else unused).append(name)
     if lost:
         raise UsageError(f"{where} looks like {naming.name}, but has no place for {_few(sorted(lost))}")
+    _check_tensors(tensors, where)
     # Their graph has these tensors even where they change nothing; the graph here has no variables for that.
     if naming.neutral.keys() <= tensors.keys() and all(
         np.array_equal(tensors[name], neutral(len(tensors[name]))) for name, neutral in naming.neutral.items()
     ):
         tensors = {name: value for name, value in tensors.items() if name not in naming.neutral}
     return Checkpoint(tensors, config, naming.name, sorted(unused), where)
+
+
+def _check_tensors(tensors: Mapping[str, np.ndarray], where: Path) -> None:
+    """Raise `UsageError` where a tensor has not the axes that its name tells, or the word table is missing."""
+    for name, value in tensors.items():
+        axes = (2, 3) if name.endswith("/kernel") else (2,) if name.endswith("_embeddings") else (1,)
+        if value.ndim not in axes or 0 in value.shape:
+            raise UsageError(
+                f"{name} of {where} has shape {list(value.shape)}, expected {axes[0]} axes, none of them empty; "
+                "the file is damaged, or of another model"
+            )
+    if (table := "backbone/embeddings/word_embeddings") not in tensors:
+        raise UsageError(f"{where} has no {table}: it is a part of a checkpoint; give the whole")
 
 
 def _inner_group_num(naming: Naming, names: Iterable[str]) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data.forms import FORMS, Form
+from data.manifest_shape import check_manifest, read_listing
 from data.masking import MaskVocabulary
 from data.objectives import OBJECTIVES
 from data.recipe import Recipe, Vocabulary
@@ -151,13 +152,13 @@ def find_manifests(paths: Sequence[Path]) -> dict[Path, Listing]:
         UsageError: a manifest cannot be read.
     """
     listed: dict[Path, Listing] = {}
+    wanted = {path.resolve() for path in paths}
     for folder in {path.parent for path in paths}:
         for manifest_path in sorted(folder.glob("*" + SUFFIX)):
-            try:
-                manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-                entries = {(folder / shard["name"]).resolve(): shard for shard in manifest["shards"]}
-            except (ValueError, KeyError, TypeError):
-                raise UsageError(f"{manifest_path}: not a manifest; delete it to read the shards without it") from None
+            manifest = read_listing(manifest_path)
+            entries = {(folder / shard["name"]).resolve(): shard for shard in manifest["shards"]}
+            if not wanted.isdisjoint(entries):
+                check_manifest(manifest, manifest_path)
             listed.update({path: Listing(manifest, entry) for path, entry in entries.items()})
     return {path: listed[path.resolve()] for path in paths if path.resolve() in listed}
 
@@ -258,7 +259,7 @@ def correct(path: Path, examples: int, sha256: str) -> int | None:
     """
     lost = None
     for manifest_path in path.parent.glob("*" + SUFFIX):
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = read_listing(manifest_path)
         for shard in manifest["shards"]:
             if (path.parent / shard["name"]).resolve() == path.resolve():
                 lost = shard["examples"] - examples

@@ -18,6 +18,8 @@ from typing import Any
 
 from absl.app import UsageError
 
+from ground.documents import parse_json
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
 _MOST_BYTES = 4096
 
@@ -62,10 +64,9 @@ def is_lock(path: Path) -> bool:
 
 def _owner_in(content: bytes) -> dict[str, Any]:
     try:
-        owner = json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json(content, dict[str, Any], where="a lock", what="a lock")
+    except UsageError:
         return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -13,9 +13,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from absl.app import UsageError
 
+from ground.documents import read_json
 from ground.files import write_atomically
 
 RECORD = ".divan.json"
@@ -124,11 +126,16 @@ def _is_as_written(path: Path, entry: object) -> bool:
     return plain_name(path.name) and isinstance(entry, dict) and plain_file(path, entry.get("bytes"))
 
 
+class _Record(TypedDict):
+    """The record beside files that verbs wrote."""
+
+    files: dict[str, dict[str, object]]
+
+
 def _record(folder: Path) -> dict[str, object]:
     """Return the entries of a folder's record; none where it has none that can be read."""
     try:
-        content = json.loads((folder / RECORD).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / RECORD, _Record, what="a record of what was written")
+    except (OSError, UsageError):
         return {}
-    files = content.get("files") if isinstance(content, dict) else None
-    return {name: entry for name, entry in files.items() if plain_name(name)} if isinstance(files, dict) else {}
+    return {name: entry for name, entry in content["files"].items() if plain_name(name)}

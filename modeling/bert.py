@@ -39,7 +39,10 @@ def check(config: Config) -> None:
 
 
 def _roberta(values: Values) -> dict[str, Any]:
-    return {"position_offset": values["pad_token_id"] + 1}
+    padding = values["pad_token_id"]
+    if type(padding) is not int:
+        raise UsageError(f"pad_token_id is {padding!r}; expected a whole number")
+    return {"position_offset": padding + 1}
 
 
 DIALECTS = (

@@ -14,12 +14,15 @@ from typing import Any
 
 from absl.app import UsageError
 
+from ground.bounds import BOUNDS
+from ground.documents import read_json
 from modeling.dialects import BERT_KEYS, check_keys, is_transformers
 from modeling.families import FAMILIES
 
 ACTIVATIONS = ("gelu", "gelu_erf", "relu", "swish", "tanh", "linear")
 SHARING = ("all", "attention", "ffn", "none")
 LN_TYPES = ("postln", "preln")
+_MAX_BYTES = 8 * 2**20  # transformers' own list thousands of labels
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -62,16 +65,16 @@ class Config:
     projects_equal_widths: bool = False
 
     def __post_init__(self) -> None:
-        if not self.embedding_size:
+        if type(self.embedding_size) is int and not self.embedding_size:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind = _TYPES[str(field.type)]
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 2**64:
                 value = float(value)
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
-                raise UsageError(f"{field.name} is {value!r}; expected {kind.__name__}")
+                raise UsageError(f"{field.name} is {value!r:.200}; expected {kind.__name__}")
         for name, allowed in (
             ("family", tuple(FAMILIES)),
             ("hidden_act", ACTIVATIONS),
@@ -80,13 +83,9 @@ class Config:
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        for field in dataclasses.fields(self):
-            least = 0 if field.name in ("type_vocab_size", "position_offset") else 1
-            if _TYPES[str(field.type)] is int and getattr(self, field.name) < least:
-                raise UsageError(f"{field.name} is {getattr(self, field.name)}; expected {least} or more")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 <= rate < 1")
+        for name in (field.name for field in dataclasses.fields(self) if _TYPES[str(field.type)] in (int, float)):
+            if complaint := BOUNDS[name].complaint(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)}; expected {complaint}")
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -113,6 +112,17 @@ class Config:
     def max_sequence_length(self) -> int:
         """The most tokens a sequence may have."""
         return self.max_position_embeddings - self.position_offset
+
+    @property
+    def least_parameters(self) -> int:
+        """A lower bound of the parameters, without declaring the model: tables, and matrices that no layers share."""
+        width, layers = self.hidden_size, self.num_hidden_layers
+        attentions = 1 if self.sharing in ("all", "attention") else layers
+        feed_forwards = 1 if self.sharing in ("all", "ffn") else layers
+        words = self.padded_vocab_size * self.embedding_size
+        positions = self.max_position_embeddings * min(self.embedding_size, width)
+        inner = 2 * width * self.intermediate_size // self.ffn_groups
+        return words + positions + attentions * 4 * width**2 + feed_forwards * inner
 
     def check_sequence_length(self, length: int) -> None:
         """Refuse sequences of more tokens than there are positions.
@@ -154,12 +164,7 @@ def load_config(path: str | Path) -> Config:
         absl.app.UsageError: not JSON, an unknown or missing key (the nearest key is named), an impossible value.
     """
     path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not a JSON config: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected a JSON object of config keys, got {type(values).__name__}")
+    values = read_json(path, dict[str, Any], what="a JSON config", max_bytes=_MAX_BYTES)
     try:
         return _parse(values, path.name)
     except UsageError as error:

@@ -101,8 +101,9 @@ def transformers(
             if values.get(key, expected) != expected:
                 raise UsageError(f"{key} is {values[key]!r}; only {expected!r} can be read")
         activation = values["hidden_act"]
-        if activation not in _TRANSFORMERS_ACTIVATIONS:
-            raise UsageError(f"hidden_act is {activation!r}; expected one of {', '.join(_TRANSFORMERS_ACTIVATIONS)}")
+        known = tuple(_TRANSFORMERS_ACTIVATIONS)  # a list or an object has no hash to be looked up by
+        if activation not in known:
+            raise UsageError(f"hidden_act is {activation!r}; expected one of {', '.join(known)}")
         taken = {key: values[key] for key in (*keys, "initializer_range", "layer_norm_eps") if key in values}
         return taken | {"hidden_act": _TRANSFORMERS_ACTIVATIONS[activation]} | fields(values)
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
 
 from absl.app import UsageError
+from msgspec import Meta
 
+from ground.documents import check_shape, json_line, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
+
+
+class _RowShape(TypedDict):
+    columns: list[str]
+    metric: str
+    files: dict[str, Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]]
+    kind: NotRequired[str]
+    labels: NotRequired[list[str]]
+    label_names: NotRequired[dict[str, str]]
+    ignored_labels: NotRequired[list[str]]
+
 
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
@@ -58,11 +71,9 @@ def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
         UsageError: the file is missing or no TOML, or a row has an unknown or missing field.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = read_toml(path, what="a TOML file of task rows")
     except FileNotFoundError:
         raise UsageError(f"no such file of task rows: {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML file of task rows: {error}") from None
     return {name: parse_row(name, table, path) for name, table in tables.items()}
 
 
@@ -77,6 +88,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     missing = [key for key in ("columns", "metric", "files") if key not in table]
     if missing:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
+    check_shape(table, _RowShape, where=f"{path}: [{name}]", fix="write it as in tasks/datasets.toml")
     if (name_of_kind := table.get("kind", "classification")) not in KINDS:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
@@ -89,6 +101,13 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
         for word in words:
             if word not in allowed:
                 raise UsageError(f"{path}: [{name}] has the unknown {what} {word!r}; known: {', '.join(allowed)}")
+    columns = [column for column in row.columns if column != "-"]
+    for what, words in (("column", columns), ("label", row.labels), ("label", [*row.labels, *row.ignored_labels])):
+        if twice := [word for word, times in Counter(words).items() if times > 1]:
+            raise UsageError(f"{path}: [{name}] has the {what} {twice[0]!r} twice; name it once")
+    for spelt, label in row.label_names.items():
+        if label not in (*row.labels, *row.ignored_labels):
+            raise UsageError(f"{path}: [{name}] calls {spelt!r} the label {label!r}, which is none of its labels")
     return row
 
 
@@ -173,21 +192,30 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _json_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for line_number, line in _lines(path):
+        where = f"{path}:{line_number}"
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{line_number}: not a JSON object ({error.msg})") from None
+            fields = json_line(line)
+        except ValueError as error:
+            raise UsageError(f"{where}: not a JSON object ({error})") from None
         if not isinstance(fields, dict):
-            raise UsageError(f"{path}:{line_number}: not a JSON object but {type(fields).__name__}")
-        yield (
-            line_number,
-            {
-                column: str(fields[name])
-                for column, names in HEADER_NAMES.items()
-                for name in [next((n for n in names if n in fields), None)]
-                if name is not None
-            },
-        )
+            raise UsageError(f"{where}: not a JSON object but {type(fields).__name__}")
+        record = {}
+        for column, names in HEADER_NAMES.items():
+            name = next((name for name in names if name in fields), None)
+            value = None if name is None else fields[name]
+            if value is None:  # null is an absent value, not the word None
+                continue
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
+            record[column] = value if isinstance(value, str) else _as_text(value, where)
+        yield line_number, record
+
+
+def _as_text(value: float, where: str) -> str:
+    try:
+        return str(value)
+    except ValueError:  # thousands of digits
+        raise UsageError(f"{where}: a number has thousands of digits; expected text") from None
 
 
 def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -196,6 +224,8 @@ def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, s
     for order, (line_number, line) in enumerate(_lines(path)):
         cells = line.split("\t")
         if order == 0 and (header := _header(row, cells)):
+            if twice := [name for name, times in Counter(header).items() if times > 1 and name != "-"]:
+                raise UsageError(f"{path}:{line_number}: the header names {twice[0]} twice; name one of them otherwise")
             columns = unlabelled = header
             continue
         names = columns if len(cells) == len(columns) else unlabelled
@@ -208,8 +238,10 @@ def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, s
 
 def _header(row: DatasetRow, cells: Sequence[str]) -> tuple[str, ...] | None:
     """The columns in the order of a header line, or None where the line is an example."""
-    of_name = {name: column for column, names in HEADER_NAMES.items() for name in names}
-    named = tuple(of_name.get(cell.strip().lower(), "-") for cell in cells)
+    found = [cell.strip().lower() for cell in cells]
+    # Of several names of one column in a line the first of HEADER_NAMES is the column, as in a JSON object.
+    chosen = {name: column for column, names in HEADER_NAMES.items() for name in [n for n in names if n in found][:1]}
+    named = tuple(chosen.get(cell, "-") for cell in found)
     if set(named) >= set(row.columns) - {"label", "-"}:
         return named
     if len(cells) == len(row.columns) and "label" in row.columns:

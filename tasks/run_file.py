@@ -13,14 +13,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from absl.app import UsageError
+from msgspec import Meta, Struct
 
+from ground.bounds import BOUNDS
+from ground.documents import check_shape, read_json
 from ground.files import write_atomically
 from modeling.config import Config
 from tasks.datasets import DatasetRow, parse_row
-from tasks.kinds import HeadOptions, find_kind
+from tasks.kinds import KINDS, HeadOptions, find_kind
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -28,6 +31,40 @@ if TYPE_CHECKING:
 NAME = "run.json"
 PRETRAINING = "pretraining"
 _VERSION = 1
+_FIX = "restore it: it is not as a run wrote it"
+
+
+class _VersionShape(TypedDict):
+    version: int
+
+
+class _RowName(TypedDict):
+    name: str
+
+
+class _TokenizerShape(Struct, forbid_unknown_fields=True):
+    file: Annotated[str, Meta(pattern=r"^[^/\\\x00]*$")] = ""
+    fingerprint: str = ""
+    do_lower_case: bool = True
+    max_seq_length: Annotated[int, Meta(ge=0, le=int(BOUNDS["max_seq_length"].most))] = 0
+
+
+class _ComputationShape(Struct, forbid_unknown_fields=True):
+    dtype: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    remat: bool = False
+    scan: bool = False
+
+
+class _RunShape(Struct, forbid_unknown_fields=True):
+    version: int
+    kind: str
+    config: dict[str, Any]
+    computation: _ComputationShape
+    tokenizer: _TokenizerShape
+    row: _RowName | None
+    objective: str = ""
+    shuffles_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +136,33 @@ class RunFile:
         """Return what `folder` says of itself; raises `UsageError` if it is no run folder or of a later version."""
         path = folder / NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.pop("version")
-            if version != _VERSION:
-                raise UsageError(f"{path} is of version {version}, this installation reads {_VERSION}: update it")
-            row = content.pop("row")
-            if row is not None:
-                row = parse_row(row.pop("name"), row, path)
+            content = read_json(path, _VersionShape, what="a run.json", fix=_FIX)
+        except FileNotFoundError:
+            raise UsageError(f"{folder} is no run folder: it has no {NAME}; give the --output_dir of a run") from None
+        if content["version"] != _VERSION:
+            raise UsageError(
+                f"{path} is of version {content['version']}, this installation reads {_VERSION}: update it"
+            )
+        check_shape(content, _RunShape, where=str(path), fix=_FIX)
+        del content["version"]
+        row = content.pop("row")
+        kinds = (PRETRAINING, *KINDS)
+        if content["kind"] not in kinds or (row is None) != (content["kind"] == PRETRAINING):
+            raise UsageError(
+                f"{path}: kind is {content['kind']!r}, expected one of {', '.join(kinds)}, with a row but for the "
+                f"first; {_FIX}"
+            )
+        try:
             return cls(
                 **content
                 | {
                     "config": Config.from_json(content["config"]),
                     "tokenizer": TokenizerFile(**content["tokenizer"]),
-                    "row": row,
+                    "row": None if row is None else parse_row(row.pop("name"), row, path),
                 }
             )
-        except FileNotFoundError:
-            raise UsageError(f"{folder} is no run folder: it has no {NAME}; give the --output_dir of a run") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} cannot be read ({error}): it is not as a run wrote it") from None
+        except UsageError as error:
+            raise UsageError(f"{path}: {str(error).removeprefix(f'{path}: ')}; {_FIX}") from None
 
 
 def describe_tokenizer(

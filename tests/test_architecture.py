@@ -187,6 +187,14 @@ def test_user_mistakes_are_raised_by_one_name():
         assert "app.UsageError" not in re.sub(r"absl\.app\.UsageError", "", path.read_text(encoding="utf-8")), path
 
 
+def test_one_file_reads_json_and_toml():
+    """Any other reader would forget the limits and the shape."""
+    reader = re.compile(r"\bjson\.loads?\(|\btomllib\b|msgspec\.(json|toml)")
+    for path in SOURCES:
+        found = reader.search(path.read_text(encoding="utf-8"))
+        assert not found or relative(path) == "ground/documents.py", f"{relative(path)}: read by ground/documents.py"
+
+
 def test_the_tree_names_the_files_that_are_there():
     if not TRACKED[0]:
         pytest.skip("not a git checkout")

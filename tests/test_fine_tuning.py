@@ -143,7 +143,7 @@ def assert_equal(one, two):
         ),
         (
             ["--child_tuning=F", "--child_tuning_fisher=released"],
-            "--child_tuning_fisher=released does nothing with --child_tuning=F; use --child_tuning=D",
+            "--child_tuning_fisher=released does nothing without --child_tuning=D; give both or neither",
         ),
         (
             ["--adversarial_weight=1", "--precision=bfloat16"],

@@ -23,19 +23,40 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from absl.app import UsageError
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ground.documents import parse_json, read_json
 from ground.files import naming
 from training.processes import Processes
 
 _FORMAT = 1
 _GROUPS = ("model", "optimizer", "ema")
 _PART_BYTES = 4 * 2**30
+
+
+class _FileShape(TypedDict):
+    bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    sha256: str
+
+
+class _PlaceShape(TypedDict):
+    name: str
+    shape: list[Annotated[int, Meta(ge=0, lt=2**48)]]
+    starts: list[Annotated[int, Meta(ge=0, lt=2**48)]]
+
+
+class _StateShape(TypedDict):
+    step: Annotated[int, Meta(ge=0, lt=2**31)]
+    seed: Annotated[int, Meta(ge=0)]
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    files: dict[Annotated[str, Meta(pattern=r"^[^/\\\x00]+$")], _FileShape]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +173,7 @@ def write_state(
     def describe() -> None:
         if processes.writes:
             for path in [temporary / _listing(index) for index in range(processes.count) if processes.count > 1]:
-                written.update(json.loads(path.read_text(encoding="utf-8")))
+                written.update(read_json(path, dict[str, _FileShape], what="a listing of files"))
                 path.unlink()
             _write_facts(temporary, saved, written)
 
@@ -272,7 +293,7 @@ def read_state(
             others.
     """
     try:
-        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "state.json", _StateShape, what="a state.json", nonfinite=True)
         state: dict[str, Any] = {}
         for number, (name, expected) in enumerate(facts["files"].items()):
             path, group = folder / name, name.partition(".")[0].partition("-")[0]
@@ -283,7 +304,8 @@ def read_state(
             if number % share[1] == share[0] and _digest(path) != expected["sha256"]:
                 raise CorruptCheckpointError(f"{path} does not match its checksum")
             with safe_open(path, framework="np") as file:
-                places = json.loads((file.metadata() or {}).get("places", "{}"))
+                written = (file.metadata() or {}).get("places", "{}")
+                places = parse_json(written, dict[str, _PlaceShape], where=str(path), what="a list of pieces")
                 if stored and not places:
                     shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
                     places = {
@@ -299,6 +321,8 @@ def read_state(
         return RunState(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{error.filename} is missing") from None
+    except UsageError as error:
+        raise CorruptCheckpointError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CorruptCheckpointError(f"{folder} cannot be read ({error})") from None
 

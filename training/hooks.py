@@ -12,10 +12,12 @@ import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypedDict
 
 import keras
+from absl.app import UsageError
 
+from ground.documents import check_shape, parse_json
 from ground.files import write_atomically
 from ground.progress import Progress, format_duration, format_value
 from training.checkpoints import checkpoint_folder
@@ -26,6 +28,11 @@ from training.run import Record, Run
 
 if TYPE_CHECKING:
     from tensorboard.summary import Writer
+
+
+class _RecordShape(TypedDict):
+    step: int
+    phase: Literal["train", "eval"]
 
 
 class Hook:
@@ -160,13 +167,25 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl, without a last line that a crash cut short; [] if there is no file."""
+    """Return the records of a metrics.jsonl, without a last line that a crash cut short; [] if there is no file.
+
+    Raises `UsageError` for a line that no run wrote.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            # NaN, for records of the first versions.
+            records.append(parse_json(line, where=f"{path}:{number}", what="a record", nonfinite=True))
+        except UsageError:
+            if number < len(lines):
+                raise
             break
+        check_shape(
+            records[-1], _RecordShape, where=f"{path}:{number}", fix="move the file away: no run wrote this line"
+        )
     return records
 
 

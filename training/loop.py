@@ -129,7 +129,7 @@ def _resume(run: Run, processes: Processes) -> int | None:
         _check_continues(plan, engine.seed, found)
         engine.load_state(found.tensors)
         engine.step = found.step
-        run.progress = LoopProgress(**found.progress)
+        run.progress = LoopProgress.of(found)
     if checkpoint_folder(plan.output_dir, run.progress.return_step) not in list_checkpoints(plan.output_dir):
         run.progress.return_step = engine.step
     return found and found.step

@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl.app import UsageError
+
+from ground.documents import check_shape
 from ground.progress import format_flops, format_value
+from training.checkpoints import RunState
 from training.engine import Batch, Engine
 
 Record = dict[str, float]
@@ -97,6 +101,15 @@ class LoopProgress:
     """Step of the checkpoint that a rollback goes back to: the newest one written at a regular step."""
     rollbacks: int = 0
     """Rollbacks to that checkpoint so far."""
+
+    @classmethod
+    def of(cls, saved: RunState) -> LoopProgress:
+        """Return the progress that a checkpoint holds; raises `UsageError` where it is none of the loop's."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        where, fix = f"the checkpoint of step {saved.step}", "remove it, to go on from the one before"
+        if unknown := sorted(saved.progress.keys() - known):
+            raise UsageError(f"{where}: progress has the unknown key {unknown[0]!r}; {fix}")
+        return cls(**check_shape(dict(saved.progress), cls, where=f"{where}, progress", fix=fix))
 
 
 @dataclasses.dataclass

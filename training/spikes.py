@@ -97,7 +97,7 @@ def roll_back(run: Run, processes: Processes, spike: str, step: int, batch: Batc
     run.engine.step = found.step
     count = step + 1 - found.step
     run.progress = dataclasses.replace(
-        LoopProgress(**found.progress),
+        LoopProgress.of(found),
         evaluated_step=min(progress.evaluated_step, found.step),
         evaluation=progress.evaluation,
         best=progress.best,

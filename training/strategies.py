@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import tensorflow as tf
 from absl.app import UsageError
 from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
+from ground.documents import parse_json
 from training.processes import Processes
+
+
+class _Task(TypedDict, total=False):
+    type: str
+    index: int | str
+
+
+class _TfConfig(TypedDict, total=False):
+    cluster: dict[str, list[str]] | None
+    task: _Task | None
 
 
 def choose_strategy(
@@ -69,12 +79,12 @@ def _workers_of_tf_config() -> int:
         return 0
     example = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
     try:
-        described: Any = json.loads(text)
+        described = parse_json(text, _TfConfig, where="TF_CONFIG", what="JSON")
         cluster, task = described.get("cluster") or {}, described.get("task") or {}
         counts = {job: len(addresses) for job, addresses in cluster.items()}
-        inside = not counts or int(task["index"]) < counts[task["type"]]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UsageError(f"TF_CONFIG={text}: expected {example}") from None
+        inside = not counts or 0 <= int(task["index"]) < counts[task["type"]]
+    except (UsageError, ValueError, KeyError):
+        raise UsageError(f"TF_CONFIG={text:.200}: expected {example}") from None
     if not inside:
         raise UsageError(f"TF_CONFIG={text}: the task is none of the cluster's; expected {example}")
     if further := set(counts) - {"chief", "worker"}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from data.corpus.compression import open_text
 from data.corpus.lines import decode, line_number, lines, seek_document, seek_line, without_nuls
 from data.corpus.sentences import short_sentences, split_sentences
 from data.corpus.spans import Counts, Span
+from ground.documents import json_line
 
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -78,8 +78,8 @@ def _json_documents(stream: io.BufferedReader, span: Span, counts: Counts, text_
 
 def _json_text(line: str, text_field: str) -> str:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json_line(line)
+    except ValueError as error:
         raise ValueError(f"not JSON ({error}); expected one object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"a JSON {type(row).__name__}; expected one object a line")

@@ -214,6 +214,23 @@ def _merge(pieces: Sequence[str], pair: tuple[str, str], merged: str) -> list[st
     return result
 
 
+_LEAST_COVERAGE = 0.98  # SentencePiece's own limit
+
+
+def _check_coverage(share: float) -> None:
+    if not _LEAST_COVERAGE <= share <= 1:
+        raise UsageError(
+            f"--character_coverage={share:g}: SentencePiece takes {_LEAST_COVERAGE} to 1; give such a share, or "
+            "--model_type=wordpiece"
+        )
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return SentencePiece's reason, or the condition that did not hold, in brackets behind its place in the source."""
+    place, _, told = str(error).rpartition("] ")
+    return told.strip() or f"this does not hold: {place.partition('[')[2]}"
+
+
 def train_sentencepiece(
     texts: Iterable[str],
     *,
@@ -244,6 +261,7 @@ def train_sentencepiece(
 
     from data.tokenizers.sentencepiece import prepare
 
+    _check_coverage(character_coverage)
     if layout == "albert":
         texts = (prepare(text, do_lower_case=do_lower_case) for text in texts)
         layout_settings: dict[str, Any] = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
@@ -266,6 +284,5 @@ def train_sentencepiece(
             **layout_settings,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2]  # after the place in SentencePiece's source
-        raise UsageError(f"SentencePiece cannot learn {vocab_size} pieces from this text: {reason}") from None
+        raise UsageError(f"SentencePiece cannot learn {vocab_size} pieces from this text: {_reason(error)}") from None
     return model.getvalue()

@@ -16,7 +16,9 @@ from typing import Any
 
 from absl.app import UsageError
 
+from data.manifest_shape import read_listing
 from data.writing.output import Output
+from ground.documents import read_json
 from ground.files import write_atomically
 from ground.locks import holding
 from ground.outputs import Target, check_outputs, plain_file, plain_name
@@ -101,14 +103,14 @@ def locked(output_files: Sequence[str]) -> Iterator[None]:
 
 def _listed(manifest_path: Path) -> dict[str, int]:
     """Return the size of every file that a manifest lists; none where there is no manifest."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {shard["name"]: shard["bytes"] for shard in json.loads(manifest_path.read_bytes())["shards"]}
+    with contextlib.suppress(OSError, UsageError):
+        return {shard["name"]: shard.get("bytes", -1) for shard in read_listing(manifest_path)["shards"]}
     return {}
 
 
 def _is_manifest(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        return not path.is_symlink() and {"recipe", "shards"} <= set(json.loads(path.read_bytes()))
+    with contextlib.suppress(OSError, UsageError):
+        return not path.is_symlink() and "recipe" in read_listing(path)
     return False
 
 
@@ -124,6 +126,6 @@ def _is_of_a_job(work: Path) -> bool:
 def _claims(work: Path) -> set[Path]:
     if not (os.path.lexists(work) and _is_of_a_job(work)):
         return set()
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        return {Path(path) for path in json.loads((work / _CLAIMS).read_bytes())}
+    with contextlib.suppress(OSError, UsageError):
+        return {Path(path) for path in read_json(work / _CLAIMS, list[str], what="a list of shards")}
     return set()

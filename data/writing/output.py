@@ -35,6 +35,11 @@ class Output:
                 f"--output_file names {len(self.files)} files but --num_shards and --shard_size make "
                 "numbered files of one name: give one name, or leave the other flag out"
             )
+        if len({path.parent for path in self.files}) > 1:
+            # A manifest lists files of its own folder alone, and readers look for it there.
+            raise UsageError(
+                f"--output_file={','.join(map(str, self.files))}: files of several folders; name files of one folder"
+            )
         if len(set(self.files)) < len(self.files):
             raise UsageError(f"--output_file={','.join(map(str, self.files))}: a file is named twice")
 

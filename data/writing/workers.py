@@ -18,12 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Annotated, Any, NoReturn, NotRequired, Protocol, TypedDict
 
 from absl.app import UsageError
+from msgspec import Meta
 
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
+from ground.documents import read_json
 from ground.files import write_atomically
 
 Done = dict[str, Any]
@@ -63,6 +65,12 @@ class Call:
     marker: Path | None = None
 
 
+class _DoneShape(TypedDict):
+    files: dict[Annotated[str, Meta(pattern=r"^[^\x00]+$")], int]
+    seconds: dict[str, float]
+    counts: NotRequired[dict[str, int]]
+
+
 def finish(marker: Path, content: Mapping[str, Any]) -> Done:
     """Write the marker of a unit of work whose files are complete; return the content."""
     write_atomically(marker, json.dumps(content), sync=False)
@@ -72,9 +80,9 @@ def finish(marker: Path, content: Mapping[str, Any]) -> Done:
 def finished(marker: Path) -> Done | None:
     """Return the content of a marker whose files are all there in their full size, else None."""
     try:
-        content = json.loads(marker.read_bytes())
-    except FileNotFoundError:
-        return None
+        content = read_json(marker, _DoneShape, what="a marker")
+    except (FileNotFoundError, UsageError):
+        return None  # of a wrong file nothing is believed: the work is done again
     paths = {marker.parent / name: size for name, size in content["files"].items()}
     return content if all(path.is_file() and path.stat().st_size == size for path, size in paths.items()) else None
 

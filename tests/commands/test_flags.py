@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from absl.app import UsageError
@@ -98,8 +99,8 @@ def test_config_round_trip_and_command_line_wins(tmp_path):
         ('{"num_train_steps": "7"}', "--num_train_steps=7: expected a whole number"),
         ('{"num_train_steps": true}', "--num_train_steps=True: expected a whole number"),
         ('{"input_file": 3}', "--input_file=3: expected a list of text"),
-        ("[]", "expected a JSON object of flags, got a list"),
-        ("{", "not a JSON file"),
+        ("[]", "$ is a list: expected an object"),
+        ("{", "not a JSON file of flags"),
     ],
 )
 def test_config_mistakes_name_the_file(tmp_path, content, message):
@@ -160,3 +161,13 @@ def test_nothing_slow_is_imported():
 def test_config_is_plain_json(tmp_path):
     write_config(parsed(), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 5e-5
+
+
+def test_help_that_nobody_reads_to_its_end_is_quiet():
+    verb = f"{sys.executable} inspect_records.py --help"
+    script = f"{verb} | true; {verb} >/dev/full"
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.stderr == "inspect_records.py: disk full\n"
+    assert ended.returncode == 1

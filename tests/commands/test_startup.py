@@ -1,5 +1,6 @@
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import types
@@ -133,3 +134,37 @@ def test_a_tpu_is_found_by_either_driver(tmp_path, files, attached):
 def test_a_distribution_is_there_or_not():
     assert startup._is_distributed("absl-py")
     assert not startup._is_distributed("a-package-that-nobody-wrote")
+
+
+def test_nobody_at_the_coordinator_s_address_is_one_line_within_the_limit(monkeypatch, capsys):
+    monkeypatch.setattr(startup, "WAITING_SECONDS", 0.3)
+    monkeypatch.setattr(startup, "_TELL_SECONDS", 0.1)
+    monkeypatch.setattr(startup, "_RETRY_SECONDS", 0.05)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(UsageError, match=f"nobody answers at --coordinator_address={address} after 0.3 s"):
+        startup._find_coordinator(address, 1)
+    assert f"process 1 has waited 0 s for process 0 at {address}: Connection refused" in capsys.readouterr().err
+    for wrong in ("x", "host:", ":1", "host:99999", "host:a"):
+        with pytest.raises(UsageError, match=f"--coordinator_address={wrong}: expected HOST:PORT"):
+            startup._find_coordinator(wrong, 1)
+
+
+def test_a_first_process_that_stays_alone_ends_in_one_line():
+    script = (
+        "import sys, time; from commands import startup; startup.WAITING_SECONDS, startup._TELL_SECONDS = 2, 1;"
+        "sys.argv[0] = 'verb.py'\nwith startup.patience('h:1'): time.sleep(60)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 2
+    *waits, last = ended.stderr.splitlines()
+    assert waits == [f"{n} s of 2: not all processes of this run have come to h:1" for n in (1, 2)]
+    assert last.startswith("verb.py: the processes of the run did not come together at h:1 within 2 s: start the same")

@@ -148,10 +148,10 @@ def test_classes_have_the_names_of_the_run(run: Path, arguments: list[str]):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"run.json cannot be read \(.*\): restore it, or name the classes with --labels"),
-        ("[]", "run.json cannot be read"),
-        ('{"row": {"name": "x"}}', "run.json cannot be read"),
-        ('{"row": {"labels": "yes"}}', "labels of the row are 'yes', expected a list of names; pass --labels"),
+        ("{", r"run.json: not a run.json \(.*\); restore it, or name the classes with --labels"),
+        ("[]", "run.json: .* is a list: expected an object"),
+        ('{"row": {"name": "x"}}', "run.json: .*missing required field 'labels'"),
+        ('{"row": {"labels": "yes"}}', "row.labels is 'yes': expected a list; .* with --labels"),
         ('{"row": {"labels": ["a", "b"]}}', r"2 labels given \(a, b\), the classifier has 3 classes"),
     ],
 )

@@ -283,7 +283,7 @@ def test_state_of_another_version_is_one_line(tmp_path: Path):
     with pytest.raises(UsageError, match="has the unknown key 'sharding'"):
         read_checkpoint(tmp_path / "out")
     path.write_text("{}")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="missing required field 'step'; take another step"):
         read_checkpoint(tmp_path / "out")
 
 

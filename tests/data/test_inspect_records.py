@@ -255,7 +255,7 @@ def swap_words(features):
 def test_verify_finds_what_no_shuffling_makes(folder, capsys, change, message):
     path = changed(folder, change, "words")
     manifest = json.loads((folder / "words.manifest.json").read_text(encoding="utf-8"))
-    manifest["shards"] = [{"name": path.name, "examples": 8, "sha256": ""}]
+    manifest |= {"num_examples": 8, "shards": [{"name": path.name, "examples": 8, "sha256": ""}]}
     (folder / "changed.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert run("verify", path) == 1
     assert message in capsys.readouterr().out

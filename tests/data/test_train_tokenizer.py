@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 import train_tokenizer
 from data.tokenizers import load_tokenizer
-from data.tokenizers.training import BERT_SPECIALS, _batches, _count_words, _merges, common_characters, train_wordpiece
+from data.tokenizers.training import (
+    BERT_SPECIALS,
+    _batches,
+    _count_words,
+    _merges,
+    common_characters,
+    train_sentencepiece,
+    train_wordpiece,
+)
 from data.tokenizers.wordpiece import WordPieceTokenizer, is_ideograph, is_punctuation, split_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,3 +218,9 @@ def test_texts_are_counted_some_at_a_time_and_none_is_lost(texts: list[str]):
     assert [text for batch in batches for text in batch.split("\n") if text] == [text for text in texts if text]
     # A text joins a batch that is below the limit; line feeds come on top.
     assert all(len(batch.replace("\n", "")) < limit + 30 for batch in batches)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_coverage_that_sentencepiece_does_not_take_is_refused_with_its_range(model_type):
+    with pytest.raises(app.UsageError, match=r"--character_coverage=0.8: SentencePiece takes 0.98 to 1"):
+        train_sentencepiece(["a text"], model_type=model_type, character_coverage=0.8)

@@ -117,9 +117,9 @@ THEIRS = {"model_type": "bert", **without(BERT, "hidden_size")}
         (BERT | {"model_type": "bert", "position_embedding_type": "relative_key"}, "only 'absolute' can be read"),
         (BERT | {"model_type": "bert", "hidden_act": "mish"}, "hidden_act is 'mish'; expected one of"),
         (BERT | {"hidden_size": "768"}, "hidden_size is '768'; expected int"),
-        (BERT | {"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; expected 0 <= rate < 1"),
+        (BERT | {"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; expected below 1"),
         (BERT | {"num_attention_heads": 7}, "hidden_size 768 is not a multiple of num_attention_heads 7"),
-        (BERT | {"num_hidden_layers": 0}, "num_hidden_layers is 0; expected 1 or more"),
+        (BERT | {"num_hidden_layers": 0}, "num_hidden_layers is 0; expected at least 1"),
         (BERT | {"hidden_act": "gleu"}, "hidden_act is 'gleu'; expected one of gelu, "),
         (GOOGLE | {"ffn_groups": 7}, "must both be multiples of ffn_groups 7"),
         (OURS | {"embedding_size": 2}, "embedding_size 2 differs from hidden_size 4"),
@@ -127,7 +127,7 @@ THEIRS = {"model_type": "bert", **without(BERT, "hidden_size")}
         (OURS | {"projects_equal_widths": 1}, "projects_equal_widths is 1; expected bool"),
         ({"model_type": "roberta", **BERT}, 'missing key "pad_token_id"'),
         (OURS | {"family": "brt"}, "family is 'brt'; expected one of bert, albert, albert_zh"),
-        ([], "expected a JSON object of config keys, got list"),
+        ([], "$ is a list: expected an object"),
         ("{", "not a JSON config"),
     ],
 )  # fmt: skip
@@ -172,3 +172,22 @@ def test_sharing():
         "ffn": [(0, 0), (1, 0), (2, 0)],
         "none": [(0, 0), (1, 1), (2, 2)],
     }
+
+
+ANY_VALUE: list[Any] = [None, True, [], {}, "", "x", [[1]], -1, 0, 2**31, 2**70, 1.5, 1e308, float("nan"), {"a": {}}]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [ZH, GOOGLE, BERT, OURS, BERT | {"model_type": "bert"}, BERT | {"model_type": "roberta", "pad_token_id": 1}],
+    ids=["zh", "google", "bert", "ours", "transformers", "roberta"],
+)
+def test_any_value_of_any_key_is_read_or_refused_in_one_line(values: dict[str, Any], tmp_path: Path):
+    for key in [*values, "model_type", "architectures", "pad_token_id", "hidden_act", "family"]:
+        for value in ANY_VALUE:
+            try:
+                load(tmp_path, values | {key: value})
+            except app.UsageError as error:
+                line = str(error)
+                assert "\n" not in line, (key, value)
+                assert len(line) < 1000, (key, value)

@@ -75,13 +75,16 @@ def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     patch.setattr(startup, "_is_installed", lambda package: package in here.packages)
     patch.setattr(startup, "_is_distributed", lambda package: package in here.packages)
     patch.setattr(startup, "_tpu_is_attached", lambda: here.attached)
+    patch.setattr(startup, "_find_coordinator", lambda address, process_id: None)
     patch.setattr(sys, "argv", ["verb.py"])
     patch.setattr(keras.config, "backend", lambda: os.environ["KERAS_BACKEND"])
     if here.platform == "gpu":
         for module in (commands.devices, commands.session):
             patch.setattr(module, "found_devices", lambda: (here.kind, 1))
 
-    def initialize(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    def initialize(
+        coordinator_address: str | None, num_processes: int | None, process_id: int | None, **further: Any
+    ) -> None:
         given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
         notes.add("processes", given)
 

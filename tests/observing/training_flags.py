@@ -94,7 +94,7 @@ ROWS = (
     Row("log_steps", "7", {"plan/log_every_steps": 7}),
     Row("keep_checkpoint_max", "2", {"plan/keep_checkpoint_max": 2}),
     Row("on_spike", "skip", {"plan/on_spike": "skip"}),
-    Row("spike_threshold", "20", {"plan/spike_threshold": 20.0}),
+    Row("spike_threshold", "20", {"plan/spike_threshold": 20.0}, {"on_spike": "warn"}),
     Row("norm_steps", "5", {"engine/norm_steps": 5}),
     Row("profile_steps", "2:4", {"plan/profile_steps": (2, 4)}),
 )

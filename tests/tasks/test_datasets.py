@@ -114,3 +114,64 @@ def test_a_row_of_the_user_s_own(tmp_path: Path):
     assert find_row("mood", write(tmp_path / "rows.toml", row)).labels == ("bad", "good")
     with pytest.raises(UsageError, match="unknown field 'colums'; did you mean 'columns'"):
         find_row("mood", write(tmp_path / "rows.toml", row.replace("columns", "colums")))
+
+
+ROW = '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric = "f1"\nfiles = {train = ["t.tsv"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('labels = ["bad", "good"]', 'labels = "bad"', r"\$.labels is 'bad': expected a list"),
+        ('labels = ["bad", "good"]', "labels = [0, 1]", r"\$.labels\[0\] is 0: expected text"),
+        ('"bad", "good"', '"bad", "bad"', "has the label 'bad' twice"),
+        ('"text_a", "label"', '"text_a", "text_a"', "has the column 'text_a' twice"),
+        ('{train = ["t.tsv"]}', '{train = "t.tsv"}', r"is 't.tsv': expected a list|expected a list"),
+        ('{train = ["t.tsv"]}', '["t.tsv"]', r"\$.files is a list: expected an object"),
+        ('metric = "f1"', "metric = 1", r"\$.metric is 1: expected text"),
+        ('metric = "f1"', 'metric = "f1"\nlabel_names = {x = "y"}', "calls 'x' the label 'y', which is none"),
+        ("[mood]", "mood = 1\n[other]", "mood is not a table"),
+        ("[mood]", "[mood", "not a TOML file of task rows"),
+        ("[mood]", "x = " + "[" * 5000, "nested too deeply"),
+        ("[mood]", "x = " + "9" * 5000 + "\n[mood]", "thousands of digits"),
+    ],
+)
+def test_a_wrong_row_is_one_line(tmp_path: Path, old: str, new: str, message: str):
+    path = write(tmp_path / "rows.toml", ROW.replace(old, new))
+    with pytest.raises(UsageError, match=message) as error:
+        find_row("mood", path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [ROW.encode("utf-16"), b"\0\1\2" * 50, "x = '甲'".encode("gbk")])
+def test_rows_that_are_no_utf8_text_are_one_line(tmp_path: Path, content: bytes):
+    (tmp_path / "rows.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"rows.toml: not a TOML file of task rows \(.*UTF-8"):
+        find_row("mood", tmp_path / "rows.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"sentence1": null, "sentence2": "b", "label": 1}', "text_a is missing or empty"),
+        ('{"sentence1": "a", "sentence2": "b", "label": null}', "no label"),
+        ('{"sentence1": ["a"], "sentence2": "b", "label": 1}', "sentence1 is .*; expected text or a number"),
+        ('{"sentence1": "a", "sentence2": "b", "label": true}', "label is True; expected text or a number"),
+        ('{"sentence1": "a", "sentence2": "b", "label": {}}', "label is {}; expected text or a number"),
+        ('{"sentence1": ' + "[" * 100_000, "nested too deeply"),
+        ('{"sentence1": ' + "9" * 5_000 + "}", "thousands of digits"),
+        ("7", "not a JSON object but int"),
+    ],
+)
+def test_a_wrong_json_line_is_named(tmp_path: Path, line: str, message: str):
+    path = write(tmp_path / "train.json", '{"sentence1": "a", "sentence2": "b", "label": 1}\n' + line + "\n")
+    with pytest.raises(UsageError, match=rf"train\.json:2: .*{message}") as error:
+        read_examples(PAIR, path, need_labels=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path):
+    path = write(tmp_path / "train.tsv", "text_a\ttext_a\ttext_b\tlabel\na\tb\tc\t1\n")
+    with pytest.raises(UsageError, match="the header names text_a twice"):
+        read_examples(PAIR, path, need_labels=True)

@@ -28,7 +28,9 @@ from training.checkpoints import (
     rotate,
     write_state,
 )
+from training.hooks import read_metrics
 from training.processes import Processes
+from training.run import LoopProgress
 
 STATE = {
     "model/a/kernel": np.arange(6, dtype="float32").reshape(2, 3),
@@ -328,3 +330,49 @@ def test_folders_of_other_names_are_neither_read_nor_removed(tmp_path, name):
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step_00000002"]
     assert newest.with_name(name).is_dir()
     assert newest.with_name(f".{name}.old").is_dir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "7"},
+        {"step": -1},
+        {"step": 2**70},
+        {"seed": None},
+        {"config": []},
+        {"progress": 3},
+        {"files": []},
+        {"files": {"../model.safetensors": {"bytes": 1, "sha256": ""}}},
+        {"files": {"model.safetensors": {"bytes": "1", "sha256": ""}}},
+    ],
+)
+def test_a_state_of_another_shape_is_a_damaged_checkpoint(tmp_path, change):
+    (folder,) = written(tmp_path, 7)
+    facts = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(facts | change))
+    with pytest.raises(CorruptCheckpointError, match=r"state\.json: .*\$.*: expected"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 100_000, '{"step": ' + "9" * 5_000 + "}"])
+def test_a_state_that_is_none_is_a_damaged_checkpoint(tmp_path, content):
+    (folder,) = written(tmp_path, 7)
+    (folder / "state.json").write_text(content)
+    with pytest.raises(CorruptCheckpointError, match=r"state\.json: "):
+        read_state(folder)
+
+
+def test_a_progress_that_no_loop_wrote_is_one_line():
+    for progress, message in (({"bst": 1}, "unknown key 'bst'"), ({"recent_losses": "x"}, "recent_losses is 'x'")):
+        with pytest.raises(UsageError, match=rf"checkpoint of step 7.*{message}"):
+            LoopProgress.of(RunState(7, 1, {}, progress, {}))
+
+
+def test_a_line_of_metrics_that_no_run_wrote_is_named(tmp_path):
+    path, good = tmp_path / "metrics.jsonl", '{"step": 1, "phase": "train", "loss": 2.0}\n'
+    path.write_text(good + good[:9])
+    assert len(read_metrics(path)) == 1
+    for wrong in ("[]", "{}", "{", '{"step": "1", "phase": "train"}', '{"step": 1, "phase": "x"}', "[" * 9999):
+        path.write_text(f"{good}{wrong}\n{good}")
+        with pytest.raises(UsageError, match=r"metrics\.jsonl:2: "):
+            read_metrics(path)
