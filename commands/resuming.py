@@ -18,10 +18,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from absl.app import UsageError
 
-from ground.documents import read_json
+from ground.documents import as_json, read_json
 from ground.locks import is_lock
 from ground.outputs import Target
 
@@ -171,7 +170,7 @@ def _compare_flags(folder: Path, options: Any) -> list[str]:
     former, changes = _former_flags(folder), []
     for field in dataclasses.fields(options):
         name, rule = field.name, rules[field.name]
-        old, new = former.get(name, field.default), msgspec.to_builtins(getattr(options, name))
+        old, new = former.get(name, field.default), as_json(getattr(options, name))
         old = list(old) if isinstance(old, tuple) else old
         if old is dataclasses.MISSING or old == new:
             continue

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 from absl.app import UsageError
 
 from commands.devices import Devices, chip_of, found_devices, peak_flops_per_second, steps_per_call
@@ -33,6 +32,7 @@ from commands.estimate import Work, estimate
 from commands.flags import write_config
 from commands.options import TrainingOptions
 from commands.sizes import check_batch, check_model
+from ground import documents
 from ground.files import write_atomically
 from ground.locks import holding
 from ground.outputs import check_outputs
@@ -451,7 +451,7 @@ def check_cuts(config: Config, path: str, model_parallel: int) -> None:
 
 def as_json(values: Any) -> dict[str, Any]:
     """Return a dataclass as the values that its JSON holds: tuples become lists."""
-    return msgspec.to_builtins(dataclasses.asdict(values))
+    return documents.as_json(dataclasses.asdict(values))
 
 
 def complete_config(values: Mapping[str, Any]) -> dict[str, Any]:

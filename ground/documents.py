@@ -107,6 +107,11 @@ def json_line(line: str) -> Any:
         raise ValueError(_reason(error, line)) from None
 
 
+def as_json(value: Any) -> Any:
+    """Return a value of Python as a JSON file gives it back: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
 def check_shape(value: Any, shape: Any, *, where: str, fix: str = "") -> Any:
     """Return `value` if it has the shape and is at most `MAX_DEPTH` deep; raises `UsageError` that names the place."""
     if _is_too_deep(value):

@@ -65,6 +65,7 @@ class _RunShape(Struct, forbid_unknown_fields=True):
     row: _RowName | None
     objective: str = ""
     shuffles_words: bool = False
+    data: dict[str, str | int] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
