@@ -7,6 +7,7 @@ function of the input, the recipe and the seed; not of the number of workers, of
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data import corpus, manifest
-from data.examples import check_partners, nothing_made, plan
+from data.examples import check_partners, check_text, nothing_made, plan
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
 from data.writing import pieces, spans
@@ -48,6 +49,8 @@ def create_examples(
     vocabulary_file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     report: Report = _report_nothing,
+    encoding: str = corpus.UTF8,
+    accept_bad_text: bool = False,
 ) -> Result:
     """Write shards and manifest; continue what an interrupted call with the same arguments left.
 
@@ -60,15 +63,17 @@ def create_examples(
         vocabulary_file: named in the manifest.
         flags: the resolved flags, for the manifest.
         report: is called as work is done.
+        encoding: of the files, by Python's name; the shards do not depend on it.
+        accept_bad_text: go on where too much of the text is invalid or unknown.
 
     Raises:
-        UsageError: the input holds nothing that an example can be made of.
+        UsageError: the input holds nothing that an example can be made of, or is bad text; nothing is written then.
     """
     work = output.work_path
-    parts = plan(inputs)
+    parts = plan(inputs, encoding, functools.partial(report, "decoding"))
     work_plan = {
         "recipe": asdict(recipe),
-        "spans": [[str(span.path), span.start, span.end] for span in parts],
+        "spans": [[str(span.path), span.start, span.end, span.encoding] for span in parts],
         "sizes": [[str(path), *manifest.stamp(path)] for path in inputs],
         "tokenizer": tokenizer.fingerprint,
         "output": [*map(str, output.files), output.num_shards, output.shard_size],
@@ -82,6 +87,7 @@ def create_examples(
     done = False
     try:
         segments, counts = _read(pool, parts, recipe, work, report)
+        check_text(counts, accept=accept_bad_text)
         shards, written = _write(pool, segments, output, recipe, report)
         done = True
     finally:
