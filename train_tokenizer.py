@@ -137,7 +137,7 @@ def sentences(
             if len(sample) < SAMPLE_SENTENCES:
                 sample.extend(document)
             yield from document
-    read = {"read_invalid_sequences": counts.invalid_sequences, "read_characters": counts.characters}
+    read = {"read_invalid_sequences": counts.invalid_sequences, "read_bytes": counts.bytes}
     check_text(read, accept=options.accept_bad_text)
 
 

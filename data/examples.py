@@ -251,10 +251,10 @@ def _partners(block: Block, pairs: Pairs, pairing: Pairing) -> dict[str, int]:
 
 def check_text(counts: Mapping[str, int], *, accept: bool) -> None:
     """Raise `UsageError` where too much of what was read was invalid or is unknown, unless that is accepted."""
-    invalid = counts.get("read_invalid_sequences", 0), counts.get("read_characters", 0), corpus.limits.MAX_INVALID
+    invalid = counts.get("read_invalid_sequences", 0), counts.get("read_bytes", 0), corpus.limits.MAX_INVALID
     unknown = counts.get("unknown_tokens", 0), counts.get("tokens", 0), corpus.limits.MAX_UNKNOWN
     said = {
-        "characters are invalid: the text is damaged, or in another encoding (give --encoding)": invalid,
+        "bytes are invalid: the text is damaged, or in another encoding (give --encoding)": invalid,
         "tokens are unknown to the vocabulary: it is of another language than the text (give another --vocab_file or "
         "--spm_model_file), or the text is in another encoding (give --encoding)": unknown,
     }

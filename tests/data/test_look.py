@@ -262,7 +262,7 @@ def test_unknown_tokens_stop_before_anything_has_its_name(folder: Path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"read_invalid_sequences": 6, "read_characters": 1000}, r"0\.6% of the characters are invalid"),
+        ({"read_invalid_sequences": 6, "read_bytes": 1000}, r"0\.6% of the bytes are invalid"),
         ({"unknown_tokens": 26, "tokens": 100}, r"26\.0% of the tokens are unknown"),
     ],
 )
@@ -270,7 +270,7 @@ def test_limits_of_bad_text(counts: dict[str, int], message: str):
     with pytest.raises(UsageError, match=message):
         check_text(counts, accept=False)
     check_text(counts, accept=True)
-    check_text({**counts, "read_characters": 1300, "tokens": 110}, accept=False)
+    check_text({**counts, "read_bytes": 1300, "tokens": 110}, accept=False)
     check_text({}, accept=False)
 
 
