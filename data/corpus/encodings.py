@@ -48,7 +48,8 @@ def find_encoding(name: str) -> str:
         # Not public, yet the only mark of codecs such as zip and rot13.
         usable = getattr(found, "_is_text_encoding", True) and found.incrementaldecoder is not None
         if usable and found.name.replace("-", "_") not in _OTHER_CODECS and isinstance(b"".decode(name), str):
-            return found.name
+            # A byte-order mark is dropped and counted in plain UTF-8 too.
+            return UTF8 if found.name == "utf-8-sig" else found.name
     except (LookupError, ValueError):
         pass
     hint = did_you_mean(name.lower(), {*aliases, *aliases.values()}) or "; see docs.python.org/3/library/codecs"

@@ -64,15 +64,10 @@ def varint_bytes(value: int) -> bytes:
     return bytes([low | 0x80]) + varint_bytes(rest) if rest else bytes([low])
 
 
+VOCABULARY = "an id outside the vocabulary"
 WRONG = [
-    ("input_ids", (3, 2), -1, "an id outside the vocabulary, input_ids -1", "an id outside the vocabulary"),
-    (
-        "input_ids",
-        (3, 2),
-        2**32 + 5,
-        r"an id outside the vocabulary, input_ids 4294967301",
-        "an id outside the vocabulary",
-    ),
+    ("input_ids", (3, 2), -1, f"{VOCABULARY}, input_ids -1", VOCABULARY),
+    ("input_ids", (3, 2), 2**32 + 5, f"{VOCABULARY}, input_ids 4294967301", VOCABULARY),
     ("masked_lm_ids", (3, 2), -7, "an id outside the vocabulary, masked_lm_ids -7", "an id outside the vocabulary"),
     ("masked_lm_positions", (3, 2), -1, "a position outside the row, masked_lm_positions -1", "a position outside"),
     ("masked_lm_positions", (3, 2), 12, "a position outside the row, masked_lm_positions 12", "a position outside"),

@@ -120,6 +120,11 @@ def make_pairs(folder: Path) -> None:
             chosen = [f"The {line}" for line in lines[skipped : skipped + count]]
             (folder / name / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
+    (folder / "gb18030_pairs").mkdir()
+    for path in (folder / "pairs").iterdir():
+        text = path.read_text(encoding="utf-8")
+        (folder / "gb18030_pairs" / path.name).write_text(text.replace("The ", "中文 "), encoding="gb18030")
+
 
 def make_checkpoints(folder: Path) -> None:
     """Write checkpoints of ours and of TF 1: pretrained, with a classifier, and a run with a best step."""
