@@ -184,8 +184,8 @@ def _lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise UsageError(
-                    f"{path}:{number} is not {encoding.upper()} text (byte {error.start} of the line); mend it, or give "
-                    "--encoding"
+                    f"{path}:{number} is not {encoding.upper()} text (byte {error.start} of the line); mend it, or "
+                    "give --encoding"
                 ) from None
             if "\0" in line:
                 raise UsageError(f"{path}:{number}: a NUL character; expected text, with a TAB between columns")
