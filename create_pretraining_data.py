@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Counts that every text has; any other count of reading is a repair.
 _READ = ("read_bytes", "read_documents", "read_sentences", "read_characters")
 
+_SHOWN_SECONDS = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -140,11 +142,21 @@ class Options:
     )
     input_file_mode: str = flag(
         "r",
-        help="taken from Google's command lines; text is read as UTF-8 either way",
+        help="taken from Google's command lines; text is read by --encoding either way",
         choices=("r", "rb"),
         group=Group.DATA,
     )
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
+    encoding: str = flag(
+        "utf-8",
+        help="of the files, as Python names it: gb18030, big5, utf-16, cp1252 ...; the examples are the same",
+        group=Group.DATA,
+    )
+    accept_bad_text: bool = flag(
+        False,
+        help="go on where files look like no text or another encoding, or too many tokens are unknown",
+        group=Group.DATA,
+    )
 
     _evaluation: ClassVar = Group.EVALUATION
     eval_fraction: float = flag(
@@ -191,7 +203,7 @@ def main(options: Options) -> int:
     check(options)
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from data.corpus import expand_inputs
+    from data.corpus import check_inputs, expand_inputs, find_encoding
     from data.tokenizers import load_tokenizer
     from data.writing import claims
     from data.writing.output import Output
@@ -199,6 +211,8 @@ def main(options: Options) -> int:
     output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
     recipe = recipe_of(options)
     inputs = expand_inputs(options.input_file)
+    options = dataclasses.replace(options, encoding=find_encoding(options.encoding))
+    check_inputs(inputs, options.encoding, accept=options.accept_bad_text)
     check_records(options, recipe, inputs, output.files[0], num_cores())
     tokenizer = load_tokenizer(**tokenizer_files(options))
     parts = [(recipe, output)]
@@ -320,6 +334,8 @@ def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: 
             vocabulary_file=Path(options.spm_model_file or options.vocab_file or ""),
             flags=dataclasses.asdict(options),
             report=bars.report,
+            encoding=options.encoding,
+            accept_bad_text=options.accept_bad_text,
         )
     print(summary(result.manifest))
 
@@ -339,6 +355,8 @@ def make_with_beam(
         runner=options.runner or "",
         beam_options=options.beam_options,
         flags=dataclasses.asdict(options),
+        encoding=options.encoding,
+        accept_bad_text=options.accept_bad_text,
     )
 
 
@@ -380,11 +398,16 @@ class Bars:
         """Move the line of `stage`, in MB while reading and in examples later."""
         from ground.progress import Progress
 
-        scale, unit = (1, "examples") if stage != "reading" else (1e6, "MB") if total > 1e7 else (1e3, "kB")
+        scale, unit = (1e6, "MB") if total > 1e7 else (1e3, "kB")
+        if stage not in ("decoding", "reading"):
+            scale, unit = 1, "examples"
         if stage != self._stage:
             if self._bar:
                 self._bar.close()
-            self._stage, self._bar = stage, Progress(total / scale, unit, self._what + stage, done=done / scale)
+            self._stage = stage
+            self._bar = Progress(
+                total / scale, unit, self._what + stage, done=done / scale, interval_seconds=_SHOWN_SECONDS
+            )
         if self._bar:
             self._bar.update(done / scale)
 

@@ -74,8 +74,8 @@ def main(options: Options) -> int:
 
     if options.action in ("verify", "repair"):
         paths = expand_shards(options.input_file)
-        return verify(paths) if options.action == "verify" else repair(paths)
-    dataset = PretrainingDataset(options.input_file, 1)
+        return verify(paths, given_tokenizer(options)) if options.action == "verify" else repair(paths)
+    dataset = PretrainingDataset(options.input_file, 1, check_all=True)
     tokenizer = find_tokenizer(options, dataset)
     if options.action == "show":
         show(dataset, tokenizer, options.skip, options.limit, colour=sys.stdout.isatty())
@@ -84,12 +84,21 @@ def main(options: Options) -> int:
     return 0
 
 
+def given_tokenizer(options: Options) -> Tokenizer | None:
+    """Return the tokenizer that is asked for, if any is."""
+    from data.tokenizers import load_tokenizer
+
+    if not (options.vocab_file or options.spm_model_file):
+        return None
+    return load_tokenizer(vocab_file=options.vocab_file, spm_model_file=options.spm_model_file)
+
+
 def find_tokenizer(options: Options, dataset: PretrainingDataset) -> Tokenizer | None:
     """Return the tokenizer that is asked for, else the manifest's if its file is still there."""
     from data.tokenizers import load_tokenizer
 
-    if options.vocab_file or options.spm_model_file:
-        return load_tokenizer(vocab_file=options.vocab_file, spm_model_file=options.spm_model_file)
+    if given := given_tokenizer(options):
+        return given
     flags: dict[str, Any] = dataset.manifest["flags"] if dataset.manifest else {}
     files = {name: flags.get(name) for name in ("vocab_file", "spm_model_file")}
     if not any(name and Path(name).is_file() for name in files.values()):
@@ -144,7 +153,13 @@ def as_text(example: Mapping[str, np.ndarray], side: Side, tokenizer: Tokenizer 
     from data.display import marked_lines
 
     def name(token: int) -> str:
-        return tokenizer.tokens([token])[0] if tokenizer else str(token)
+        if tokenizer is None:
+            return str(token)
+        # The vocabulary may be another than the records were made with.
+        try:
+            return tokenizer.tokens([token])[0] if token >= 0 else f"<{token}>"
+        except IndexError:
+            return f"<{token}>"
 
     def run(tokens: Sequence[int]) -> str:
         return "".join(spaced(name(token), first=i == 0) for i, token in enumerate(tokens))
@@ -220,12 +235,12 @@ def stats(dataset: PretrainingDataset, tokenizer: Tokenizer | None) -> None:
         print(f"  {first:>5}-{last:<5} {n / found.examples:6.1%} {'█' * round(_BAR_CHARACTERS * n / most)}")
 
 
-def verify(paths: Sequence[Path]) -> int:
+def verify(paths: Sequence[Path], tokenizer: Tokenizer | None) -> int:
     """Print a line a file and one for each problem; return 1 if there is any."""
     from data import inspection
 
     wrong = 0
-    for found in inspection.verify(paths):
+    for found in inspection.verify(paths, tokenizer.vocab_size if tokenizer else None):
         wrong += bool(found.problems)
         print(f"{found.path}: {found.records:,} intact records, {'DAMAGED' if found.problems else 'ok'}")
         for problem in found.problems:

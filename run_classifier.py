@@ -47,6 +47,9 @@ class Options(TechniqueOptions):
         essential=True,
         group=Group.MODEL,
     )
+    encoding: str | None = flag(
+        None, help="of the files, as Python names it: gb18030, big5 ...; by default the row's, or utf-8"
+    )
     max_seq_length: int = flag(128, help="longer inputs are cut", unit="tokens", minimum=4, essential=True)
     _training: ClassVar = Group.TRAINING
     do_train: bool = flag(False, help="train on the task's training file", essential=True)
@@ -109,9 +112,11 @@ def main(options: Options) -> None:
     check_techniques(options)
     session = Session.check(options, ["bert_config_file", "vocab_file", "spm_model_file", "task_file"])
 
+    from data.corpus.encodings import find_encoding
     from tasks.datasets import find_file, find_row
 
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
+    row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
     wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
     files = session.together(
         lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}

@@ -9,12 +9,16 @@ albert_config/vocab.txt was made, and is made again after a change of the sample
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+
+if TYPE_CHECKING:
+    from data.corpus import Counts
 
 SAMPLE_SENTENCES = 10_000
 VERB = "train_tokenizer"
@@ -67,6 +71,12 @@ class Options:
         10_000_000, help="SentencePiece: learn from a random sample of this size", unit="sentences", minimum=1
     )
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
+    encoding: str = flag(
+        "utf-8", help="of the files, by its name in Python: gb18030, big5, utf-16, cp1252 ...", group=Group.DATA
+    )
+    accept_bad_text: bool = flag(
+        False, help="go on where files look like no text or another encoding", group=Group.DATA
+    )
 
 
 # --common_characters=False says what happens with a SentencePiece model anyway.
@@ -79,7 +89,7 @@ NEEDS = (
 def main(options: Options) -> None:
     """Write the tokenizer and print how it does on the text. Raises `UsageError` for text or sizes that do not do."""
     check_needs(options, NEEDS)
-    from data.corpus import Counts, expand_inputs, read_documents
+    from data.corpus import Counts, check_inputs, expand_inputs, find_encoding
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece
     from data.tokenizers.wordpiece import vocabulary_bytes
@@ -88,20 +98,15 @@ def main(options: Options) -> None:
 
     inputs, output = expand_inputs(options.input_file), Path(options.output_file)
     check_outputs({"--input_file": inputs}, [Target(output, "--output_file", lambda path: was_written(path, VERB))])
+    encoding = find_encoding(options.encoding)
+    check_inputs(inputs, encoding, accept=options.accept_bad_text)
     counts = Counts()
     sample: list[str] = []
-
-    def sentences():
-        for document in read_documents(inputs, counts, text_field=options.text_field):
-            if len(sample) < SAMPLE_SENTENCES:
-                sample.extend(document)
-            yield from document
-
     given = {"vocab_size": options.vocab_size, "character_coverage": options.character_coverage}
     chosen = {name: value for name, value in given.items() if value is not None}
     if options.model_type == "wordpiece":
         vocabulary = train_wordpiece(
-            sentences(),
+            sentences(options, inputs, encoding, counts, sample),
             do_lower_case=options.do_lower_case,
             common=options.common_characters,
             min_frequency=options.min_frequency,
@@ -110,7 +115,7 @@ def main(options: Options) -> None:
         content = vocabulary_bytes(vocabulary)
     else:
         content = train_sentencepiece(
-            sentences(),
+            sentences(options, inputs, encoding, counts, sample),
             model_type=options.model_type,
             layout=options.layout,
             do_lower_case=options.do_lower_case,
@@ -131,6 +136,35 @@ def main(options: Options) -> None:
         + f"\non       the first {len(sample):,} sentences: {unknown:.3%} [UNK], "
         + f"{len(encoding.ids) / max(sum(map(len, sample)), 1):.2f} tokens a character"
     )
+
+
+def sentences(
+    options: Options, inputs: Sequence[Path], encoding: str, counts: Counts, sample: list[str]
+) -> Iterator[str]:
+    """Yield the sentences of the inputs, with progress; the first ones are added to the sample, what is read to counts.
+
+    Raises `UsageError` for text that cannot be read, and at its end for text that is mostly damaged.
+    """
+    from data.corpus import Span, read_documents
+    from data.examples import check_text
+    from ground.progress import Progress
+
+    done, total = 0, sum(path.stat().st_size for path in inputs if path.is_file())
+    scale, unit = (1e6, "MB") if total > 1e7 else (1e3, "kB")
+    with Progress(total / scale, unit, "reading", interval_seconds=5) as progress:
+
+        def report(size: int) -> None:
+            nonlocal done
+            done += size
+            progress.update(done / scale)
+
+        spans = [Span(path, encoding=encoding) for path in inputs]
+        for document in read_documents(spans, counts, text_field=options.text_field, report=report):
+            if len(sample) < SAMPLE_SENTENCES:
+                sample.extend(document)
+            yield from document
+    read = {"read_invalid_sequences": counts.invalid_sequences, "read_bytes": counts.bytes}
+    check_text(read, accept=options.accept_bad_text)
 
 
 if __name__ == "__main__":

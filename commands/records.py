@@ -90,6 +90,7 @@ def open_records(options: Any) -> Records:
 
 def open_dataset(options: Any, shards: Shards, batch_size: int) -> PretrainingDataset:
     """Open record files with the lengths that the flags ask for."""
+    from data.forms.ranges import Bounds
     from data.reading import PretrainingDataset
 
     return PretrainingDataset(
@@ -98,6 +99,7 @@ def open_dataset(options: Any, shards: Shards, batch_size: int) -> PretrainingDa
         seed=options.seed,
         max_seq_length=options.max_seq_length,
         max_predictions_per_seq=options.max_predictions_per_seq,
+        bounds=Bounds(num_labels=len(OBJECTIVES[options.objective].labels) or None),
     )
 
 

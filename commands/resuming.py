@@ -51,7 +51,7 @@ _PRETRAINING = {
     FREE: "init_sentence_head",
 }
 _CLASSIFICATION = {
-    SAME: "data_dir do_lower_case spm_model_file task_file task_name vocab_file",
+    SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
     FIXED: "freeze freeze_layers",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout early_stopping_evaluations gradual_unfreezing layer_decay "

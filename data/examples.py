@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,10 +49,27 @@ class Stopwatch:
         self._since = now
 
 
-def plan(inputs: Sequence[Path]) -> list[corpus.Span]:
-    """Divide the input for workers, in a way that depends on its size alone."""
-    size = sum(stamp(path)[0] for path in inputs)
-    return corpus.plan_spans(inputs, min(max(size // _SPANS, SMALLEST_SPAN_BYTES), LARGEST_SPAN_BYTES))
+def _report_nothing(done: float, total: float) -> None:
+    del done, total
+
+
+def plan(
+    inputs: Sequence[Path], encoding: str = corpus.UTF8, report: Callable[[float, float], None] = _report_nothing
+) -> list[corpus.Span]:
+    """Divide the input for workers, in a way that depends on the size of its text alone.
+
+    Args:
+        inputs: files and `tfds:` names.
+        encoding: of the files; of others than UTF-8 the size of the text is found by reading them.
+        report: is told how much of that is done, and all of it, in bytes.
+    """
+    size, done, total = 0, 0, sum(stamp(path)[0] for path in inputs)
+    for path in inputs:
+        size += corpus.text_bytes(path, encoding)
+        done += stamp(path)[0]
+        if encoding != corpus.UTF8:
+            report(done, total)
+    return corpus.plan_spans(inputs, min(max(size // _SPANS, SMALLEST_SPAN_BYTES), LARGEST_SPAN_BYTES), encoding)
 
 
 # -- text to pairs -----------------------------------------------------------------------------------------------------
@@ -74,15 +91,18 @@ def read_blocks(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     watch: Stopwatch | None = None,
+    report: corpus.Report = corpus.nothing,
 ) -> Iterator[PairedBlock]:
     """Read a span; yield its documents, some at a time, tokenised and paired, and at last the counts of reading.
+
+    `report` is told of further bytes of the file as they are read.
 
     Raises:
         UsageError: the input cannot be read (`data.corpus.read_documents`).
     """
     watch = watch or Stopwatch()
     read = corpus.Counts()
-    documents = corpus.read_documents(span, read, text_field=recipe.text_field, text=recipe.row.text)
+    documents = corpus.read_documents(span, read, text_field=recipe.text_field, text=recipe.row.text, report=report)
     for number, batch in enumerate(_batched(filter(recipe.takes, documents), recipe.pairing.min_documents)):
         watch.stop("read")
         texts = [sentence for document in batch for sentence in document]
@@ -227,6 +247,22 @@ def _partners(block: Block, pairs: Pairs, pairing: Pairing) -> dict[str, int]:
         "pairs_without_another_document": len(pairs) if block.num_documents < pairing.min_documents else 0,
         "documents_of_enough_sentences": int((block.end - block.begin >= pairing.min_sentences).sum()),
     }
+
+
+def check_text(counts: Mapping[str, int], *, accept: bool) -> None:
+    """Raise `UsageError` where too much of what was read was invalid or is unknown, unless that is accepted."""
+    invalid = counts.get("read_invalid_sequences", 0), counts.get("read_bytes", 0), corpus.limits.MAX_INVALID
+    unknown = counts.get("unknown_tokens", 0), counts.get("tokens", 0), corpus.limits.MAX_UNKNOWN
+    said = {
+        "bytes are invalid: the text is damaged, or in another encoding (give --encoding)": invalid,
+        "tokens are unknown to the vocabulary: it is of another language than the text (give another --vocab_file or "
+        "--spm_model_file), or the text is in another encoding (give --encoding)": unknown,
+    }
+    for what, (found, among, limit) in said.items():
+        if not accept and found > limit * among:
+            raise UsageError(
+                f"{found / among:.1%} of the {what}; at most {limit:.1%} goes, or {corpus.ACCEPT} to go on anyway"
+            )
 
 
 def check_partners(counts: Mapping[str, int], recipe: Recipe) -> None:

@@ -15,12 +15,13 @@ from absl.app import UsageError
 
 from data import manifest as manifests
 from data.forms import Segments, Side
+from data.forms.ranges import Bounds, faults
 from data.forms.segments import COMPACT_FEATURES
 from data.forms.sides import original_ids
 from data.randomness import keys
 from data.reading import PretrainingDataset
 from data.schema import Lengths, lengths_of, present, required
-from data.tfrecord.decoding import Column, decode_examples
+from data.tfrecord.decoding import decode_examples
 from data.tfrecord.frames import MalformedRecordError
 from data.tfrecord.recovery import Recovered, open_content, recover, scan
 
@@ -160,8 +161,11 @@ class Finding:
     damaged: list[tuple[int, int]]
 
 
-def verify(paths: Sequence[Path]) -> Iterator[Finding]:
-    """Check files one by one: frames, checksums, features, sense of the values, and the manifest if there is one."""
+def verify(paths: Sequence[Path], vocab_size: int | None = None) -> Iterator[Finding]:
+    """Check files one by one: frames, checksums, features, sense of the values, and the manifest if there is one.
+
+    `vocab_size` bounds the ids of records without a manifest.
+    """
     listings = manifests.find_manifests(paths)
     for path in paths:
         listing = listings.get(path)
@@ -176,45 +180,65 @@ def verify(paths: Sequence[Path]) -> Iterator[Finding]:
                 problems.append(f"{len(found.intact)} intact records but {expected} in the manifest")
             if not problems and hashlib.sha256(content).hexdigest() != listing.entry["sha256"]:
                 problems.append("the checksum in the manifest is of another content")
-        counts = Counter[str]()
+        counts, check = Counter[str](), _Check(listing.manifest if listing else None, vocab_size)
         for begin in range(0, len(found.intact), _BATCH):
-            records = [content[a:b] for a, b in found.intact[begin : begin + _BATCH]]
-            counts.update(_problems(records, listing.manifest if listing else None))
+            counts.update(check.problems([content[a:b] for a, b in found.intact[begin : begin + _BATCH]]))
         problems += [f"{count} record(s): {problem}" for problem, count in counts.items()]
         yield Finding(path, len(found.intact), problems, found.damaged)
 
 
-def _problems(records: list[bytes], manifest: Mapping[str, Any] | None) -> Counter[str]:
-    """Return everything that makes no sense, each with the number of records that it is true of."""
-    columns, bad = decode_examples(records)
-    compact = Segments.are_in(columns)
-    form = manifests.form_of(manifest)
-    lengths = _lengths(columns, manifest)
-    names = COMPACT_FEATURES if compact else required(form.schema, lengths, form.optional)
-    missing = [name for name in names if name not in columns]
-    if missing:
-        return Counter({f"lacks {', '.join(missing)}": len(records)})
-    if bad.any():
-        if len(records) == 1:
-            return Counter(["not a tf.train.Example with the features of the others"])
-        # One bad record spoils the columns of all.
-        return sum((_problems([record], manifest) for record in records), Counter())
-    try:
-        if compact:
-            return _count(Segments.problems(columns, manifest))
-        stored = [feature for feature in present(form.schema, lengths) if feature.stored]
-        features = {f.name: columns[f.name].array(f.shape(lengths), str(columns[f.name].values.dtype)) for f in stored}
-        return _count(form.problems(features, manifest))
-    except MalformedRecordError as error:
-        if len(records) == 1:
-            return Counter([f"lists of other lengths ({error})"])
-        return sum((_problems([record], manifest) for record in records), Counter())
+class _Check:
+    """What every record of a file is checked by; without a manifest the lengths are those of most of the first."""
+
+    def __init__(self, manifest: Mapping[str, Any] | None, vocab_size: int | None):
+        self._manifest, self._form = manifest, manifests.form_of(manifest)
+        self._bounds = Bounds(vocab_size) if manifest is None else Bounds.of_manifest(manifest)
+        self._lengths: Lengths | None = None
+
+    def problems(self, records: list[bytes]) -> Counter[str]:
+        """Return everything that makes no sense, each with the number of records that it is true of."""
+        if self._lengths is None:
+            self._lengths = _lengths(records, self._manifest)
+        columns, bad = decode_examples(records)
+        compact, form, lengths = Segments.are_in(columns), self._form, self._lengths
+        if not (compact or all(lengths[axis] for axis in lengths if axis not in form.optional)):
+            return Counter({"empty lists where every example has some": len(records)})
+        names = COMPACT_FEATURES if compact else required(form.schema, lengths, form.optional)
+        missing = [name for name in names if name not in columns]
+        if missing:
+            return Counter({f"lacks {', '.join(missing)}": len(records)})
+        if bad.any():
+            if len(records) == 1:
+                return Counter(["not a tf.train.Example with the features of the others"])
+            return self._one_by_one(records)
+        try:
+            wrong = {fault.what: fault.rows for fault in faults(columns, form, lengths, self._bounds)}
+            if compact:
+                return _count(wrong | Segments.problems(columns, self._manifest))
+            stored = [feature for feature in present(form.schema, lengths) if feature.stored]
+            features = {
+                f.name: columns[f.name].array(f.shape(lengths), str(columns[f.name].values.dtype)) for f in stored
+            }
+            return _count(wrong | form.problems(features, self._manifest))
+        except MalformedRecordError as error:
+            if len(records) == 1:
+                return Counter([f"lists of other lengths ({error})"])
+            return self._one_by_one(records)
+
+    def _one_by_one(self, records: list[bytes]) -> Counter[str]:
+        """Return the problems of records of which a bad one spoils the columns of all."""
+        return sum((self.problems([record]) for record in records), Counter())
 
 
-def _lengths(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) -> Lengths:
-    """Return the manifest's lengths, and those of the first record for axes that it does not know."""
-    widths = {name: int(column.splits[1]) for name, column in columns.items()}
-    found = lengths_of(manifests.form_of(manifest).schema, widths)
+def _lengths(records: list[bytes], manifest: Mapping[str, Any] | None) -> Lengths:
+    """Return the manifest's lengths, and those of most records for axes that it does not know."""
+    schema = manifests.form_of(manifest).schema
+    widths: dict[str, list[int]] = {}
+    for record in records:
+        columns, bad = decode_examples([record])
+        for name, column in ({} if bad.any() else columns).items():
+            widths.setdefault(name, []).append(len(column.values))
+    found = lengths_of(schema, {name: max(set(each), key=each.count) for name, each in widths.items()})
     said = manifests.lengths_of(manifest) if manifest else {}
     return found | {axis: length for axis, length in said.items() if length}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,7 @@ from absl.app import UsageError
 
 from data import manifest as manifests
 from data.forms import Form
+from data.forms.ranges import Bounds, faults
 from data.forms.segments import COMPACT_FEATURES, Segments
 from data.manifest import find_manifests
 from data.masking import Masking, MaskVocabulary
@@ -27,11 +29,14 @@ from data.recipe import Recipe, Specials
 from data.schema import Feature, Lengths, Schema, lengths_of, padding, present, required
 from data.shards import Shards, expand_shards
 from data.tfrecord.decoding import Column, decode_examples
-from data.tfrecord.files import RecordFile, RecordFiles
+from data.tfrecord.files import OPEN_FILES, RecordFile, RecordFiles
 from data.tfrecord.frames import MalformedRecordError
 
 __all__ = ["PretrainingDataset", "Shards", "expand_shards", "find_manifests"]
 
+# What is looked at before it is trained on: records of every file, and batches of files that have no manifest.
+FIRST_RECORDS = 32
+FIRST_BATCHES = 16
 _MASK = stream_number("dynamic masks")
 
 
@@ -60,6 +65,8 @@ class PretrainingDataset:
         max_predictions_per_seq: int | None = None,
         masking: Masking | None = None,
         mask_vocabulary: MaskVocabulary | None = None,
+        bounds: Bounds | None = None,
+        check_all: bool = False,
     ):
         """Find the shards and count their examples.
 
@@ -73,17 +80,20 @@ class PretrainingDataset:
             max_predictions_per_seq: likewise; decides where masking is dynamic.
             masking: for dynamic masking; None takes the manifest's.
             mask_vocabulary: for dynamic masking; None takes the manifest's.
+            bounds: of the values of records without a manifest, as far as they are known.
+            check_all: validate every batch, for reading that is not training.
 
         Raises:
             UsageError: nothing matches, no example is there, shards or flags contradict one another, or a file is
-                damaged.
+                damaged or its first records hold values that mean nothing.
         """
         self.batch_size, self.seed, self.shard = batch_size, seed, shard
         self._shards = patterns if isinstance(patterns, Shards) else Shards.find(patterns)
         listings = self._shards.listings
         self.manifest = manifests.common_manifest(listings, self.paths)
         listed = [listings[path].entry["examples"] if path in listings else None for path in self.paths]
-        self._files = RecordFiles(self.paths, listed, self._check_count)
+        self._checked: set[Path] | None = None
+        self._files = RecordFiles(self.paths, listed, self._check)
         self.num_examples = int(self._files.begins[-1])
         if not self.num_examples:
             raise UsageError(f"no example in {self._shards}: write some with create_pretraining_data.py")
@@ -95,18 +105,26 @@ class PretrainingDataset:
         if self.manifest is not None:
             self._specials = Specials.from_json(self.manifest["tokenizer"])
         if self.dynamic:
-            assert self.manifest is not None
-            recipe = Recipe.from_json(self.manifest["recipe"])
-            # Dynamic examples are masked here, so that the flag decides how many predictions there is room for.
-            amounts = masking or recipe.masking
-            slots = masking.max_predictions if masking else max_predictions_per_seq or self.max_predictions_per_seq
-            self._recipe = dataclasses.replace(recipe, masking=dataclasses.replace(amounts, max_predictions=slots))
-            self._vocabulary = mask_vocabulary or manifests.mask_vocabulary_from_json(self.manifest["mask_vocabulary"])
-            self.lengths = self._recipe.lengths
+            self._begin_masking(masking, mask_vocabulary, max_predictions_per_seq)
         self._check_flags(max_seq_length, max_predictions_per_seq)
         self.schema: Schema = present(self.form.schema, self.lengths)
         if self.manifest is not None and not self.dynamic:
             self.schema = manifests.schema_of(self.manifest)
+        self._bounds = Bounds.of_manifest(self.manifest) if self.manifest is not None else bounds or Bounds()
+        self._begin_checks([number for number, count in enumerate(listed) if count is None], check_all=check_all)
+
+    def _begin_masking(
+        self, masking: Masking | None, mask_vocabulary: MaskVocabulary | None, predictions: int | None
+    ) -> None:
+        """Find what dynamic examples are masked by, which is what is given or, for None, the manifest's."""
+        assert self.manifest is not None
+        recipe = Recipe.from_json(self.manifest["recipe"])
+        # Dynamic examples are masked here, so that the flag decides how many predictions there is room for.
+        amounts = masking or recipe.masking
+        slots = masking.max_predictions if masking else predictions or self.max_predictions_per_seq
+        self._recipe = dataclasses.replace(recipe, masking=dataclasses.replace(amounts, max_predictions=slots))
+        self._vocabulary = mask_vocabulary or manifests.mask_vocabulary_from_json(self.manifest["mask_vocabulary"])
+        self.lengths = self._recipe.lengths
 
     # -- what the shards say -------------------------------------------------------------------------------------------
 
@@ -161,7 +179,14 @@ class PretrainingDataset:
         records = self._files.read(self._files.begins[first])
         columns, _ = decode_examples(records)
         lengths = lengths_of(self.form.schema, {name: len(column.values) for name, column in columns.items()})
-        self._columns(records, required(self.form.schema, lengths, self.form.optional), [int(first[0])])
+        names = required(self.form.schema, lengths, self.form.optional)
+        columns = self._columns(records, names, [int(first[0])])
+        if empty := [name for name in names if not len(columns[name].values)]:
+            path = self.paths[first[0]]
+            raise UsageError(
+                f"{path}, record 0: {', '.join(empty)} of no values; expected values in every feature of an example: "
+                f"list what else is wrong with: python3 inspect_records.py verify {path}"
+            )
         return lengths
 
     def _check_flags(self, length: int | None, predictions: int | None) -> None:
@@ -175,6 +200,50 @@ class PretrainingDataset:
                     f"--{flag}={asked} but {self._shards} has {flag}={found}: "
                     f"give --{flag}={found} or write other shards"
                 )
+
+    def _check(self, file: RecordFile) -> None:
+        """Raise `UsageError` where a file that is opened is not what its manifest says, or begins with nonsense."""
+        self._check_count(file)
+        if self._checked is not None:
+            self._check_values(file)
+
+    def _begin_checks(self, foreign: Sequence[int], *, check_all: bool) -> None:
+        """Validate the first records of the files without a manifest, numbered so, and from now on of all others."""
+        self._checked = set()
+        self._to_check = sys.maxsize if check_all else FIRST_BATCHES if foreign else 0
+        for number in foreign[:OPEN_FILES]:
+            self._check_values(self._files.file(number))
+
+    def _check_values(self, file: RecordFile) -> None:
+        """Validate the first records of a file, once."""
+        assert self._checked is not None
+        if file.path in self._checked:
+            return
+        self._checked.add(file.path)
+        numbers = np.arange(min(len(file), FIRST_RECORDS))
+        if len(numbers):
+            columns, bad = decode_examples(file.read(numbers), self._names)
+            if not bad.any() and len(columns) == len(self._names):  # else reading says so
+                self._refuse(columns, [(file.path, int(number)) for number in numbers])
+
+    def _refuse(self, columns: Mapping[str, Column], where: Sequence[tuple[Path, int]]) -> None:
+        """Raise `UsageError` where a value of records, each at (file, number), means nothing."""
+        lengths = manifests.lengths_of(self.manifest) if self.manifest is not None else self.lengths
+        try:
+            found = faults(columns, self.form, lengths, self._bounds)
+        except MalformedRecordError:
+            return  # reading says so
+        for fault in found:
+            path, number = where[fault.first]
+            raise UsageError(
+                f"{path}, record {number}: {fault.what}, {fault.value}; list what else is wrong with: "
+                f"python3 inspect_records.py verify {path}"
+            )
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """The features that are read."""
+        return COMPACT_FEATURES if self.dynamic else [feature.name for feature in self.schema if feature.stored]
 
     def _check_count(self, file: RecordFile) -> None:
         """Raise `UsageError` where a file holds another number of examples than its manifest says."""
@@ -231,8 +300,12 @@ class PretrainingDataset:
     def _read(self, examples: np.ndarray, epochs: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of examples; `epochs` decides their dynamic masks."""
         stored = [feature for feature in self.schema if feature.stored]
-        names = COMPACT_FEATURES if self.dynamic else [feature.name for feature in stored]
-        columns = self._columns(self._files.read(examples), names, self._files.numbers(examples).tolist())
+        columns = self._columns(self._files.read(examples), self._names, self._files.numbers(examples).tolist())
+        if self._to_check:
+            self._to_check -= 1
+            files = self._files.numbers(examples)
+            places = (examples - self._files.begins[files]).tolist()
+            self._refuse(columns, [(self.paths[file], place) for file, place in zip(files, places, strict=True)])
         try:
             if self.dynamic:
                 features = self._masked(columns, examples, epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,15 @@ from typing import Annotated, NotRequired, TypedDict
 from absl.app import UsageError
 from msgspec import Meta
 
+from data.corpus.compression import open_text
+from data.corpus.encodings import find_encoding
+from data.corpus.look import look
 from ground.documents import check_shape, json_line, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
+
+# No example is as long: what a model reads is a thousandth of it.
+MAX_LINE_BYTES = 1 << 20
 
 
 class _RowShape(TypedDict):
@@ -25,6 +32,7 @@ class _RowShape(TypedDict):
     labels: NotRequired[list[str]]
     label_names: NotRequired[dict[str, str]]
     ignored_labels: NotRequired[list[str]]
+    encoding: NotRequired[str]
 
 
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
@@ -58,6 +66,7 @@ class DatasetRow:
     labels: tuple[str, ...] = ()
     label_names: Mapping[str, str] = field(default_factory=dict)
     ignored_labels: tuple[str, ...] = ()
+    encoding: str = "utf-8"
 
     @property
     def is_pair(self) -> bool:
@@ -149,13 +158,13 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
 
     Args:
         row: the columns and labels.
-        path: .json and .jsonl are JSON lines, everything else is TAB separated; UTF-8, a BOM is skipped.
+        path: .json and .jsonl are JSON lines, everything else is TAB separated; a BOM is skipped.
         need_labels: whether an example without a label is an error (training) or allowed (prediction).
 
     Raises:
         UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
     """
-    records = _json_records(path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
+    records = _json_records(row, path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
     examples = []
     for line_number, record in records:
         where = f"{path}:{line_number}"
@@ -178,20 +187,35 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
     return examples
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty with their numbers; compressed files are decompressed.
+
+    Raises:
+        UsageError: the file is no text in the row's encoding, or a line is too long or holds a NUL; the line is named.
+    """
+    encoding = find_encoding(row.encoding)
+    if wrong := look(path, encoding):
+        raise UsageError(f"{path} is not {encoding.upper()} text: {wrong}")
     # Split on LF only: str.splitlines would cut at U+2028 and friends, which occur inside real questions.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for line_number, line in enumerate(file, start=1):
-                line = line.rstrip("\r\n")
-                if line:
-                    yield line_number, line
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not UTF-8 text ({error}); convert it first") from None
+    with open_text(path, encoding) as stream:
+        for number, raw in enumerate(iter(functools.partial(stream.readline, MAX_LINE_BYTES), b""), start=1):
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                raise UsageError(f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes; expected an example a line")
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"{path}:{number} is not {encoding.upper()} text (byte {error.start} of the line); mend it, or "
+                    "give --encoding"
+                ) from None
+            if "\0" in line:
+                raise UsageError(f"{path}:{number}: a NUL character; expected text, with a TAB between columns")
+            if line:
+                yield number, line
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    for line_number, line in _lines(path):
+def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    for line_number, line in _lines(row, path):
         where = f"{path}:{line_number}"
         try:
             fields = json_line(line)
@@ -221,7 +245,7 @@ def _as_text(value: float, where: str) -> str:
 def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     columns: tuple[str, ...] = row.columns
     unlabelled = tuple(column for column in columns if column != "label")
-    for order, (line_number, line) in enumerate(_lines(path)):
+    for order, (line_number, line) in enumerate(_lines(row, path)):
         cells = line.split("\t")
         if order == 0 and (header := _header(row, cells)):
             if twice := [name for name, times in Counter(header).items() if times > 1 and name != "-"]:

@@ -14,19 +14,29 @@ from pathlib import Path
 from absl.app import UsageError
 
 from data.corpus import limits
-from data.corpus.compression import compression_of
+from data.corpus.compression import compression_of, nothing
+from data.corpus.encodings import START, UTF8, Report, entry_before, find_encoding, survey
 from data.corpus.formats import file_documents, pair_documents
+from data.corpus.look import ACCEPT, check_inputs
 from data.corpus.sentences import split_sentences
 from data.corpus.spans import Counts, Span
 from data.corpus.tfds import PREFIX, builder_of, is_tfds, tfds_documents
 
 __all__ = [
+    "ACCEPT",
+    "UTF8",
     "Counts",
+    "Report",
     "Span",
+    "check_inputs",
     "expand_inputs",
+    "find_encoding",
+    "limits",
+    "nothing",
     "plan_spans",
     "read_documents",
     "split_sentences",
+    "text_bytes",
 ]
 
 
@@ -59,8 +69,25 @@ def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
     return list(paths)
 
 
-def plan_spans(paths: Iterable[Path], span_bytes: int = limits.SPAN_BYTES) -> list[Span]:
-    """Divide inputs for workers; the division depends on the inputs only, never on the number of workers.
+def text_bytes(path: Path, encoding: str = UTF8) -> int:
+    """Return how many bytes of UTF-8 a file holds, of a compressed one its own size; 0 for `tfds:`.
+
+    A file of another encoding is read for it, once.
+    """
+    if not path.is_file():
+        return 0
+    if encoding == UTF8 or _is_compressed(path):
+        return path.stat().st_size
+    return survey(path, encoding)[1]
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return bool(compression_of(stream))
+
+
+def plan_spans(paths: Iterable[Path], span_bytes: int = limits.SPAN_BYTES, encoding: str = UTF8) -> list[Span]:
+    """Divide inputs for workers; the division depends on the text only, never on its encoding or the number of workers.
 
     A compressed file cannot be entered in its middle and is one span.
     """
@@ -69,14 +96,15 @@ def plan_spans(paths: Iterable[Path], span_bytes: int = limits.SPAN_BYTES) -> li
         if is_tfds(path):
             builder, split = builder_of(path)
             size, step = builder.info.splits[split].num_examples, max(1, span_bytes // 1024)
+            spans += [Span(path, start, min(size, start + step)) for start in range(0, size, step)]
+        elif _is_compressed(path):
+            spans.append(Span(path, encoding=encoding))
         else:
-            with path.open("rb") as stream:
-                compressed = compression_of(stream)
-            size, step = path.stat().st_size, span_bytes
-            if compressed:
-                spans.append(Span(path))
-                continue
-        spans += [Span(path, start, min(size, start + step)) for start in range(0, size, step)]
+            entries, size = ([START], path.stat().st_size) if encoding == UTF8 else survey(path, encoding)
+            spans += [
+                Span(path, start, min(size, start + span_bytes), encoding, entry_before(entries, start))
+                for start in range(0, size, span_bytes)
+            ]
     return spans
 
 
@@ -86,6 +114,7 @@ def read_documents(
     *,
     text_field: str = "text",
     text: str = "documents",
+    report: Report = nothing,
 ) -> Iterator[list[str]]:
     """Yield documents as non-empty lists of non-empty sentences, stripped, in order.
 
@@ -98,20 +127,21 @@ def read_documents(
         counts: is added to while documents are read.
         text_field: field of JSON lines and tfds examples.
         text: "documents", or "pairs" where every line is two sentences with a TAB between (`Objective.text`).
+        report: is told of further bytes of the files as they are read, every megabyte of text or so.
 
     Raises:
         UsageError: a row of JSON cannot be read or lacks the field, a line of parallel text has not two columns, a
-            compressed file is damaged or cut short, the text is UTF-16; file and line are named.
+            compressed file is damaged, cut short or a bomb, the text is UTF-16; file and line are named.
     """
     counts = Counts() if counts is None else counts
     for item in [inputs] if isinstance(inputs, Path | Span) else inputs:
         span = Span(item) if isinstance(item, Path) else item
         if text == "pairs":
-            documents = pair_documents(span, counts)
+            documents = pair_documents(span, counts, report)
         elif is_tfds(span.path):
             documents = tfds_documents(span, counts, text_field)
         else:
-            documents = file_documents(span, counts, text_field)
+            documents = file_documents(span, counts, text_field, report)
         for document in documents:
             if not document:
                 counts.empty_documents += 1

@@ -11,7 +11,8 @@ from absl.app import UsageError
 
 from data.corpus import compression, limits
 from data.corpus.compression import open_text
-from data.corpus.lines import decode, line_number, lines, seek_document, seek_line, without_nuls
+from data.corpus.encodings import Report
+from data.corpus.lines import decode, line_number, lines, row_at, seek_document, seek_line, without_nuls
 from data.corpus.sentences import short_sentences, split_sentences
 from data.corpus.spans import Counts, Span
 from ground.documents import json_line
@@ -20,9 +21,9 @@ _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def file_documents(span: Span, counts: Counts, text_field: str) -> Iterator[list[str]]:
+def file_documents(span: Span, counts: Counts, text_field: str, report: Report) -> Iterator[list[str]]:
     """Yield the documents of a span of a file, which is read as JSON lines or as plain text by its content."""
-    with open_text(span.path) as stream:
+    with open_text(span.path, span.encoding, span.entry, report) as stream:
         if _is_json(span.path, stream):
             yield from _json_documents(stream, span, counts, text_field)
         else:
@@ -64,13 +65,13 @@ def _plain_documents(stream: io.BufferedReader, span: Span, counts: Counts) -> I
 
 def _json_documents(stream: io.BufferedReader, span: Span, counts: Counts, text_field: str) -> Iterator[list[str]]:
     offset = seek_line(stream, span.start)
-    while (span.end is None or offset < span.end) and (raw := stream.readline()):
+    while (span.end is None or offset < span.end) and (raw := row_at(stream, span, offset)):
         line = decode(raw, counts, at_file_start=offset == 0).strip()
         if line:
             try:
                 text = _json_text(line, text_field)
             except ValueError as error:
-                raise UsageError(f"{span.path}, line {line_number(span.path, offset)}: {error}") from None
+                raise UsageError(f"{span.path}, line {line_number(span, offset)}: {error}") from None
             yield running_text(text, counts)
         counts.bytes += len(raw)
         offset += len(raw)
@@ -106,7 +107,7 @@ def _is_json(path: Path, stream: io.BufferedReader) -> bool:
     return re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"[^"\n]*"\s*:', stream.peek(1)) is not None
 
 
-def pair_documents(span: Span, counts: Counts) -> Iterator[list[str]]:
+def pair_documents(span: Span, counts: Counts, report: Report) -> Iterator[list[str]]:
     """Yield the lines of a span of parallel text: two columns with a TAB between are a document of two sentences.
 
     A line belongs to the span in which it begins, so that any division of a file yields every line once. A line that
@@ -115,16 +116,16 @@ def pair_documents(span: Span, counts: Counts) -> Iterator[list[str]]:
     Raises:
         UsageError: a line has another number of columns; file and line are named.
     """
-    with open_text(span.path) as stream:
+    with open_text(span.path, span.encoding, span.entry, report) as stream:
         offset = seek_line(stream, span.start)
-        while (span.end is None or offset < span.end) and (raw := stream.readline()):
+        while (span.end is None or offset < span.end) and (raw := row_at(stream, span, offset)):
             line = decode(raw, counts, at_file_start=offset == 0)
             counts.crlf_lines += line.endswith("\r\n")
             if line.strip():
                 sides = [column.strip() for column in line.rstrip("\r\n").split("\t")]
                 if len(sides) != 2:
                     raise UsageError(
-                        f"{span.path}, line {line_number(span.path, offset)}: {len(sides)} column(s); expected two, "
+                        f"{span.path}, line {line_number(span, offset)}: {len(sides)} column(s); expected two, "
                         "the same sentence in two languages, with a TAB between"
                     )
                 yield sides if all(sides) else []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from absl.app import UsageError
 
 from data.corpus import limits
 from data.corpus.compression import open_text
@@ -123,9 +124,20 @@ def without_nuls(text: str, counts: Counts) -> str:
     return text.replace("\0", "")
 
 
-def line_number(path: Path, offset: int) -> int:
-    """Return the number, from 1, of the line that begins at `offset` bytes; reads the file up to there."""
-    with open_text(path) as stream:
+def row_at(stream: io.BufferedReader, span: Span, offset: int) -> bytes:
+    """Return the next row, whole; empty at the end. Raises `UsageError` for one too long to be a row of text."""
+    raw = stream.readline(limits.MAX_ROW_BYTES)
+    if len(raw) == limits.MAX_ROW_BYTES and not raw.endswith(b"\n"):
+        raise UsageError(
+            f"{span.path}, line {line_number(span, offset)}: longer than {limits.MAX_ROW_BYTES:,} bytes; "
+            "expected a document a row, with a line end behind each"
+        )
+    return raw
+
+
+def line_number(span: Span, offset: int) -> int:
+    """Return the number, from 1, of the line of a file that begins at `offset` bytes; reads the file up to there."""
+    with open_text(span.path, span.encoding) as stream:
         number = 1
         while offset and (block := stream.read(min(offset, limits.READ_BYTES))):
             number += block.count(b"\n")

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 
 from data.corpus import limits
 
-_CLOSING = "\"'”’»」』）)】》〉\\]"
+_LATIN_CLOSING = "\"'”’»）)\\]"
+_CLOSING = f"{_LATIN_CLOSING}」』】》〉"
+# Linear in the text: a run of marks is entered at its first mark only, and no quantifier gives back what it took.
+# Closing marks of the Chinese blocks are therefore not among those between a mark and a Chinese character.
 _SENTENCE_END = re.compile(
-    rf"""(?: [。！？｡]+                               # ends a Chinese or Japanese sentence anywhere
-           | …+ (?=[{_CLOSING}])
-           | [!?]+ (?=[{_CLOSING}]*(?:\s|[\u2E80-\u9FFF\uF900-\uFAFF]))
-           | (?<!\b[A-Za-z]) \.+ (?=[{_CLOSING}]*\s+[^\sa-z])   # not after an initial, not before a lower-case word
-         ) [{_CLOSING}]*""",
+    rf"""(?: [。！？｡]++                              # ends a Chinese or Japanese sentence anywhere
+           | … (?<!……) …*+ (?=[{_CLOSING}])
+           | [!?] (?<![!?]{{2}}) [!?]*+ (?=[{_LATIN_CLOSING}]*+(?:\s|[\u2E80-\u9FFF\uF900-\uFAFF]))
+           | \. (?: (?<!\.\.)(?<!\b[A-Za-z]\.) | (?<=\b[A-Za-z]\.\.) ) \.*+   # not after an initial,
+             (?=[{_CLOSING}]*+\s++[^\sa-z])                                  # not before a lower-case word
+         ) [{_CLOSING}]*+""",
     re.VERBOSE,
 )
 _ABBREVIATION = re.compile(
@@ -43,10 +47,13 @@ def split_sentences(text: str) -> list[str]:
 def short_sentences(text: str) -> Iterator[str]:
     """Split an overlong line at its sentences, and overlong sentences at a space or, without one, anywhere."""
     for sentence in split_sentences(text):
-        rest = sentence
-        while len(rest) > limits.MAX_LINE_CHARACTERS:
-            cut = rest.rfind(" ", limits.MAX_LINE_CHARACTERS // 2, limits.MAX_LINE_CHARACTERS)
-            cut = limits.MAX_LINE_CHARACTERS if cut < 0 else cut
-            yield rest[:cut].rstrip()
-            rest = rest[cut:].lstrip()
-        yield rest
+        start, size = 0, len(sentence)
+        while size - start > limits.MAX_LINE_CHARACTERS:
+            full = start + limits.MAX_LINE_CHARACTERS
+            cut = sentence.rfind(" ", start + limits.MAX_LINE_CHARACTERS // 2, full)
+            cut = full if cut < 0 else cut
+            yield sentence[start:cut].rstrip()
+            start = cut
+            while start < size and sentence[start].isspace():
+                start += 1
+        yield sentence[start:]

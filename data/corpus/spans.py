@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.corpus.encodings import START, UTF8, Entry
+
 
 @dataclass
 class Counts:
@@ -38,8 +40,17 @@ class Span:
 
     A document belongs to the span that holds its first byte and is read to its own end, so that any division of a file
     yields every document once.
+
+    Attributes:
+        path: the input.
+        start: first byte, of the text as UTF-8, or first example.
+        end: behind the last; None: to the end.
+        encoding: Python's name of the file's.
+        entry: where a reader of another encoding may enter the file.
     """
 
     path: Path
     start: int = 0
     end: int | None = None
+    encoding: str = UTF8
+    entry: Entry = START

@@ -68,7 +68,7 @@ class Segments:
         }
         if manifest:
             checks["longer than max_seq_length"] = lengths > manifest["max_seq_length"]
-            wrong = ids.values >= manifest["tokenizer"]["vocab_size"]
+            wrong = (ids.values < 0) | (ids.values >= manifest["tokenizer"]["vocab_size"])
             row = np.repeat(np.arange(len(lengths)), lengths)[wrong]
             checks["an id outside the vocabulary"] = np.bincount(row, minlength=len(lengths)).astype(bool)
         return checks

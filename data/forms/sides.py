@@ -59,7 +59,7 @@ def side_problems(features: Mapping[str, Any], side: Side, manifest: Mapping[str
         checks["a position predicted twice"] = _twice([features], [hidden])
     if manifest:
         size = manifest["tokenizer"]["vocab_size"]
-        outside = (ids >= size).any(axis=1)
+        outside = ((ids < 0) | (ids >= size)).any(axis=1)
         if f"{hidden}_ids" in features:
             outside |= (features[f"{hidden}_ids"] >= size).any(axis=1)
         checks["an id outside the vocabulary"] = outside

@@ -21,10 +21,10 @@ import tensorflow_text
 from data.tokenizers import Tokenizer
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
 from data.tokenizers.template import kept_lengths
+from data.tokenizers.vocabulary import SPECIAL_TOKENS
 from data.tokenizers.wordpiece import (
     IDEOGRAPH_RANGES,
     MAX_WORD_CHARACTERS,
-    SPECIAL_TOKENS,
     WordPieceTokenizer,
     is_dropped,
     is_punctuation,

@@ -9,7 +9,6 @@ the original, '[MASK]' typed in raw text is the three words '[', 'mask', ']': te
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -20,11 +19,10 @@ from absl.app import UsageError
 
 from data.tokenizers import Encoding
 from data.tokenizers.template import Template
+from data.tokenizers.vocabulary import SPECIAL_TOKENS, UNUSED_TOKEN, read_vocabulary
 from ground.files import write_atomically
 
 MAX_WORD_CHARACTERS = 200
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 # The blocks that BERT calls Chinese: CJK Unified Ideographs, extensions A to E, and both compatibility blocks.
 IDEOGRAPH_RANGES = (
     (0x4E00, 0x9FFF),
@@ -90,19 +88,18 @@ def _split_run(text: str, origins: list[int], do_lower_case: bool) -> list[tuple
             # Decomposition may reorder marks, so the text comes from the whole and only the counts from the parts.
             origins = [p for p in origins for _ in _without_accents(text[p].lower())]
         run = _without_accents(run.lower())
-    words: list[tuple[str, list[int]]] = []
+    # Words are joined at the end only: a run of a million letters would be copied at each of them otherwise.
+    words: list[tuple[list[str], list[int]]] = []
     joins = False
     for character, origin in zip(run, origins, strict=True):
-        if is_punctuation(character):
-            words.append((character, [origin]))
-            joins = False
-        elif joins:
-            word, positions = words[-1]
-            words[-1] = (word + character, [*positions, origin])
+        alone = is_punctuation(character)
+        if joins and not alone:
+            words[-1][0].append(character)
+            words[-1][1].append(origin)
         else:
-            words.append((character, [origin]))
-            joins = True
-    return words
+            words.append(([character], [origin]))
+        joins = not alone
+    return [("".join(characters), positions) for characters, positions in words]
 
 
 def _without_accents(text: str) -> str:
@@ -157,21 +154,10 @@ class WordPieceTokenizer:
 
     @classmethod
     def load(cls, vocab_file: Path, *, do_lower_case: bool = True) -> WordPieceTokenizer:
-        """Load a vocabulary of a token a line.
-
-        Lines end at LF (or CRLF) only, because Google's Chinese vocabulary holds U+2028 as a token.
-
-        Of tab-separated columns (ERNIE's and SentencePiece's .vocab files) the first is the token.
-        """
+        """Load a vocabulary of a token a line (`data.tokenizers.vocabulary`); raises `UsageError`."""
+        vocabulary = read_vocabulary(vocab_file)
         try:
-            text = vocab_file.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{vocab_file}: not UTF-8 at byte {error.start}; expected a vocabulary, one token a line"
-            ) from error
-        lines = text.removesuffix("\n").split("\n")
-        try:
-            return cls([line.removesuffix("\r").split("\t")[0] for line in lines], do_lower_case=do_lower_case)
+            return cls(vocabulary, do_lower_case=do_lower_case)
         except UsageError as error:
             raise UsageError(f"{vocab_file}: {error}") from None
 
@@ -292,12 +278,15 @@ class WordPieceTokenizer:
 
     def _join_around_sigma(self, codes: np.ndarray, classes: np.ndarray) -> None:
         """Join every space-separated run that holds a capital sigma to one word, for the normative path."""
+        joined = 0  # a run is joined at its first sigma, whatever others it holds
         for position in np.flatnonzero(codes == _CAPITAL_SIGMA).tolist():
+            if position < joined:
+                continue
             for step in (-1, 1):
-                place = position + step
-                while 0 <= place < len(codes) and classes[place] != _SPACE and not is_ideograph(chr(codes[place])):
-                    classes[place] = _WORD
-                    place += step
+                joined = position + step
+                while 0 <= joined < len(codes) and classes[joined] != _SPACE and not is_ideograph(chr(codes[joined])):
+                    classes[joined] = _WORD
+                    joined += step
 
     @property
     def replacement_ids(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList, TaggedOutput
 
 from data import corpus, manifest
-from data.examples import check_partners, encode_pairs, example_keys, nothing_made, plan, read_blocks
+from data.examples import check_partners, check_text, encode_pairs, example_keys, nothing_made, plan, read_blocks
 from data.randomness import keys, random_below, stream_number
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer, load_tokenizer
@@ -67,11 +67,14 @@ class _MakeExamples(beam.DoFn):
 class _WriteShard(beam.DoFn):
     """(shard, its records) -> the shard's entry in the manifest; the records of one shard fit into memory."""
 
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
+    def __init__(self, paths: Sequence[str], recipe: Recipe, *, accept_bad_text: bool):
+        self._paths, self._recipe, self._accept = paths, recipe, accept_bad_text
 
-    def process(self, element: tuple[int, Iterable[tuple[int, bytes]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def process(
+        self, element: tuple[int, Iterable[tuple[int, bytes]]], counts: Iterable[dict[str, int]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         shard, records = element
+        _check(sum((Counter(part) for part in counts), Counter()), self._recipe, accept=self._accept)
         checksum, size, examples = hashlib.sha256(), 0, 0
         target = self._paths[shard]
         temporary = f"{target}.partial"
@@ -92,16 +95,13 @@ class _WriteShard(beam.DoFn):
 class _WriteManifest(beam.DoFn):
     """Writes the manifest when all shards are there."""
 
-    def __init__(self, path: str, known: Mapping[str, Any], recipe: Recipe):
-        self._path, self._known, self._recipe = path, known, recipe
+    def __init__(self, path: str, known: Mapping[str, Any]):
+        self._path, self._known = path, known
 
     def process(
         self, _: None, shards: Iterable[tuple[int, dict[str, Any]]], counts: Iterable[dict[str, int]]
     ) -> Iterator[dict[str, Any]]:
         total = sum((Counter(part) for part in counts), Counter())
-        if not total["examples"]:
-            raise nothing_made(total, self._recipe)
-        check_partners(total, self._recipe)
         entries = [entry for _, entry in sorted(shards, key=lambda item: item[0])]
         content = {**self._known, **manifest.tally(total, entries)}
         if FileSystems.exists(self._path):
@@ -109,6 +109,14 @@ class _WriteManifest(beam.DoFn):
         with FileSystems.create(self._path) as stream:
             stream.write(manifest.to_bytes(content))
         yield content
+
+
+def _check(counts: Counter[str], recipe: Recipe, *, accept: bool) -> None:
+    """Raise `UsageError` where the text is nothing to make shards of, before the first is written."""
+    if not counts["examples"]:
+        raise nothing_made(counts, recipe)
+    check_partners(counts, recipe)
+    check_text(counts, accept=accept)
 
 
 def _sum_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -125,6 +133,8 @@ def create_examples_with_beam(
     runner: str,
     beam_options: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    encoding: str = corpus.UTF8,
+    accept_bad_text: bool = False,
 ) -> None:
     """Build and run the pipeline; return when the runner says that it is done.
 
@@ -137,9 +147,11 @@ def create_examples_with_beam(
         runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner ...
         beam_options: its options, such as --project=NAME.
         flags: the resolved flags, for the manifest.
+        encoding: of the files, by Python's name.
+        accept_bad_text: go on where too much of the text is invalid or unknown.
 
     Raises:
-        UsageError: the input holds nothing, or the options are not Beam's.
+        UsageError: the input holds nothing or bad text, or the options are not Beam's.
     """
     try:
         options = PipelineOptions([f"--runner={runner}", *beam_options])
@@ -163,26 +175,26 @@ def create_examples_with_beam(
     with beam.Pipeline(options=options) as pipeline:
         made = (
             pipeline
-            | "spans" >> beam.Create(list(enumerate(plan(inputs))))
+            | "spans" >> beam.Create(list(enumerate(plan(inputs, encoding))))
             | "spread" >> beam.Reshuffle()
             | "make"
             >> beam.ParDo(_MakeExamples(recipe, tokenizer_files, len(paths))).with_outputs(_COUNTS, main="records")
         )
+        counts = made[_COUNTS] | "count" >> beam.CombineGlobally(_sum_counts)
         # A shard without examples is written too, as an empty file.
         every_shard = pipeline | "shards" >> beam.Create([(shard, None) for shard in range(len(paths))])
         shards = (
             {"records": made["records"], "shards": every_shard}
             | "gather" >> beam.CoGroupByKey()
             | "records only" >> beam.Map(lambda item: (item[0], item[1]["records"]))
-            | "write" >> beam.ParDo(_WriteShard(paths))
+            | "write" >> beam.ParDo(_WriteShard(paths, recipe, accept_bad_text=accept_bad_text), counts=AsList(counts))
         )
-        counts = made[_COUNTS] | "count" >> beam.CombineGlobally(_sum_counts)
         _ = (
             pipeline
             | "once" >> beam.Create([None])
             | "manifest"
             >> beam.ParDo(
-                _WriteManifest(stem + manifest.SUFFIX, known, recipe),
+                _WriteManifest(stem + manifest.SUFFIX, known),
                 shards=AsList(shards),
                 counts=AsList(counts),
             )

@@ -6,6 +6,7 @@ function of the input, the recipe and the seed; not of the number of workers, of
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data import corpus, manifest
-from data.examples import check_partners, nothing_made, plan
+from data.examples import check_partners, check_text, nothing_made, plan
 from data.recipe import Recipe, Vocabulary
 from data.tokenizers import Tokenizer
 from data.writing import claims, pieces, spans
@@ -46,6 +47,8 @@ def create_examples(
     vocabulary_file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     report: Report = _report_nothing,
+    encoding: str = corpus.UTF8,
+    accept_bad_text: bool = False,
 ) -> Result:
     """Write shards and manifest; continue what an interrupted call with the same arguments left.
 
@@ -58,16 +61,18 @@ def create_examples(
         vocabulary_file: named in the manifest.
         flags: the resolved flags, for the manifest.
         report: is called as work is done.
+        encoding: of the files, by Python's name; the shards do not depend on it.
+        accept_bad_text: go on where too much of the text is invalid or unknown.
 
     Raises:
-        UsageError: the input holds nothing that an example can be made of, or the output would be written over what is
-            read or what is of somebody else.
+        UsageError: the input holds nothing that an example can be made of or is bad text, or the output would be
+            written over what is read or what is of somebody else; nothing is written then.
     """
     work = output.work_path
-    parts = plan(inputs)
+    parts = plan(inputs, encoding, functools.partial(report, "decoding"))
     work_plan = {
         "recipe": asdict(recipe),
-        "spans": [[str(span.path), span.start, span.end] for span in parts],
+        "spans": [[str(span.path), span.start, span.end, span.encoding] for span in parts],
         "sizes": [[str(path), *manifest.stamp(path)] for path in inputs],
         "tokenizer": tokenizer.fingerprint,
         "output": [*map(str, output.files), output.num_shards, output.shard_size],
@@ -81,6 +86,7 @@ def create_examples(
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
     with Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
+        check_text(counts, accept=accept_bad_text)
         # The number of files is known only now.
         num_examples = sum(examples for *_, examples in segments)
         claims.check(output, reads, num_examples)

@@ -10,7 +10,7 @@ from data import corpus
 from data.examples import PairedBlock, Stopwatch, read_blocks
 from data.pairing import Pairs
 from data.randomness import stream_number
-from data.writing.workers import Done, Job, finish
+from data.writing.workers import Done, Job, advance, finish
 from ground.files import naming, open_new, write_atomically
 
 # Bounds the memory of the first phase: the rows of a segment are in memory until it ends.
@@ -77,7 +77,7 @@ def write_span(job: Job, span: corpus.Span, index: int) -> Done:
     """Write the segments of one span, then its marker; return the examples of each segment and the counts."""
     watch, counts = Stopwatch(), Counter[str]()
     writer = _SegmentWriter(job, index)
-    for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch):
+    for block in read_blocks(span, index, job.recipe, job.tokenizer, job.vocabulary, watch, advance):
         writer.write(block)
         counts += block.counts
         watch.stop("write")

@@ -28,6 +28,8 @@ from data.tokenizers import Tokenizer
 from ground.documents import read_json
 from ground.files import write_atomically
 
+HEARD_SECONDS = 1.0
+"""How often the progress of calls that are running is reported."""
 Done = dict[str, Any]
 """The outcome of a call: `files` by name and size, `seconds` by stage, and what the function adds."""
 
@@ -87,16 +89,52 @@ def finished(marker: Path) -> Done | None:
     return content if all(path.is_file() and path.stat().st_size == size for path, size in paths.items()) else None
 
 
+class _Total:
+    """A number of this process, with the members of one that processes share."""
+
+    value = 0.0
+
+    def get_lock(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class _Advance:
+    """How much of the running calls is done, added up over processes; what a call does not tell is added at its end."""
+
+    def __init__(self, total: Any, heard: Callable[[], None] = lambda: None):
+        self._total, self._heard, self._left = total, heard, 0.0
+
+    def begin(self, size: float) -> None:
+        """Begin a call of this size."""
+        self._left = size
+
+    def add(self, done: float) -> None:
+        """Add what is done of the call; no more than its size counts."""
+        done = min(done, self._left)
+        self._left -= done
+        with self._total.get_lock():
+            self._total.value += done
+        self._heard()
+
+
 # Of a worker process: the job is sent once, when the process starts, and not with every call.
 _job_of_worker: list[Job] = []
+_advance_of_worker: list[_Advance] = []
+
+
+def advance(done: float) -> None:
+    """Tell that so much of the running call is done, in the units of its size; in a process without a pool, nothing."""
+    for each in _advance_of_worker:
+        each.add(done)
 
 
 _STOPPING = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
-def _start_worker(job: Job, parent: int) -> None:
+def _start_worker(job: Job, total: Any, parent: int) -> None:
     _job_of_worker[:] = [job]
+    _advance_of_worker[:] = [_Advance(total)]
     # Signals reach every process of a terminal or a service; the parent ends the workers.
     for number in (signal.SIGINT, *_STOPPING):
         signal.signal(number, signal.SIG_IGN)
@@ -150,8 +188,11 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _in_worker(function: Callable[..., Done], arguments: tuple[Any, ...]) -> Done:
-    return function(_job_of_worker[0], *arguments)
+def _in_worker(function: Callable[..., Done], arguments: tuple[Any, ...], size: float) -> Done:
+    _advance_of_worker[0].begin(size)
+    done = function(_job_of_worker[0], *arguments)
+    advance(size)
+    return done
 
 
 class Pool:
@@ -165,12 +206,14 @@ class Pool:
         self.num_workers, self._job = num_workers, job
         self.seconds: dict[str, float] = defaultdict(float)
         self._executor: ProcessPoolExecutor | None = None
+        self._advanced: Any = _Total()
         if num_workers > 1:
             # Forked workers share what the parent has loaded and start in milliseconds.
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
+            self._advanced = context.Value("d", 0.0)
             self._executor = ProcessPoolExecutor(
-                num_workers, mp_context=context, initializer=_start_worker, initargs=(job, os.getpid())
+                num_workers, mp_context=context, initializer=_start_worker, initargs=(job, self._advanced, os.getpid())
             )
 
     def __enter__(self) -> Pool:
@@ -184,31 +227,38 @@ class Pool:
         results = {i: found for i, call in enumerate(calls) if call.marker and (found := finished(call.marker))}
         total, done = sum(call.size for call in calls), sum(calls[i].size for i in results)
         report(stage, done, total)
-        for i, found in self._map({i: call for i, call in enumerate(calls) if i not in results}):
+        self._advanced.value = 0.0
+
+        def heard() -> None:
+            report(stage, done + self._advanced.value, total)
+
+        for i, found in self._map({i: call for i, call in enumerate(calls) if i not in results}, heard):
             results[i] = found
             for name, value in found["seconds"].items():
                 self.seconds[name] += value
-            done += calls[i].size
-            report(stage, done, total)
+            heard()
         return [results[i] for i in range(len(calls))]
 
-    def _map(self, calls: Mapping[int, Call]) -> Iterator[tuple[int, Done]]:
+    def _map(self, calls: Mapping[int, Call], heard: Callable[[], None]) -> Iterator[tuple[int, Done]]:
         """Yield (number, outcome) as outcomes come; no more than two calls a worker wait, so that memory is bounded."""
         if self._executor is None:
+            _job_of_worker[:], _advance_of_worker[:] = [self._job], [_Advance(self._advanced, heard)]
             for number, call in calls.items():
-                yield number, call.function(self._job, *call.arguments)
+                yield number, _in_worker(call.function, call.arguments, call.size)
             return
         running: dict[Future[Done], int] = {}
         for number, call in calls.items():
-            running[self._executor.submit(_in_worker, call.function, call.arguments)] = number
+            running[self._executor.submit(_in_worker, call.function, call.arguments, call.size)] = number
             if len(running) >= 2 * self.num_workers:
-                yield from self._ready(running)
+                yield from self._ready(running, heard)
         while running:
-            yield from self._ready(running)
+            yield from self._ready(running, heard)
 
     @staticmethod
-    def _ready(running: dict[Future[Done], int]) -> Iterator[tuple[int, Done]]:
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+    def _ready(running: dict[Future[Done], int], heard: Callable[[], None]) -> Iterator[tuple[int, Done]]:
+        while not (ready := wait(running, HEARD_SECONDS, return_when=FIRST_COMPLETED).done):
+            heard()
+        for future in ready:
             try:
                 yield running.pop(future), future.result()
             except BrokenProcessPool:

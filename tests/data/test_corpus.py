@@ -224,7 +224,7 @@ def test_usage_errors_of_inputs(tmp_path: Path):
     with pytest.raises(UsageError, match="no input given; expected files or glob patterns"):
         expand_inputs(" , ")
     path = write(tmp_path / "a.txt", "文".encode("utf-16"))
-    with pytest.raises(UsageError, match=r"a\.txt: UTF-16 text; expected UTF-8, convert it with iconv"):
+    with pytest.raises(UsageError, match=r"a\.txt: UTF-16 text; give --encoding=utf-16"):
         list(read_documents(path))
     with pytest.raises(FileNotFoundError):
         list(read_documents(tmp_path / "absent"))

@@ -32,6 +32,12 @@ ROWS = (
         {"task_name": "lcqmc", "task_file": "{world}/tasks.toml"},
     ),
     Row("task_file", "{world}/tasks.toml", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row(
+        "encoding",
+        "gb18030",
+        {"error": ABSENT, "training": DIFFERENT, "predicted": DIFFERENT},
+        {"data_dir": "{world}/gb18030_pairs"},
+    ),
     Row("data_dir", "{world}/other_pairs", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
     Row("bert_config_file", "{world}/wide.json", {"task/config/hidden_size": 16, "plan/config/hidden_size": 16}),
     Row(

@@ -55,6 +55,7 @@ def make_world(folder: Path) -> None:
     """Write all inputs into `folder`; takes about a second."""
     text, other = (documents(name) for name in ("nature", "history"))
     (folder / "text.txt").write_text(text, encoding="utf-8")
+    (folder / "text.gb18030.txt").write_text(text, encoding="gb18030")
     (folder / "other.txt").write_text(other, encoding="utf-8")
     lines = (json.dumps({"text": a, "title": b}) for a, b in zip(text.split("\n\n"), other.split("\n\n"), strict=False))
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -118,6 +119,11 @@ def make_pairs(folder: Path) -> None:
             lines = (SAMPLES / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
             chosen = [f"The {line}" for line in lines[skipped : skipped + count]]
             (folder / name / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+
+    (folder / "gb18030_pairs").mkdir()
+    for path in (folder / "pairs").iterdir():
+        text = path.read_text(encoding="utf-8")
+        (folder / "gb18030_pairs" / path.name).write_text(text.replace("The ", "中文 "), encoding="gb18030")
 
 
 def make_checkpoints(folder: Path) -> None:

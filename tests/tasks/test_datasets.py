@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,37 @@ def test_text_that_is_no_utf8_or_no_json_is_named(tmp_path: Path):
         read_examples(PAIR, tmp_path / "gbk.txt", need_labels=True)
     with pytest.raises(UsageError, match=r"x\.json:1: not a JSON object"):
         read_examples(PAIR, write(tmp_path / "x.json", "{oops\n"), need_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (("甲\t乙\t1\n甲\0\t乙\t1\n" + "甲\t乙\t1\n" * 99).encode(), r"x\.txt:2: a NUL character"),
+        (
+            "甲\t乙\t1\n".encode() * 99 + b"\xff\t\xe4\xb9\x99\t1\n",
+            r"x\.txt:100 is not UTF-8 text \(byte 0 of",
+        ),
+        ("甲\t乙\t1\n".encode() + b"a" * 2_000_000, r"x\.txt:2: longer than 1,048,576 bytes"),
+        ("甲\t乙\t1\n".encode("utf-16-le") * 9, r"x\.txt is not UTF-8 text: .* give --encoding=utf-16-le"),
+        ("甲乙的我了是不\t乙\t1\n".encode("gb18030"), r"x\.txt is not UTF-8 text: .* give --encoding=gb18030"),
+        (b"%PDF-1.4 \n", r"x\.txt is not UTF-8 text: a PDF document"),
+        (b"PK\x03\x04\x14", r"x\.txt is not UTF-8 text: a zip archive"),
+    ],
+)
+def test_files_that_are_no_text_are_one_line(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_examples(PAIR, tmp_path / "x.txt", need_labels=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_another_encoding(tmp_path: Path):
+    lines = "甲\t乙\t1\n丙\t丁\t0\n" * 9
+    expected = read_examples(PAIR, write(tmp_path / "x.txt", lines), need_labels=True)
+    for encoding in ("gb18030", "utf-16", "utf-8-sig"):
+        (tmp_path / "x.txt").write_bytes(lines.encode(encoding))
+        row = dataclasses.replace(PAIR, encoding=encoding)
+        assert read_examples(row, tmp_path / "x.txt", need_labels=True) == expected
 
 
 def test_unknown_task_missing_folder_and_missing_file_name_what_was_expected(tmp_path: Path):

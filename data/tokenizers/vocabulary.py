@@ -1,0 +1,86 @@
+"""Vocabulary files of a token a line, as BERT's; what would give text other ids than its author's is refused by line.
+
+Read right, because the meaning is clear: line ends of Windows (CRLF) and of old Macs (CR alone), a byte-order mark,
+blank lines at the end, and ERNIE's second column, which repeats the id. Lines end at LF and not at U+2028, which is a
+token of Google's Chinese vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from absl.app import UsageError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
+MAX_TOKENS = 1 << 21
+"""Eight times XLM-R's; the embeddings of a larger one are a mistake long before they are a model."""
+MAX_BYTES = 1 << 26
+_SENTENCEPIECE_MARK = "▁"
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Return the tokens of a file; the place of a token is its id.
+
+    Raises:
+        UsageError: the file is no such vocabulary, or a line of it is blank, a repetition or of several columns.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UsageError(f"{path}: {size:,} bytes; expected a vocabulary, a token a line, of at most {MAX_BYTES:,}")
+    lines = _lines(path, path.read_bytes())
+    if len(lines) > MAX_TOKENS:
+        raise UsageError(f"{path}: {len(lines):,} lines; expected a vocabulary of at most {MAX_TOKENS:,} tokens")
+    tokens = [_token(path, number, line) for number, line in enumerate(lines)]
+    first: dict[str, int] = {}
+    for number, token in enumerate(tokens, start=1):
+        wrong = "" if token else "blank"
+        if first.setdefault(token, number) != number:
+            wrong = f"{token!r} is in line {first[token]} too"
+        if wrong:
+            raise UsageError(
+                f"{path}, line {number}: {wrong}; expected a token in every line, and each once: write "
+                f"[unused{len(lines) + number}] there, so that the ids behind it stay"
+            )
+    if tokens and all(token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token) for token in tokens):
+        raise UsageError(
+            f"{path}: {len(tokens):,} special tokens and none of text; expected a vocabulary, such as "
+            "train_tokenizer.py makes"
+        )
+    return tokens
+
+
+def _lines(path: Path, content: bytes) -> list[str]:
+    """Return the lines of the file without their ends and without blank ones at the end."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        hint = "; is it a SentencePiece model? give it as --spm_model_file" if path.suffix == ".model" else ""
+        raise UsageError(
+            f"{path}: not UTF-8 at byte {error.start}; expected a vocabulary, one token a line{hint}"
+        ) from None
+    if "\0" in text:
+        number = text[: text.index("\0")].count("\n") + 1
+        raise UsageError(f"{path}, line {number}: a NUL character; expected a vocabulary in UTF-8, one token a line")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _token(path: Path, number: int, line: str) -> str:
+    """Return the token of a line; its id is `number`."""
+    token, *further = line.split("\t")
+    where = f"{path}, line {number + 1}"
+    if further and (further != [str(number)] or _SENTENCEPIECE_MARK in token):
+        raise UsageError(
+            f"{where}: columns with a TAB between, {line!r:.60}; expected a token a line: if this is SentencePiece's "
+            ".vocab, give the .model beside it as --spm_model_file"
+        )
+    if "\r" in token:
+        raise UsageError(f"{where}: a carriage return inside of the token {token!r:.60}; expected lines that end alike")
+    # As BERT strips them; not str.strip, which takes U+2028 for white space.
+    return token.strip(" ")
