@@ -12,8 +12,8 @@ MAX_ROW_BYTES = 1 << 26
 """A longer row of JSON or parallel text is refused: it must be in memory whole, and no document is as long."""
 MAX_COMPRESSION = 200
 """Compressed files that unfold to more than this are no text: prose shrinks to a tenth, logs to a hundredth at most."""
-MIN_BOMB_BYTES = 1 << 28
-"""What a compressed file may unfold to whatever its size: as much is read in seconds."""
+MIN_BOMB_BYTES = 1 << 26
+"""What a compressed file may unfold to whatever its size: as much is read in a minute."""
 MAX_INVALID = 0.005
 """Share of damage that text may have: accidents are single bytes in millions, a wrong encoding spoils every tenth."""
 MAX_UNKNOWN = 0.25

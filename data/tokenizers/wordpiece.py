@@ -88,6 +88,8 @@ def _split_run(text: str, origins: list[int], do_lower_case: bool) -> list[tuple
             # Decomposition may reorder marks, so the text comes from the whole and only the counts from the parts.
             origins = [p for p in origins for _ in _without_accents(text[p].lower())]
         run = _without_accents(run.lower())
+    if run.isascii() and run.isalnum():
+        return [(run, origins)]
     # Words are joined at the end only: a run of a million letters would be copied at each of them otherwise.
     words: list[tuple[list[str], list[int]]] = []
     joins = False
