@@ -63,7 +63,7 @@ def as_flags(arguments: Sequence[str]) -> list[str]:
 
 NEEDS = (
     Need(("limit", "skip"), "--action=show", lambda o: o.action == "show"),
-    Need(("vocab_file", "spm_model_file"), "--action=show or stats", lambda o: o.action in ("show", "stats")),
+    Need(("vocab_file", "spm_model_file"), "--action=show, stats or verify", lambda o: o.action != "repair"),
 )
 
 

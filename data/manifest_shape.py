@@ -189,7 +189,8 @@ def _check_lengths(manifest: Mapping[str, Any]) -> None:
         _agree("form", name, recipe["form"], "the recipe")
     if form is None:
         return  # `data.manifest.form_of` refuses it, where it is asked for
-    if (form.sequences or not form.label) and manifest["num_pair_labels"] > 1:
+    # A known objective has said how many there are; a form may leave them out.
+    if objective is None and (form.sequences or not form.label) and manifest["num_pair_labels"] > 1:
         raise UsageError(f"form is {name}, which has no label, but num_pair_labels is {manifest['num_pair_labels']}")
     if lengths is None:
         lengths = {

@@ -70,19 +70,11 @@ def create_examples(
     """
     work = output.work_path
     parts = plan(inputs, encoding, functools.partial(report, "decoding"))
-    work_plan = {
-        "recipe": asdict(recipe),
-        "spans": [[str(span.path), span.start, span.end, span.encoding] for span in parts],
-        "sizes": [[str(path), *manifest.stamp(path)] for path in inputs],
-        "tokenizer": tokenizer.fingerprint,
-        "output": [*map(str, output.files), output.num_shards, output.shard_size],
-        "versions": manifest.versions(recipe),
-    }
     reads = {"--input_file": inputs, "--vocab_file or --spm_model_file": [vocabulary_file]}
     claims.check(output, reads)
     for path in output.files:
         path.parent.mkdir(parents=True, exist_ok=True)
-    claims.open_work(work, work_plan)
+    claims.open_work(work, _work_plan(inputs, parts, output, recipe, tokenizer))
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
     with Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
@@ -99,6 +91,20 @@ def create_examples(
     write_atomically(output.manifest_path, manifest.to_bytes(content))
     shutil.rmtree(work)
     return Result(content, pool.seconds)
+
+
+def _work_plan(
+    inputs: Sequence[Path], parts: Sequence[corpus.Span], output: Output, recipe: Recipe, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return all that the files of an unfinished job depend on: a job of another plan begins anew."""
+    return {
+        "recipe": asdict(recipe),
+        "spans": [[str(span.path), span.start, span.end, span.encoding] for span in parts],
+        "sizes": [[str(path), *manifest.stamp(path)] for path in inputs],
+        "tokenizer": tokenizer.fingerprint,
+        "output": [*map(str, output.files), output.num_shards, output.shard_size],
+        "versions": manifest.versions(recipe),
+    }
 
 
 def _read(
