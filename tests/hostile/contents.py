@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.hostile.case import Case, Expectation, change
-from tests.hostile.seeds import BASES, PIECES, TEXT, VICTIM, VOCABULARY
+from tests.hostile.seeds import BASES, PIECES, TEXT, VOCABULARY
 
 MIB = 2**20
 
@@ -443,6 +443,3 @@ def json_rows(random: Random, seeds: Path) -> Case:
     names = (f"{split}.json", "data_dir", "label")
     content = ("\n".join(lines) + "\n").encode()
     return change(base, "json rows", f"{name}: {way}, {where}", expect, names, files={name: content})
-
-
-__all__ = ["VICTIM", "bytes_changed", "json_lines", "json_rows", "other_kind", "pieces", "rows", "text", "vocabulary"]

@@ -338,9 +338,8 @@ def foreign_output(random: Random, seeds: Path) -> Case:
     outputs = tuple(each for each in base.outputs if not place.startswith(each)) or _all_but(place, base)
     files = {place: content, "out/notes.txt" if value.startswith("out/") else "notes.txt": mine}
     expect: Expectation = "refuse" if place == value and target != "output_dir" else "either"
-    if place in (files_in_the_way := ("out",)):
+    if place == "out":
         files, expect = {place: content}, "refuse"
-    del files_in_the_way
     text = f"a foreign {place}" + (f" -> {VICTIM}" if isinstance(content, Link) else "")
     return change(base, "foreign output", text, expect, names, files=files, outputs=outputs, uses=["victim"])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import dataclasses
 import gc
 import importlib
 import json
@@ -227,44 +226,43 @@ def try_one(options: Any, seeds: Path, work: Path) -> int:
     folder = work / "job-only"
     seen, verdict = attempt(case, seeds, folder, Limits(seconds=options.seconds))
     print(json.dumps(described(case, seen, verdict), indent=2, ensure_ascii=False))
-    print(
-        f"\n--- stdout\n{seen.stdout}\n--- stderr\n{seen.stderr}\n--- {verdict.outcome}: {dataclasses.asdict(verdict)}"
-    )
+    print(f"\n--- stdout\n{seen.stdout}\n--- stderr\n{seen.stderr}\n--- {verdict.outcome}")
     if options.keep:
-        shutil.rmtree(options.keep, ignore_errors=True)
-        case.place(seeds, Path(options.keep))
-        print(
-            f"cd {options.keep} && {sys.executable} {ROOT}/{case.verb}.py {shlex.join(case.arguments(Path(options.keep)))}"
-        )
+        keep = Path(options.keep)
+        shutil.rmtree(keep, ignore_errors=True)
+        case.place(seeds, keep)
+        command = [sys.executable, str(ROOT / f"{case.verb}.py"), *case.arguments(keep)]
+        print(f"cd {keep} && {shlex.join(command)}")
     return int(not verdict.clean)
+
+
+def counted(lines: Iterable[dict[str, Any]]) -> dict[str, collections.Counter[str]]:
+    """Return how often each class had each outcome, and under `all` their sum."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for line in lines:
+        for name in (line["kind"], "all"):
+            counts[name][line["outcome"]] += 1
+    return counts
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Return the counts of outcomes by class, as text."""
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for line in lines:
-        counts[line["kind"]][line["outcome"]] += 1
-        counts["all"][line["outcome"]] += 1
+    counts = counted(lines)
     columns = [outcome for outcome in (*CLEAN, *FAULTS) if counts["all"][outcome] or outcome in CLEAN]
-    names = [*sorted(name for name in counts if name != "all"), "all"]
-    rows = [
-        ["class", "cases", *columns],
-        *([n, str(counts[n].total()), *(str(counts[n][c] or ".") for c in columns)] for n in names),
+    names = [*sorted(counts.keys() - {"all"}), "all"]
+    numbers = [
+        [name, str(counts[name].total()), *(str(counts[name][each] or ".") for each in columns)] for name in names
     ]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    rows = [["class", "cases", *columns], *numbers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
     )
 
 
 def _write(path: Path, failures: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> None:
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for line in lines:
-        counts[line["kind"]][line["outcome"]] += 1
-    content = [*failures, {"counts": counts}]
+    content = [*failures, {"counts": counted(lines)}]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content), encoding="utf-8")
 
 

@@ -79,7 +79,7 @@ def snapshot(folder: Path) -> Snapshot:
         found |= {f"{(place / name).relative_to(folder).as_posix()}/": "" for name in folders if name not in links}
         for name in [*files, *links]:
             path = place / name
-            text = f"-> {os.readlink(path)}" if path.is_symlink() else digest(path)
+            text = f"-> {path.readlink()}" if path.is_symlink() else digest(path)
             found[path.relative_to(folder).as_posix()] = text
     return found
 
@@ -101,13 +101,14 @@ def observe(call: Callable[[], None], folder: Path, logs: Path, limits: Limits) 
     code = _end_of(pid, started + limits.wall_seconds)
     seconds = time.monotonic() - started
     strays = _end_strays(pid)
-    words = [(logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr")]
-    return Observation(code, *words, before, snapshot(folder), strays, seconds)
+    out, err = ((logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
+    return Observation(code, out, err, before, snapshot(folder), strays, seconds)
 
 
 def adopt_orphans() -> None:
     """Become the parent of processes whose own parent dies, so that none is missed."""
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    libc: Any = ctypes.CDLL(None)
+    libc.prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def _end_of(pid: int, deadline: float) -> int | None:
@@ -227,7 +228,7 @@ def _give_up_rights(folder: Path) -> None:
     """As root become nobody, who may read everything and write in `folder` alone: no mistake reaches other files."""
     if os.geteuid() != 0:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc: Any = ctypes.CDLL(None, use_errno=True)
     for place, folders, files in os.walk(folder):
         for name in ("", *folders, *files):
             os.chown(Path(place) / name, _NOBODY, _NOBODY, follow_symlinks=False)
@@ -257,7 +258,8 @@ def call_verb(verb: str, arguments: Sequence[str], *, trains: bool) -> None:
     if verb.startswith("convert_"):
         import conversion.parity
 
-        vars(conversion.parity)["largest_differences"] = lambda *given: {"not compared": 0.0}
+        parity: Any = conversion.parity
+        parity.largest_differences = lambda *given: {"not compared": 0.0}
     given = module.as_flags(arguments) if verb == "inspect_records" else arguments
     run(module.main, module.Options, given)
 

@@ -75,8 +75,8 @@ def _classify(name: str, uses: tuple[str, ...], outputs: tuple[str, ...] = ("out
     return Base(name, "run_classifier", given, uses, outputs, reads, ("output_dir",))
 
 
-def _convert(name: str, source: str, format: str = "ours", **flags: str) -> Base:
-    given = {"input": source, "output": "out/converted", "format": format, **flags}
+def _convert(name: str, source: str, kind: str = "ours", **flags: str) -> Base:
+    given = {"input": source, "output": "out/converted", "format": kind, **flags}
     reads = ("input", "config_file", "vocab_file")
     uses = (source, CONFIG, VOCABULARY)
     return Base(name, "convert_checkpoint", given, uses, ("out/",), reads, ("output",))

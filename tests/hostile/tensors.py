@@ -275,7 +275,6 @@ def torch_file(random: Random, seeds: Path) -> Case:
         "truths": {**right, tensor: value > 0},
         "bfloat16": {each: old.to(torch.bfloat16) for each, old in right.items()},
         "meta": {**right, tensor: torch.empty(value.shape, device="meta")},
-        "quantized": {**right, tensor: torch.zeros(3, dtype=torch.qint8) if hasattr(torch, "never") else value[:1]},
         "a huge view": {**right, tensor: torch.zeros(1).expand(10**6, 10**6)},
         "parameters": {each: torch.nn.Parameter(old) for each, old in right.items()},
     }
@@ -298,7 +297,7 @@ def torch_file(random: Random, seeds: Path) -> Case:
             warnings.simplefilter("ignore")
             torch.save(ways[way], stream)
         content = stream.getvalue()
-    right_too = ("bfloat16", "parameters", "nested", "nested state", "quantized", "sparse", "integers", "truths")
+    right_too = ("bfloat16", "parameters", "nested", "nested state", "sparse", "integers", "truths")
     expect: Expectation = "either" if way in (*right_too, "complex", "half a file") else "refuse"
     if "inside" in way or way in ("meta", "a huge view"):
         # Heads, and buffers, may be left out.
