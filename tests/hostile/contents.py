@@ -92,7 +92,7 @@ def _other_file(
     kind: str, base: str, name: str, text: str, content: bytes | None, expect: Expectation, *names: str
 ) -> Case:
     path = Path(name)
-    also = (path.name, path.parent.name, "records", "--output_dir", *names)
+    also = (path.name, path.parent.name, "records", "--output_dir", "vocab_size", *names)
     return change(BASES[base], kind, f"{name}: {text}", expect, also, files={name: content})
 
 

@@ -112,7 +112,8 @@ def value_of_a_flag(random: Random, seeds: Path) -> Case:
     outputs = (*base.outputs, value.split("/")[0]) if flag.name in base.writes else base.outputs
     text = f"--{flag.name}={value[:80]}"
     outputs = tuple(each for each in outputs if each not in ("in", "", ".", ".."))
-    names = (flag.name, " ".join(value.split())[:50] or flag.name, *_others(base))
+    parts = Path(value).parts[:-1] if flag.name in base.writes else ()
+    names = (flag.name, " ".join(value.split())[:50] or flag.name, *parts, *_others(base))
     return change(base, "flag value", text, expect, names, flags={flag.name: value}, outputs=outputs, uses=[TEXT])
 
 

@@ -26,6 +26,8 @@ FAULTS = (
 _SIGNALLED = (130, 141, 143)
 # Progress is written over itself, a line of several states.
 _PROGRESS = re.compile(r"\s*(reading|writing|joining|held out|training|looking|checking|compiling)\b|.*\r")
+# What a run shows before it trains.
+_PREAMBLE = re.compile(r"(model|memory|device|weights|data|step|output|child|lock)\b")
 # Native libraries write about their compiler and their devices whatever level of words they are told.
 _NATIVE = re.compile(r"[IWE]\d{4} |\d{4}-\d\d-\d\d \d\d:\d\d|WARNING: All log messages before|.*\bcpu_feature_guard\b")
 
@@ -84,16 +86,19 @@ def _of_the_files(case: Case, seen: Observation) -> list[str]:
     """Return what happened to files that had to stay, and what was left where nothing may be."""
     found = []
     contents = set(seen.after.values())
+    begun = bool(seen.code) and "\ntraining  " in seen.stderr
     for name, content in seen.before.items():
         if seen.after.get(name) == content:
             continue
         mine = name.startswith(case.outputs) and case.outputs
         # A refusal changes nothing; a repair keeps the damaged file under another name.
-        if mine and (seen.code == 0 or content in contents or case.verb == "inspect_records"):
+        if mine and (seen.code == 0 or begun or content in contents or case.verb == "inspect_records"):
             continue
         found.append(f"input changed: {name} {'is gone' if name not in seen.after else 'has other content'}")
     new = [name for name in seen.after if name not in seen.before and not _may_stay(name, seen)]
-    strange = [name for name in new if seen.code != 0 or not (case.outputs and name.startswith(case.outputs))]
+    # A run that had begun to train leaves what it goes on from.
+    complete = seen.code == 0 or begun
+    strange = [name for name in new if not (complete and case.outputs and name.startswith(case.outputs))]
     if strange and seen.code is not None and not _is_a_finding(case, seen):
         found.append(f"left-overs: {', '.join(strange[:4])}{' ...' * (len(strange) > 4)}")
     return found
@@ -133,7 +138,8 @@ def _of_the_message(case: Case, seen: Observation) -> list[str]:
     others = [
         line
         for line in seen.stderr.split("\n")
-        if line.strip() and not (line.strip() in lines or _PROGRESS.match(line) or _NATIVE.match(line))
+        if line.strip()
+        and not (line.strip() in lines or _PROGRESS.match(line) or _PREAMBLE.match(line) or _NATIVE.match(line))
     ]
     if len(lines) != 1 or others:
         return [f"many lines: {len(lines)} messages and {len(others)} further lines, {last_line(seen.stderr)}"]

@@ -180,7 +180,8 @@ def tried(seed: int, index: int, seeds: Path, folder: Path, limits: Limits) -> d
 
     case = make_case(seed, index, seeds)
     seen, verdict = attempt(case, seeds, folder, limits)
-    line: dict[str, Any] = {"index": index, "kind": case.kind, "outcome": verdict.outcome, "seconds": seen.seconds}
+    line: dict[str, Any] = {"index": index, "kind": case.kind, "outcome": verdict.outcome}
+    line |= {"seconds": round(seen.seconds, 2), "core_seconds": round(seen.core_seconds, 2)}
     if not verdict.clean:
         line |= described(case, seen, verdict) | {"again": f"--seed={seed} --only={index}"}
     return line

@@ -41,7 +41,7 @@ class Limits:
     """
 
     seconds: int = 10
-    wall_seconds: float = 40
+    wall_seconds: float = 60
     memory_bytes: int = 12 * GIB
     file_bytes: int = GIB
     processes: int = 40
@@ -59,6 +59,7 @@ class Observation:
         after: the files after it.
         strays: processes that outlived it.
         seconds: by the clock.
+        core_seconds: of a core.
     """
 
     code: int | None
@@ -68,6 +69,7 @@ class Observation:
     after: Snapshot
     strays: int
     seconds: float
+    core_seconds: float = 0.0
 
 
 def snapshot(folder: Path) -> Snapshot:
@@ -98,11 +100,11 @@ def observe(call: Callable[[], None], folder: Path, logs: Path, limits: Limits) 
     pid = os.fork()
     if pid == 0:
         _live(call, folder, logs, limits)
-    code = _end_of(pid, started + limits.wall_seconds)
+    code, core_seconds = _end_of(pid, started + limits.wall_seconds)
     seconds = time.monotonic() - started
     strays = _end_strays(pid)
     out, err = ((logs / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
-    return Observation(code, out, err, before, snapshot(folder), strays, seconds)
+    return Observation(code, out, err, before, snapshot(folder), strays, seconds, core_seconds)
 
 
 def adopt_orphans() -> None:
@@ -111,14 +113,17 @@ def adopt_orphans() -> None:
     libc.prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_of(pid: int, deadline: float) -> int | None:
-    """Wait for a child; return its code, or None for one that had to be killed. Its stack is then on its stderr."""
+def _end_of(pid: int, deadline: float) -> tuple[int | None, float]:
+    """Wait for a child; return its code and its seconds of a core.
+
+    The code is None for a child that had to be killed; its stack is then on its stderr.
+    """
     pause = 0.001
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
+        found, status, used = os.wait4(pid, os.WNOHANG)
         if found:
             code = os.waitstatus_to_exitcode(status)
-            return None if code == -signal.SIGXCPU else code
+            return None if code == -signal.SIGXCPU else code, used.ru_utime + used.ru_stime
         if time.monotonic() > deadline:
             break
         time.sleep(pause)
@@ -127,8 +132,8 @@ def _end_of(pid: int, deadline: float) -> int | None:
         os.kill(pid, signal.SIGUSR1)
         time.sleep(0.3)
         os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    used = os.wait4(pid, 0)[2]
+    return None, used.ru_utime + used.ru_stime
 
 
 def _end_strays(group: int) -> int:
