@@ -289,7 +289,7 @@ def same_file(random: Random, seeds: Path) -> Case:
         outputs += [f"{source}/{name}" for name in ("checkpoints", "best", "below", "tensorboard", "metrics.jsonl")]
         outputs += [f"{source}/{name}" for name in ("config.json.", "report.html", "model_config.json", "run.json")]
         outputs += [f"{source}/{split}_{what}" for split in ("dev", "test") for what in ("predictions", "results")]
-        outputs += [f"{source}/eval_results", f"{source}/config.json"]
+        outputs += [f"{source}/{name}" for name in ("eval_results", "config.json", "vocab.txt", "spiece.model", "lock")]
     if text == "inside" and not folder:
         outputs = []
     return change(

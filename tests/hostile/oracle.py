@@ -23,6 +23,7 @@ FAULTS = (
     "unclear",
 )
 """The worst first: the first that a case shows is what it is counted as."""
+_LONGEST = 5100
 _SIGNALLED = (130, 141, 143)
 # Progress is written over itself, a line of several states.
 _PROGRESS = re.compile(r"\s*(reading|writing|joining|held out|training|looking|checking|compiling)\b|.*\r")
@@ -145,7 +146,7 @@ def _of_the_message(case: Case, seen: Observation) -> list[str]:
         return [f"many lines: {len(lines)} messages and {len(others)} further lines, {last_line(seen.stderr)}"]
     words = lines[0].removeprefix(f"{case.verb}.py: ")
     # A message may repeat what was typed, however long.
-    if len(words) > 1500 + max(map(len, case.flags), default=0):
+    if len(words) > 1500 + _LONGEST:
         return [f"unclear: a line of {len(words):,} characters"]
     if not re.search("[:;,]", words) or not any(name in words for name in case.names):
         return [f"unclear: {words[:300]}"]

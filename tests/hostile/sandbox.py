@@ -206,6 +206,7 @@ def _redirect(logs: Path) -> None:
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
+    faulthandler.register(signal.SIGXCPU, file=2, all_threads=False, chain=True)
 
 
 def _limit(limits: Limits) -> None:
