@@ -57,7 +57,11 @@ _ROUND = [name for name, (weight, _) in CLASSES.items() for _ in range(weight)]
 Random(0).shuffle(_ROUND)
 
 
+def kind_of(index: int) -> str:
+    """Return the class of the case of that number."""
+    return _ROUND[index % len(_ROUND)]
+
+
 def make_case(seed: int, index: int, seeds: Path) -> Case:
     """Return the case of that number; the same seed and index make the same case."""
-    kind = _ROUND[index % len(_ROUND)]
-    return CLASSES[kind][1](Random(f"{seed} {index}"), seeds)
+    return CLASSES[kind_of(index)][1](Random(f"{seed} {index}"), seeds)

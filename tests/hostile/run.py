@@ -179,6 +179,8 @@ def tried(seed: int, index: int, seeds: Path, folder: Path, limits: Limits) -> d
     from tests.hostile.classes import make_case
 
     case = make_case(seed, index, seeds)
+    if case != make_case(seed, index, seeds):
+        raise RuntimeError(f"case {index} of seed {seed} ({case.kind}) is not the same when it is made again")
     seen, verdict = attempt(case, seeds, folder, limits)
     line: dict[str, Any] = {"index": index, "kind": case.kind, "outcome": verdict.outcome}
     line |= {"seconds": round(seen.seconds, 2), "core_seconds": round(seen.core_seconds, 2)}

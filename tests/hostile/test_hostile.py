@@ -19,7 +19,7 @@ from tests.hostile.oracle import judge
 from tests.hostile.run import ROOT, table
 from tests.hostile.sandbox import Limits, observe
 
-CASES = 320
+CASES = 300
 LIMITS = Limits(seconds=1, wall_seconds=2)
 # A verb that does not exist: what it does is what a test plants.
 BASE = Base("planted", "planted", {"text": "in/a.txt"}, (), ("out/",), ("text",), ("output",))
@@ -62,16 +62,15 @@ def test_every_class_has_its_share_of_the_cases(tried):
 
 @pytest.mark.slow
 def test_a_case_is_a_function_of_seed_and_index(tried):
-    from tests.hostile.classes import CLASSES, make_case
+    from tests.hostile.classes import kind_of, make_case
 
-    seeds = tried[0]
-    cases = [make_case(5, index, seeds) for index in range(120)]
-    assert cases == [make_case(5, index, seeds) for index in range(120)]
-    assert {case.kind for case in cases} == set(CLASSES)
-    assert len({(case.flags, tuple(case.files)) for case in cases}) > 90
-    others = [make_case(6, index, seeds) for index in range(120)]
-    assert [case.kind for case in cases] == [case.kind for case in others]
-    assert sum(case != other for case, other in zip(cases, others, strict=True)) > 90
+    # The runner makes every case twice; those classes import TensorFlow and PyTorch.
+    indices = [n for n in range(150) if kind_of(n) not in ("records", "tensors", "safetensors header", "torch file")]
+    one, same, other = ([make_case(seed, n, tried[0]) for n in indices] for seed in (5, 5, 6))
+    assert one == same
+    assert [case.kind for case in one] == [case.kind for case in other]
+    assert sum(a != b for a, b in zip(one, other, strict=True)) > 0.8 * len(indices)
+    assert len({(case.flags, tuple(case.files.items())) for case in one}) > 0.8 * len(indices)
 
 
 # -- the judge ---------------------------------------------------------------------------------------------------------
