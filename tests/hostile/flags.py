@@ -204,6 +204,8 @@ def two_flags(random: Random, seeds: Path) -> Case:
     return dataclasses.replace(first, kind="two flags", flags=flags, change=both, expect="either", names=names)
 
 
+# Actions of inspect_records.py that read no vocabulary.
+_WORDLESS = ("verify", "repair")
 _PLACES: dict[str, bytes | Link | None] = {
     "missing": None,
     "missing/below": None,
@@ -252,7 +254,8 @@ def path_of_a_flag(random: Random, seeds: Path) -> Case:
     files = {} if _PLACES[place] is None else {place: _PLACES[place]}
     # A text may be one letter, and then there is nothing to make of it.
     names = (name, Path(given).name[:50], given[:50], *_others(base))
-    expect = "either" if place in ("no newline", "é中🙂 name.txt") else "refuse"
+    wordless = base.flags.get("action") in _WORDLESS
+    expect = "either" if place in ("no newline", "é中🙂 name.txt") or (name == "vocab_file" and wordless) else "refuse"
     return change(base, "flag path", f"--{name}={given[:80]}", expect, names, flags={name: given}, files=files)
 
 

@@ -87,7 +87,7 @@ def _of_the_files(case: Case, seen: Observation) -> list[str]:
     """Return what happened to files that had to stay, and what was left where nothing may be."""
     found = []
     contents = set(seen.after.values())
-    begun = bool(seen.code) and "\ntraining  " in seen.stderr
+    begun = _had_begun(seen)
     for name, content in seen.before.items():
         if seen.after.get(name) == content:
             continue
@@ -103,6 +103,11 @@ def _of_the_files(case: Case, seen: Observation) -> list[str]:
     if strange and seen.code is not None and not _is_a_finding(case, seen):
         found.append(f"left-overs: {', '.join(strange[:4])}{' ...' * (len(strange) > 4)}")
     return found
+
+
+def _had_begun(seen: Observation) -> bool:
+    """Whether a run ended after it had begun to train."""
+    return bool(seen.code) and "\ntraining  " in seen.stderr
 
 
 def _may_stay(name: str, seen: Observation) -> bool:
@@ -142,7 +147,7 @@ def _of_the_message(case: Case, seen: Observation) -> list[str]:
         if line.strip()
         and not (line.strip() in lines or _PROGRESS.match(line) or _PREAMBLE.match(line) or _NATIVE.match(line))
     ]
-    if len(lines) != 1 or others:
+    if len(lines) != 1 or (others and not _had_begun(seen)):
         return [f"many lines: {len(lines)} messages and {len(others)} further lines, {last_line(seen.stderr)}"]
     words = lines[0].removeprefix(f"{case.verb}.py: ")
     # A message may repeat what was typed, however long.
