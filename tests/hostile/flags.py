@@ -200,7 +200,7 @@ def two_flags(random: Random, seeds: Path) -> Case:
         value = "1"
     flags = (*first.flags, f"--{flag.name}={value}")
     both = f"{first.change} --{flag.name}={value[:80]}"
-    names = (*first.names, flag.name)
+    names = (*first.names, flag.name, " ".join(value.split())[:50] or flag.name)
     return dataclasses.replace(first, kind="two flags", flags=flags, change=both, expect="either", names=names)
 
 
