@@ -86,6 +86,8 @@ class Case:
         for name, content in self.files.items():
             target = folder / name
             if isinstance(content, bytes):
+                if target.is_dir():
+                    remove(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.replace(CASE.encode(), str(folder).encode()))
             elif content is None:

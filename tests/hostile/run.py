@@ -164,13 +164,21 @@ def _wait(workers: Iterable[int], results: Path, total: int, started: float) -> 
 
 def _work(options: Any, indices: Sequence[int], seeds: Path, work: Path, job: int, results: Path) -> None:
     """Try the cases of these numbers, one line of JSON each."""
+    from tests.hostile.classes import kind_of
+
     adopt_orphans()
     gc.freeze()
     folder = work / f"job-{job}"
     output = os.open(results, os.O_WRONLY | os.O_APPEND)
     for index in indices:
-        line = json.dumps(tried(options.seed, index, seeds, folder, Limits(seconds=options.seconds))) + "\n"
-        os.write(output, line.encode())
+        try:
+            line = tried(options.seed, index, seeds, folder, Limits(seconds=options.seconds))
+        except Exception:
+            # One case that cannot be made is a failure, and the others go on.
+            again = f"--seed={options.seed} --only={index}"
+            line = {"index": index, "kind": kind_of(index), "outcome": "broken case", "seconds": 0, "again": again}
+            line |= {"faults": [traceback.format_exc()[-1500:]], "command": "", "change": "", "core_seconds": 0}
+        os.write(output, (json.dumps(line) + "\n").encode())
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -367,7 +367,7 @@ def run_folder(random: Random, seeds: Path) -> Case:
         "no optimizer": {f"{step}/optimizer.safetensors": None},
         "half the weights": {f"{step}/model.safetensors": weights[: len(weights) // 2]},
         "no checkpoints": {f"{folder}/checkpoints": None},
-        "checkpoints that are a file": {f"{folder}/checkpoints": None, f"{folder}/best": b"x"},
+        "checkpoints that are a file": {f"{folder}/checkpoints": b"x"},
         "best without weights": {f"{folder}/best/model.safetensors": None},
         "best without a state": {f"{folder}/best/state.json": None},
         "no run.json": {f"{folder}/run.json": None},
