@@ -274,7 +274,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 def _write(path: Path, failures: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> None:
     content = [*failures, {"counts": counted(lines)}]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content), encoding="utf-8")
+    path.write_text("".join(json.dumps(line) + "\n" for line in content), encoding="utf-8")
 
 
 if __name__ == "__main__":
