@@ -1,0 +1,1 @@
+"""Wrong inputs made by the thousand from right ones, by class, and the judge of what the verbs answer to them."""

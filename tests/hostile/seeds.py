@@ -1,0 +1,244 @@
+"""The valid inputs that all cases begin from, and the ordinary calls that succeed with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.hostile.case import Base
+
+CONFIG = "in/shared.json"
+TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
+VICTIM = "victim/thesis.txt"
+TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
+CREATE = {
+    "input_file": TEXT,
+    "output_file": "out/a.tfrecord",
+    "vocab_file": VOCABULARY,
+    "max_seq_length": "32",
+    "max_predictions_per_seq": "5",
+    "dupe_factor": "1",
+    "num_workers": "1",
+}
+PRETRAIN = {
+    "input_file": "in/records/*.tfrecord",
+    "bert_config_file": CONFIG,
+    "output_dir": "out",
+    "do_eval": "true",
+    "max_eval_steps": "1",
+    "train_batch_size": "2",
+    "num_train_steps": "1",
+    "num_warmup_steps": "0",
+    **TRAINING,
+}
+CLASSIFY = {
+    "task_name": "lcqmc",
+    "data_dir": "in/pairs",
+    "vocab_file": VOCABULARY,
+    "bert_config_file": CONFIG,
+    "output_dir": "out",
+    "max_seq_length": "24",
+    "train_batch_size": "8",
+    "num_train_steps": "1",
+    **TRAINING,
+}
+_TOKENIZER = ("vocab_file", "spm_model_file")
+_MODEL = (*_TOKENIZER, "bert_config_file", "init_checkpoint")
+
+
+def _create(name: str, uses: tuple[str, ...], **flags: str) -> Base:
+    given = {flag: value for flag, value in {**CREATE, **flags}.items() if value}
+    return Base(name, "create_pretraining_data", given, uses, ("out/",), ("input_file", *_TOKENIZER), ("output_file",))
+
+
+def _train_tokenizer(name: str, **flags: str) -> Base:
+    given = {"input_file": TEXT, "output_file": "out/tokens", "vocab_size": "900", **flags}
+    return Base(name, "train_tokenizer", given, (TEXT,), ("out/",), ("input_file",), ("output_file",))
+
+
+def _inspect(action: str, folder: str = "records", outputs: tuple[str, ...] = ()) -> Base:
+    given = {"action": action, "input_file": f"in/{folder}/zh.tfrecord", "vocab_file": VOCABULARY}
+    uses = (f"in/{folder}", VOCABULARY)
+    return Base(f"inspect_{action}_{folder}", "inspect_records", given, uses, outputs, ("input_file", "vocab_file"))
+
+
+def _pretrain(name: str, uses: tuple[str, ...], outputs: tuple[str, ...] = ("out/",), **flags: str) -> Base:
+    return Base(name, "run_pretraining", {**PRETRAIN, **flags}, uses, outputs, ("input_file", *_MODEL), ("output_dir",))
+
+
+def _classify(name: str, uses: tuple[str, ...], outputs: tuple[str, ...] = ("out/",), **flags: str) -> Base:
+    reads = ("data_dir", "task_file", *_MODEL)
+    given = {flag: value for flag, value in {**CLASSIFY, **flags}.items() if value}
+    return Base(name, "run_classifier", given, uses, outputs, reads, ("output_dir",))
+
+
+def _convert(name: str, source: str, kind: str = "ours", **flags: str) -> Base:
+    given = {"input": source, "output": "out/converted", "format": kind, **flags}
+    reads = ("input", "config_file", "vocab_file")
+    uses = (source, CONFIG, VOCABULARY)
+    return Base(name, "convert_checkpoint", given, uses, ("out/",), reads, ("output",))
+
+
+_PAIRS = ("in/pairs", CONFIG, VOCABULARY)
+BASES: Mapping[str, Base] = {
+    base.name: base
+    for base in (
+        _create("create", (TEXT, VOCABULARY)),
+        _create("create_pieces", (TEXT, PIECES), vocab_file="", spm_model_file=PIECES),
+        _create("create_json", ("in/text.jsonl", VOCABULARY), input_file="in/text.jsonl", eval_fraction="0.3"),
+        _create("create_words", (TEXT, VOCABULARY), objective="structbert", do_whole_word_mask="true", ngram="3"),
+        _create("create_dynamic", (TEXT, VOCABULARY), masking="dynamic"),
+        _create("create_packed", (TEXT, VOCABULARY), objective="masked_lm", pack_sequences="true"),
+        _train_tokenizer("train_wordpiece", common_characters="false"),
+        _train_tokenizer("train_unigram", model_type="unigram"),
+        _inspect("show"),
+        _inspect("stats"),
+        _inspect("verify"),
+        _inspect("repair", outputs=("in/records/",)),
+        _inspect("show", "bare"),
+        _inspect("stats", "bare"),
+        _inspect("verify", "bare"),
+        _inspect("stats", "dynamic"),
+        _inspect("show", "packed"),
+        _pretrain("pretrain", ("in/records", CONFIG)),
+        _pretrain("pretrain_bare", ("in/bare", CONFIG), input_file="in/bare/zh.tfrecord", do_eval="false"),
+        _pretrain("pretrain_dynamic", ("in/dynamic", CONFIG), input_file="in/dynamic/*.tfrecord"),
+        _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
+        _pretrain(
+            "pretrain_resumed",
+            ("in/records", CONFIG, "in/pretraining"),
+            ("in/pretraining/",),
+            output_dir="in/pretraining",
+            num_train_steps="3",
+        ),
+        _classify("classify", _PAIRS, do_predict="true"),
+        _classify("classify_from", (*_PAIRS, "in/tf1"), init_checkpoint="in/tf1"),
+        _classify(
+            "classify_rows", (*_PAIRS, "in/tasks.toml"), task_name="mirrored", task_file="in/tasks.toml", do_eval="true"
+        ),
+        _classify("classify_json", ("in/pairs_json", *_PAIRS[1:]), task_name="afqmc", data_dir="in/pairs_json"),
+        _classify(
+            "classify_resumed",
+            (*_PAIRS, "in/tuned"),
+            ("in/tuned/",),
+            output_dir="in/tuned",
+            num_train_steps="3",
+        ),
+        _classify(
+            "predict", (*_PAIRS, "in/tuned"), ("in/tuned/",), output_dir="in/tuned", do_train="", do_predict="true"
+        ),
+        Base(
+            "plan",
+            "plan_training",
+            {"bert_config_file": CONFIG, "device": "h100", "max_seq_length": "32", "train_batch_size": "8"},
+            (CONFIG,),
+            (),
+            ("bert_config_file",),
+        ),
+        _convert("convert_ours", "in/shared"),
+        _convert("convert_tf1", "in/shared", "tf1"),
+        _convert("convert_transformers", "in/shared", "transformers"),
+        _convert("convert_from_tf1", "in/tf1"),
+        _convert("convert_from_transformers", "in/transformers"),
+        _convert("convert_from_file", "in/shared/model.safetensors", config_file=CONFIG, vocab_file=VOCABULARY),
+        _convert("convert_from_bin", "in/torch", vocab_file=VOCABULARY),
+        _convert("convert_run", "in/tuned"),
+        _convert("list", "in/transformers", list="true"),
+        Base(
+            "convert_albert",
+            "convert_albert_tf_checkpoint_to_pytorch",
+            {"tf_checkpoint_path": "in/tf1", "bert_config_file": CONFIG, "pytorch_dump_path": "out/converted"},
+            ("in/tf1", CONFIG),
+            ("out/",),
+            ("tf_checkpoint_path", "bert_config_file", "vocab_file"),
+            ("pytorch_dump_path",),
+        ),
+    )
+}
+
+
+def make_seeds(folder: Path) -> None:
+    """Write all seeds below `folder`; computes, so call it in a process that does not fork afterwards."""
+    from observing import world
+
+    from tests.hostile.sandbox import answer
+
+    # A short text and few weights: every case copies and reads them.
+    inside = folder / "in"
+    inside.mkdir(parents=True)
+    # Manifests name their vocabulary as it was given: from any folder that the seeds are copied to.
+    with contextlib.chdir(folder):
+        world.make_world(Path("in"))
+    for name in ("other_tf1", "other_pairs", "run", "reversed.txt", "wide.json", "relu.json", "classifier"):
+        path = inside / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / VICTIM).parent.mkdir()
+    (folder / VICTIM).write_text("Years of work.\n", encoding="utf-8")
+    _json_pairs(inside)
+    _checkpoints(inside)
+    _packed(folder)
+    _runs(folder)
+    for name in ("predict", "inspect_stats_records", "convert_from_bin", "plan"):
+        _expect_zero(answer(BASES[name].verb, BASES[name].flags, folder))
+    shutil.rmtree(folder / "out")
+
+
+def _json_pairs(inside: Path) -> None:
+    """Write the pairs as JSON lines too."""
+    (inside / "pairs_json").mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [line.split("\t") for line in (inside / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()]
+        lines = (
+            json.dumps({"sentence1": a, "sentence2": b, "label": label}, ensure_ascii=False) for a, b, label in rows
+        )
+        (inside / f"pairs_json/{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _checkpoints(inside: Path) -> None:
+    """Write the transformers forms of the shared checkpoint."""
+    from conversion.readers import read_checkpoint
+    from conversion.writers import write_transformers
+    from tests.hostile.sandbox import quiet
+
+    checkpoint = read_checkpoint(inside / "shared")
+    assert checkpoint.config is not None
+    with quiet():
+        vocabulary = [inside / "vocab.txt"]
+        write_transformers(inside / "torch", checkpoint.config, checkpoint.tensors, vocabulary, pytorch_bin=True)
+        shutil.copytree(inside / "torch", inside / "transformers")
+    (inside / "transformers/pytorch_model.bin").unlink()
+    (inside / "torch/model.safetensors").unlink()
+
+
+def _packed(folder: Path) -> None:
+    """Write packed records."""
+    from tests.hostile.sandbox import answer
+
+    flags = {**BASES["create_packed"].flags, "output_file": "in/packed/zh.tfrecord"}
+    _expect_zero(answer("create_pretraining_data", flags, folder))
+
+
+def _runs(folder: Path) -> None:
+    """Write a finished run of each training verb, of two steps that are really computed."""
+    import tensorflow as tf
+
+    from tests.hostile.sandbox import answer
+
+    # Compiling takes longer than all steps of so small a model.
+    tf.config.run_functions_eagerly(True)
+    steps = {"num_train_steps": "2", "save_checkpoints_steps": "1"}
+    for verb, flags in (
+        ("run_pretraining", {**PRETRAIN, **steps, "output_dir": "in/pretraining"}),
+        ("run_classifier", {**CLASSIFY, **steps, "output_dir": "in/tuned"}),
+    ):
+        _expect_zero(answer(verb, flags, folder))
+    tf.config.run_functions_eagerly(False)
+
+
+def _expect_zero(result: tuple[int, str]) -> None:
+    code, text = result
+    if code:
+        raise RuntimeError(f"a seed cannot be made: {text}")
