@@ -225,7 +225,7 @@ def test_paths_that_pages_name_exist(page: str):
 def test_flags_that_pages_name_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     # Of gcloud, pip, and the one that is the same for all.
-    known = {"zone", "project", "worker", "command", "config", "help", "encoding"}
+    known = {"zone", "project", "worker", "command", "config", "help"}
     known |= {name for verb in VERBS if verb != "test_changes" for name in all_names(verb)}
     assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= known
 
