@@ -70,6 +70,9 @@ NEEDS = (
 def main(options: Options) -> int:
     """Do what is asked; return 1 where verify or repair found damage. Raises `UsageError` where nothing can be read."""
     check_needs(options, NEEDS)
+    from commands.session import check_files
+
+    check_files(options, ["vocab_file", "spm_model_file"])
     from data.reading import PretrainingDataset, expand_shards
 
     if options.action in ("verify", "repair"):

@@ -128,7 +128,7 @@ class _Flag:
             if not isinstance(items, list | tuple):
                 raise self._error(value, f"a list of {_EXPECTED[self.kind]}")
             return self._different(tuple(self._checked_item(item) for item in items))
-        if value is None and self.optional:
+        if value in (None, "") and self.optional:
             return None
         return self._checked_item(value)
 
@@ -425,7 +425,9 @@ def _forget_stdout() -> None:
 
 
 def _fail(program: str, message: str, code: int) -> NoReturn:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    # A file name may hold bytes that are no text.
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    print(f"{program}: {line}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

@@ -11,10 +11,11 @@ Only facts that also decide what an evaluation means (`SAME`) are compared where
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,27 @@ def _former_flags(folder: Path) -> dict[str, Any]:
         return read_json(path, dict[str, Any], what="the flags of a run", fix="restore it, or delete it")
     except FileNotFoundError:
         return {}
+
+
+def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for metrics or a newest checkpoint by which the run cannot go on, before anything is written.
+
+    A checkpoint that is damaged is no matter here: the one before it is taken.
+    """
+    from modeling.config import Config
+    from training.checkpoints import CorruptCheckpointError, read_state
+    from training.hooks import read_metrics
+    from training.loop import check_config
+
+    read_metrics(folder / "metrics.jsonl")
+    with contextlib.suppress(CorruptCheckpointError):
+        if checkpoints:
+            found = read_state(checkpoints[-1], groups=())
+            try:
+                former = as_json(dataclasses.asdict(Config.from_json(found.config)))
+            except UsageError as error:
+                raise UsageError(f"{checkpoints[-1] / 'state.json'}: config: {error}") from None
+            check_config(config, former, checkpoints[-1])
 
 
 def check_steps(folder: Path, reached: int, num_steps: int) -> None:

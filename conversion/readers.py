@@ -78,7 +78,7 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
         file, configuration = where, where.parent / "config.json"
         named = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
         if any(name.startswith("backbone/") for name in named):
-            tensors = _as_float32(named)
+            tensors = _as_float32(named, where)
             _check_tensors(tensors, where)
             return Checkpoint(tensors, config, "ours", [], where)
         if config is None and configuration.exists():
@@ -180,10 +180,10 @@ def _few(names: list[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")
 
 
-def _as_float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _as_float32(tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
     for name, value in tensors.items():
         if not (np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"):
-            raise UsageError(f"{name} has numbers of type {value.dtype}; expected weights of a floating-point type")
+            raise UsageError(f"{name} of {where} has numbers of type {value.dtype}; expected floating-point weights")
     return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
 
 
@@ -253,7 +253,7 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
             config = Config.from_json(values)
         except UsageError as error:
             raise UsageError(f"the config in {folder / _OUR_STATE}: {error}") from None
-    return Checkpoint(_as_float32(tensors), config, "ours", [], folder)
+    return Checkpoint(_as_float32(tensors, folder), config, "ours", [], folder)
 
 
 def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
@@ -309,7 +309,7 @@ def _renamed(named: Mapping[str, np.ndarray], config: Config | None, where: Path
             unused.append(name)
         elif translation.to_ours(spelt) is not None:
             try:
-                tensors |= _as_float32(translation.imported(spelt, named[name]))
+                tensors |= _as_float32(translation.imported(spelt, named[name]), where)
             except (ValueError, IndexError, TypeError):
                 shape = list(named[name].shape)
                 raise UsageError(f"{name} of {where} has shape {shape}, which cannot be cut in equal parts") from None

@@ -57,8 +57,13 @@ def wordpiece_json(vocabulary: bytes, do_lower_case: bool) -> str:
 
 
 def wordpiece_entries(vocabulary: bytes) -> list[str]:
-    """Return entries by id; only line feeds separate them."""
-    return vocabulary.decode().removesuffix("\n").split("\n")
+    """Return entries by id; only line feeds separate them. Raises `UsageError` for bytes that are no UTF-8."""
+    try:
+        return vocabulary.decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"vocab.txt is no UTF-8 text (byte {error.start:,}): take the file that the model was trained with"
+        ) from None
 
 
 def unigram_json(model: bytes, do_lower_case: bool) -> str:

@@ -120,7 +120,7 @@ BOUNDS: dict[str, Bounds] = {
     "limit": Bounds(1, 2**40, "no data set has more examples"),
     "skip": Bounds(0, 2**40, "no data set has more examples"),
     # -- models
-    "vocab_size": Bounds(1, 10_000_000, "published vocabularies have at most a million tokens"),
+    "vocab_size": Bounds(1, 2_000_000, "published vocabularies have at most a million tokens"),
     "hidden_size": Bounds(1, 65_536, "no published model is a third as wide"),
     "embedding_size": Bounds(1, 65_536, "no published model is a third as wide"),
     "num_hidden_layers": Bounds(1, 1024, "no published model is deeper"),

@@ -11,6 +11,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,12 +144,16 @@ def _check_continues(plan: RunPlan, seed: int, found: RunState) -> None:
             f"{where} was trained with seed {found.seed}, this run has {seed}: "
             "use the same seed, or another output folder"
         )
-    config = plan.complete_config(found.config)
-    for key in [*plan.config, *config]:
-        if plan.config.get(key) != config.get(key):
+    check_config(plan.config, plan.complete_config(found.config), where)
+
+
+def check_config(config: Mapping[str, Any], former: Mapping[str, Any], where: Path) -> None:
+    """Raise `UsageError` unless the checkpoint `where`, of config `former`, is one of this model."""
+    for key in [*config, *former]:
+        if config.get(key) != former.get(key):
             raise UsageError(
-                f"{where} is of another model: {key} is {config.get(key)!r}, this run has "
-                f"{plan.config.get(key)!r}; use the same configuration, or another output folder"
+                f"{where} is of another model: {key} is {former.get(key)!r}, this run has "
+                f"{config.get(key)!r}; use the same configuration, or another output folder"
             )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
             if left.name != _CLAIMS:
                 left.unlink()
         write_atomically(work / _PLAN, content, sync=False)
+
+
+def abandon(work: Path) -> None:
+    """Remove the work folder of a job, unless it is what proves that shards are of that job."""
+    if not (work / _CLAIMS).exists():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:

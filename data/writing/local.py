@@ -6,14 +6,17 @@ function of the input, the recipe and the seed; not of the number of workers, of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from absl.app import UsageError
 
 from data import corpus, manifest
 from data.examples import check_partners, check_text, nothing_made, plan
@@ -76,7 +79,7 @@ def create_examples(
         path.parent.mkdir(parents=True, exist_ok=True)
     claims.open_work(work, _work_plan(inputs, parts, output, recipe, tokenizer))
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
-    with Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
+    with _removed_if_refused(work), Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
         check_text(counts, accept=accept_bad_text)
         # The number of files is known only now.
@@ -91,6 +94,16 @@ def create_examples(
     write_atomically(output.manifest_path, manifest.to_bytes(content))
     shutil.rmtree(work)
     return Result(content, pool.seconds)
+
+
+@contextlib.contextmanager
+def _removed_if_refused(work: Path) -> Iterator[None]:
+    """Remove the folder of a job whose text is refused: the same command would be refused again, not go on from it."""
+    try:
+        yield
+    except UsageError:
+        claims.abandon(work)
+        raise
 
 
 def _work_plan(

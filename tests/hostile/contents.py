@@ -252,7 +252,7 @@ _VOCABULARIES: dict[str, tuple[Callable[[list[str], Random], bytes], Expectation
     "blank lines at its end": (lambda v, r: _lines_of([*v, "", "", ""]), "either"),
     "spaces": (lambda v, r: _lines_of([*v[:200], "  ", *v[201:]]), "refuse"),
     "CR at ends": (lambda v, r: "\r\n".join(v).encode() + b"\r\n", "either"),
-    "CR alone": (lambda v, r: "\r".join(v).encode(), "refuse"),
+    "CR alone": (lambda v, r: "\r".join(v).encode(), "either"),
     "tabs with scores": (lambda v, r: _lines_of([f"{t}\t{-i / 10}" for i, t in enumerate(v)]), "refuse"),
     "specials alone": (lambda v, r: _lines_of(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), "refuse"),
     "no [MASK]": (lambda v, r: _lines_of([t for t in v if t != "[MASK]"]), "refuse"),

@@ -60,9 +60,12 @@ def _train_tokenizer(name: str, **flags: str) -> Base:
 
 
 def _inspect(action: str, folder: str = "records", outputs: tuple[str, ...] = ()) -> Base:
-    given = {"action": action, "input_file": f"in/{folder}/zh.tfrecord", "vocab_file": VOCABULARY}
-    uses = (f"in/{folder}", VOCABULARY)
-    return Base(f"inspect_{action}_{folder}", "inspect_records", given, uses, outputs, ("input_file", "vocab_file"))
+    given = {"action": action, "input_file": f"in/{folder}/zh.tfrecord"}
+    # A repair reads no vocabulary, and refuses one.
+    reads = ("input_file",) if action == "repair" else ("input_file", "vocab_file")
+    if "vocab_file" in reads:
+        given["vocab_file"] = VOCABULARY
+    return Base(f"inspect_{action}_{folder}", "inspect_records", given, (f"in/{folder}", VOCABULARY), outputs, reads)
 
 
 def _pretrain(name: str, uses: tuple[str, ...], outputs: tuple[str, ...] = ("out/",), **flags: str) -> Base:

@@ -47,7 +47,9 @@ def test_no_hostile_case_is_answered_badly(tried):
         f"{line['again']} [{line['kind']}] {line['command']}\n    {line['change']}\n    {line['faults']}"
         for line in failures
     ]
-    assert finished.returncode == 0, "\n".join([finished.stdout, *told, finished.stderr[-2000:]])
+    # pytest's processes cannot send text that is none.
+    text = "\n".join([finished.stdout, *told, finished.stderr[-2000:]]).encode(errors="backslashreplace").decode()
+    assert finished.returncode == 0, text
 
 
 @pytest.mark.slow
