@@ -24,6 +24,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
     ("run_pretraining", "poly_power"): {"schedule": "constant"},
     ("run_pretraining", "sentence_loss_weight"): {"objective": "masked_lm"},
     ("run_classifier", "seed"): {"seeds": (1, 2)},
+    **{("inspect_records", n): {"action": "repair"} for n in ("vocab_file", "spm_model_file")},
     **{("convert_checkpoint", n): {"format": "tf1"} for n in ("model_type", "pytorch_model_bin", "labels")},
     ("convert_checkpoint", "do_lower_case"): {"format": "tf1"},
 }

@@ -45,6 +45,7 @@ def test_to_transformers_with_parity_report(
     for name in ("last hidden state", "hidden states", "masked-LM logits", "sentence-pair logits"):
         assert f"  {name:22} " in told
     assert {path.name for path in out.iterdir()} == {
+        ".divan.json",
         "config.json",
         "model.safetensors",
         "parity.json",

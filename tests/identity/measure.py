@@ -90,7 +90,12 @@ def wordpiece_shards(name: str, folder: Path) -> Hashes:
     flags = {"vocab_file": VOCABULARY, **SHARDS[name]}
     if flags["vocab_file"] == WITH_INSIDES:
         tokens = VOCABULARY.read_text(encoding="utf-8").split()
+        # A vocabulary has every token once; those that were there twice keep their places.
         inside = [f"##{token}" for token in tokens if len(token) == 1]
+        known, number = set(tokens), 50_000
+        for place, token in enumerate(inside):
+            if token in known:
+                inside[place] = f"[unused{number + place}]"
         flags["vocab_file"] = folder / "vocab.txt"
         flags["vocab_file"].write_text("\n".join([*tokens, *inside]) + "\n", encoding="utf-8")
     return shards(folder, flags)
