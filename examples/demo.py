@@ -60,7 +60,7 @@ STEPS: list[tuple[str, list[str]]] = [
             "--do_eval=True",
             "--train_batch_size=32",
             "--num_train_steps=1500",
-            "--num_warmup_steps=50",
+            "--num_warmup_steps=100",
             "--learning_rate=0.002",
             "--optimizer=adamw",
             "--adam_bias_correction",
@@ -85,7 +85,7 @@ STEPS: list[tuple[str, list[str]]] = [
             "--train_batch_size=16",
             "--learning_rate=3e-4",
             "--num_train_epochs=6",
-            "--save_checkpoints_steps=48",
+            "--save_checkpoints_steps=24",
         ],
     ),
     (
