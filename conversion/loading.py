@@ -71,7 +71,7 @@ def load_into(
 
 def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
     """Return a built model with the heads that tensors under our names have."""
-    from modeling.heads import ClassifierHead, MaskedLMHead, PairHead
+    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
     from modeling.model import HeadOfModel, LanguageModel
 
     heads: list[HeadOfModel] = []
@@ -81,6 +81,8 @@ def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
         heads.append(partial(PairHead, num_labels=tensors["sentence_pair/kernel"].shape[-1]))
     if "classifier/kernel" in tensors:
         heads.append(partial(ClassifierHead, num_labels=tensors["classifier/kernel"].shape[-1], dropout=0.0))
+    if any(name.startswith("backbone/decoder/") for name in tensors):
+        heads.append(NextTokenHead)
     return LanguageModel(config, heads)
 
 
