@@ -2,104 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
+from commands import fine_tuning
+from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
-from commands.needs import DEVICE_NEEDS, Need, check_needs
+from commands.needs import check_needs
 from commands.techniques import TechniqueOptions, check_techniques
-from ground.files import write_atomically
 
 if TYPE_CHECKING:
     from commands.session import Session
     from optimization import TaskDrivenChild
-    from tasks.datasets import DatasetRow
-    from tasks.kinds import LabelledDataset, Scores
-    from tasks.run_file import RunFile
+    from tasks.kinds import HeadOptions
     from tasks.splits import Splits
-
-RESULTS = {"dev": "eval_results", "test": "test_results"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TechniqueOptions):
+class Options(FineTuningOptions, TechniqueOptions):
     """Fine-tune, evaluate and predict with a text or text-pair classifier."""
 
-    _data: ClassVar = Group.DATA
-    task_name: str = flag(help="a row of tasks/datasets.toml, such as lcqmc_pair")
-    data_dir: str = flag(help="folder of the task's train, dev and test files")
-    bert_config_file: str = flag(
-        help="JSON file of the model's shape", aliases=("albert_config_file",), group=Group.MODEL
-    )
-    vocab_file: str | None = flag(None, help="WordPiece vocabulary", essential=True)
-    spm_model_file: str | None = flag(None, help="SentencePiece model, in place of --vocab_file")
-    do_lower_case: bool = flag(True, help="lower the case and strip accents, as the vocabulary was made")
-    task_file: str | None = flag(None, help="TOML file of task rows of your own, in the form of tasks/datasets.toml")
-    init_checkpoint: str | None = flag(
-        None,
-        help="pretrained weights: a folder of ours, a TensorFlow 1 prefix, or a transformers folder",
-        essential=True,
-        group=Group.MODEL,
-    )
-    encoding: str | None = flag(
-        None, help="of the files, as Python names it: gb18030, big5 ...; by default the row's, or utf-8"
-    )
-    max_seq_length: int = flag(128, help="longer inputs are cut", unit="tokens", minimum=4, essential=True)
-    _training: ClassVar = Group.TRAINING
-    do_train: bool = flag(False, help="train on the task's training file", essential=True)
-    do_eval: bool = flag(
-        False, help="score the best checkpoint on the development file", essential=True, group=Group.EVALUATION
-    )
-    do_predict: bool = flag(
-        False, help="predict the test file with the best checkpoint", essential=True, group=Group.EVALUATION
-    )
-    train_batch_size: int = flag(32, help="of training", unit="examples", minimum=1, essential=True)
-    eval_batch_size: int = flag(
-        32, help="of evaluation; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
-    )
-    predict_batch_size: int = flag(
-        32, help="of prediction; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
-    )
-    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0, essential=True)
-    num_train_epochs: float = flag(3.0, help="passes over the training file", unit="epochs", minimum=0, essential=True)
-    num_train_steps: int | None = flag(
-        None, help="optimizer steps, in place of --num_train_epochs", unit="steps", minimum=1, aliases=("train_step",)
-    )
-    warmup_proportion: float = flag(
-        0.1, help="share of the steps in which the learning rate rises from 0", minimum=0, maximum=1
-    )
-    _evaluation: ClassVar = Group.EVALUATION
-    save_checkpoints_steps: int = flag(
-        1000,
-        help="steps between two evaluations on the development file, each with a checkpoint",
-        unit="steps",
-        minimum=1,
-        essential=True,
-    )
-    early_stopping_evaluations: int = flag(
-        0, help="stop after this many evaluations without a better one; 0 never stops early", minimum=0
-    )
     classifier_dropout: float = flag(
         0.1, help="dropout on the pooled output while training", minimum=0, maximum=0.9, group=Group.MODEL
     )
-    seeds: tuple[int, ...] = flag(
-        (),
-        help="train once with each of these seeds, below OUTPUT_DIR/seed_N, and report mean and deviation",
-        group=Group.TRAINING,
-    )
-
-
-NEEDS = (
-    *DEVICE_NEEDS,
-    Need(("early_stopping_evaluations",), "--do_train", lambda o: o.do_train),
-    Need(("seed",), "--seeds left out", lambda o: not o.seeds),
-)
 
 
 def main(options: Options) -> None:
@@ -108,226 +36,57 @@ def main(options: Options) -> None:
 
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
-    check_needs(options, NEEDS)
+    check_needs(options, fine_tuning.NEEDS)
     check_techniques(options)
-    session = Session.check(options, ["bert_config_file", "vocab_file", "spm_model_file", "task_file"])
-
-    from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_file, find_row
-
-    row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
-    row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
-    wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
-    files = session.together(
-        lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
-    )
-    if not options.seeds:
-        fine_tune(session, options, row, files)
-        return
-    with session.entered_for_seeds(reads(options, files)):
-        scores = []
-        # The runs differ in nothing that a dry run shows.
-        for seed in options.seeds[:1] if options.dry_run else options.seeds:
-            folder = str(Path(options.output_dir) / f"seed_{seed}")
-            session.say(f"seed {seed} -> {folder}")
-            own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
-            scores.append(fine_tune(session.with_options(own), own, row, files))
-        report_seeds(session, options, scores)
+    session = Session.check(options, fine_tuning.FILES)
+    row, files = fine_tuning.find_task(session, options, Classification.verb)
+    fine_tuning.run_seeds(session, options, row, files, Classification())
 
 
-def fine_tune(session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path]) -> dict[str, Scores]:
-    """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
-    from commands.estimate import Work
-    from data.tokenizers import load_tokenizer
-    from tasks.splits import Splits
+class Classification:
+    """The course of a run that gives each example one of several labels; fulfils `commands.fine_tuning.Course`."""
 
-    tokenizer = session.together(
-        lambda: load_tokenizer(
-            vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
-        )
-    )
-    splits = session.together(lambda: Splits(row, files))
-    session.start()
-    session.check_fit(
-        vocab_size=tokenizer.vocab_size,
-        vocabulary=options.spm_model_file or options.vocab_file or "",
-        max_seq_length=options.max_seq_length,
-    )
-    splits.encode(
-        tokenizer, max_seq_length=options.max_seq_length, batch_size=options.train_batch_size, seed=options.seed
-    )
+    verb = "run_classifier"
+    predictions = ".tsv"
+    _child: TaskDrivenChild | None = None
 
-    from tasks.run_file import describe_tokenizer
+    def head(self, options: Options) -> HeadOptions:
+        """Return dropout and regularizers."""
+        from commands.techniques import regularizers
+        from tasks.kinds import HeadOptions
 
-    num_steps = training_steps(options, splits.datasets.get("train"))
-    task, child = build(session, options, splits, num_steps)
-    content = run_file(session, options, row, files, tokenizer.fingerprint)
-    with session.entered(content, reads(options, files), num_steps):
-        step = load_weights(session, options, splits)
-        if options.dry_run:
-            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
-            session.show_plan(work=work, **plan_of(options, splits, num_steps))
+        return HeadOptions(options.classifier_dropout, regularizers(options))
+
+    def encoding(self, options: Options) -> Mapping[str, Any]:
+        """Return nothing further."""
+        return {}
+
+    def checked(self, session: Session, options: Options, splits: Splits) -> None:
+        """Accept all: labels were checked as they were read."""
+
+    def optimizing(self, session: Session, options: Options, num_steps: int) -> Mapping[str, Any]:
+        """Return what the techniques do to the optimizer; keep the child whose weights are yet to be chosen."""
+        from commands.techniques import optimizer_behaviour
+
+        behaviour, self._child = optimizer_behaviour(options, session.config, num_steps)
+        return behaviour
+
+    def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
+        """With --child_tuning=D choose the weights that are trained."""
+        from commands.techniques import choose_child
+
+        if not self._child:
             return {}
-        session.describe(
-            lambda folder: describe_tokenizer(
-                tokenizer, folder, do_lower_case=options.do_lower_case, max_seq_length=options.max_seq_length
-            )
-        )
-        answers: Mapping[str, list] = {}
-        if options.do_train:
-            step, answers = train(session, options, splits, task, child, num_steps)
-        return predict(session, options, splits, step, answers)
+        model, training = session.engine.model, splits.datasets["train"]
+        return {"child": choose_child(options, session.config, task, model, self._child, training)}
 
+    def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
+        """Return the probabilities of every example."""
+        batch_size = options.eval_batch_size if split == "dev" else options.predict_batch_size
+        return splits.answers(session.engine, split, batch_size)
 
-def run_file(
-    session: Session, options: Options, row: DatasetRow, files: Mapping[str, Path], fingerprint: str
-) -> RunFile:
-    """Return what the run is made of; `fingerprint` is the tokenizer's."""
-    from commands.resuming import data_of_files
-    from tasks.run_file import RunFile, TokenizerFile
-
-    return RunFile(
-        kind=row.kind,
-        config=session.config,
-        computation=dataclasses.asdict(session.computation()),
-        tokenizer=TokenizerFile(fingerprint=fingerprint, do_lower_case=options.do_lower_case),
-        row=row,
-        data=data_of_files(files),
-    )
-
-
-def reads(options: Options, files: Mapping[str, Path]) -> dict[str, Sequence[str | Path | None]]:
-    """Return the files that the run reads, by flag."""
-    return {
-        "--bert_config_file": [options.bert_config_file],
-        "--vocab_file": [options.vocab_file],
-        "--spm_model_file": [options.spm_model_file],
-        "--task_file": [options.task_file],
-        "--data_dir": list(files.values()),
-        "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
-    }
-
-
-def build(session: Session, options: Options, splits: Splits, num_steps: int) -> tuple[Any, TaskDrivenChild | None]:
-    """Build the task, its engine and, with --child_tuning=D, the child whose weights are yet to be chosen."""
-    from commands.techniques import optimizer_behaviour, regularizers
-    from optimization import create_schedule
-    from tasks.kinds import HeadOptions
-
-    head = HeadOptions(options.classifier_dropout, regularizers(options))
-    task = splits.kind.task(splits.row, session.config, session.computation(), head)
-    schedule = create_schedule(
-        "polynomial",
-        rate=options.learning_rate,
-        total_steps=num_steps,
-        warmup_steps=int(num_steps * options.warmup_proportion),
-    )
-    behaviour, child = optimizer_behaviour(options, session.config, num_steps)
-    session.build(task, schedule, batch_size=options.train_batch_size, **behaviour)
-    return task, child
-
-
-def load_weights(session: Session, options: Options, splits: Splits) -> int:
-    """Load the weights to train from, or those of the finished run to score; return their step."""
-    kind = splits.kind
-    if not options.do_train:
-        return session.restore(options.init_checkpoint, allow_unexpected=kind.unused_heads)
-    session.start_from(options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads)
-    return 0
-
-
-def train(
-    session: Session, options: Options, splits: Splits, task: Any, child: TaskDrivenChild | None, num_steps: int
-) -> tuple[int, dict[str, list]]:
-    """Train and load the best weights; return their step and the answers that they already gave."""
-    from commands.techniques import choose_child
-
-    training, engine, answers = splits.datasets["train"], session.engine, {}
-    plan = plan_of(options, splits, num_steps)
-    if child:
-        plan["facts"]["child"] = choose_child(options, session.config, task, engine.model, child, training)
-
-    def evaluate() -> Scores:
-        answers["dev"] = splits.answers(engine, "dev", options.eval_batch_size)
-        return splits.scores("dev", answers["dev"])
-
-    outcome = session.train(
-        session.own_rows(training),
-        evaluate,
-        **plan,
-    )
-    if outcome.best_step == outcome.step:
-        return outcome.step, answers
-    return session.restore(), {}
-
-
-def plan_of(options: Options, splits: Splits, num_steps: int) -> dict[str, Any]:
-    """Return the facts of the preamble, and what `training.run.RunPlan` has to know of fine-tuning."""
-    facts = {"data": splits.sizes}
-    if options.do_train:
-        facts["step"] = (
-            f"{options.train_batch_size} examples; {num_steps:,} steps are "
-            f"{num_steps / splits.datasets['train'].steps_per_epoch:.1f} epochs"
-        )
-    return {
-        "facts": facts,
-        "num_steps": num_steps,
-        "save_every_steps": options.save_checkpoints_steps,
-        "eval_every_steps": options.save_checkpoints_steps,
-        "best_metric": splits.row.metric,
-        "early_stopping_evaluations": options.early_stopping_evaluations,
-    }
-
-
-def training_steps(options: Options, dataset: LabelledDataset | None) -> int:
-    """Return the length of training: --num_train_steps, or --num_train_epochs in steps."""
-    if options.num_train_steps or dataset is None:
-        return options.num_train_steps or 1
-    return max(1, round(dataset.steps_per_epoch * options.num_train_epochs))
-
-
-def predict(
-    session: Session, options: Options, splits: Splits, step: int, known: Mapping[str, list]
-) -> dict[str, Scores]:
-    """Write the answers and scores of the present weights, those of `step`; return the scores by split.
-
-    Args:
-        session: of the run.
-        options: its flags.
-        splits: its examples.
-        step: of the present weights.
-        known: answers that these weights already gave, by split.
-    """
-    found: dict[str, Scores] = {}
-    for split, batch_size in (("dev", options.eval_batch_size), ("test", options.predict_batch_size)):
-        if split not in splits.datasets:
-            continue
-        answers = known.get(split) or splits.answers(session.engine, split, batch_size)
-        path, number = Path(options.output_dir) / f"{split}_predictions.tsv", len(answers)
-        if session.writes:
-            splits.write(path, split, answers)
-        session.say(f"predictions of {number:,} {split} examples  {path}")
-        if splits.has_labels(split):
-            found[split] = splits.scores(split, answers)
-            title = f"{splits.row.name}, {split}, {number:,} examples, weights of step {step:,}"
-            session.finish(RESULTS[split], found[split], title, global_step=step)
-    return found
-
-
-def report_seeds(session: Session, options: Options, scores: Sequence[Mapping[str, Scores]]) -> None:
-    """Print and write mean and deviation of the scores over the seeds, by split."""
-    from ground.tables import print_table
-    from tasks.metrics import mean_and_deviation
-
-    for split in scores[0] if session.writes else ():
-        summary = mean_and_deviation([each[split] for each in scores])
-        print_table(
-            f"{options.task_name}, {split}, {len(scores)} seeds",
-            ["score", "mean", "deviation"],
-            [[name, f"{mean:.4f}", f"{deviation:.4f}"] for name, (mean, deviation) in summary.items()],
-        )
-        content = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in summary.items()}
-        write_atomically(Path(options.output_dir) / f"{RESULTS[split]}.json", json.dumps(content, indent=2) + "\n")
+    def finish(self, session: Session, options: Options, splits: Splits) -> None:
+        """Leave it at that."""
 
 
 if __name__ == "__main__":

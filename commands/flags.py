@@ -59,6 +59,7 @@ class Group(enum.Enum):
     TRAINING = "length, batches, learning rate"
     EVALUATION = "what is scored, when"
     OPTIMIZER = "how gradients become updates"
+    GENERATION = "how text is generated"
     TECHNIQUES = "fine-tuning on little data"
     DEVICES = "where and how it computes"
     SHARDS = "processes, files and clusters"

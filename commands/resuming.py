@@ -52,14 +52,22 @@ _PRETRAINING = {
     # Of use with --init_checkpoint alone, whose rule is START.
     FREE: "init_sentence_head",
 }
-_CLASSIFICATION = {
+_FINE_TUNING = {
     SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
-    FIXED: "freeze freeze_layers",
-    NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
-    "child_tuning_fraction classifier_dropout early_stopping_evaluations gradual_unfreezing layer_decay "
-    "num_train_epochs r_drop_weight warmup_proportion",
+    NAMED: "early_stopping_evaluations num_train_epochs warmup_proportion",
     # Each seed has a folder of its own, whose flags have --seed.
     FREE: "do_predict predict_batch_size seeds",
+}
+_CLASSIFICATION = {
+    FIXED: "freeze freeze_layers",
+    NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
+    "child_tuning_fraction classifier_dropout gradual_unfreezing layer_decay r_drop_weight",
+}
+_GENERATION = {
+    NAMED: "label_smoothing max_target_length",
+    # What is generated belongs to an evaluation, not to what is trained.
+    FREE: "do_interactive do_sample early_stopping finishing_rule length_penalty long_sources min_new_tokens "
+    "no_repeat_ngram_size num_beams num_return_sequences preset repetition_penalty temperature top_k top_p",
 }
 
 
@@ -69,13 +77,14 @@ def _table(*parts: Mapping[str, str]) -> dict[str, str]:
 
 RULES = {
     "run_pretraining": _table(_SHARED, _PRETRAINING),
-    "run_classifier": _table(_SHARED, _CLASSIFICATION),
+    "run_classifier": _table(_SHARED, _FINE_TUNING, _CLASSIFICATION),
+    "run_generation": _table(_SHARED, _FINE_TUNING, _GENERATION),
 }
 """The rule of every flag of the training verbs; a test keeps it total."""
 
 _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay dev_predictions.tsv test_predictions.tsv"
+    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl"
 )
 _SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.

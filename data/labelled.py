@@ -105,6 +105,19 @@ def bucket_length_tokens(length_tokens: int, max_seq_length: int) -> int:
     return next((b for b in BUCKET_LENGTHS_TOKENS if length_tokens <= b < max_seq_length), max_seq_length)
 
 
+def padded(examples: EncodedExamples, members: np.ndarray, rows: int, max_seq_length: int) -> dict[str, np.ndarray]:
+    """Return the features of the chosen examples, int32 [rows, L]; rows behind them are zeros."""
+    lengths = examples.lengths_tokens[members]
+    length = bucket_length_tokens(int(lengths.max(initial=1)), max_seq_length)
+    mask = np.zeros((rows, length), np.int32)
+    mask[: len(members)] = np.arange(length) < lengths[:, None]
+    source = span_indices(examples.splits[members], lengths)
+    features = {"input_ids": np.zeros_like(mask), "input_mask": mask, "segment_ids": np.zeros_like(mask)}
+    features["input_ids"][mask == 1] = examples.ids[source]
+    features["segment_ids"][mask == 1] = examples.segments[source]
+    return features
+
+
 @dataclass
 class ClassificationDataset:
     """Batches of encoded examples by length; `batch(step)` is a pure function of (seed, step).
@@ -158,14 +171,6 @@ class ClassificationDataset:
 
     def _collate(self, members: np.ndarray, batch_size: int | None = None) -> dict[str, np.ndarray]:
         rows = batch_size or self.batch_size
-        lengths = self.examples.lengths_tokens[members]
-        length = bucket_length_tokens(int(lengths.max(initial=1)), self.max_seq_length)
-        mask = np.zeros((rows, length), np.int32)
-        mask[: len(members)] = np.arange(length) < lengths[:, None]
-        source = span_indices(self.examples.splits[members], lengths)
-        features = {"input_ids": np.zeros_like(mask), "input_mask": mask, "segment_ids": np.zeros_like(mask)}
-        features["input_ids"][mask == 1] = self.examples.ids[source]
-        features["segment_ids"][mask == 1] = self.examples.segments[source]
         labels = np.zeros(rows, self.examples.labels.dtype)
         labels[: len(members)] = self.examples.labels[members]
-        return {**features, "label_ids": labels}
+        return {**padded(self.examples, members, rows, self.max_seq_length), "label_ids": labels}

@@ -24,8 +24,21 @@ class TargetEmbeddings(Protocol):
 
     def __call__(self, input_ids_BL: Tensor, *, position: int | Tensor = 0, training: bool = False) -> Tensor: ...
 
+    @property
+    def max_positions(self) -> int:
+        """The most positions of a target."""
+        ...
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the scores of every word, float32 [.., V]."""
+        ...
+
+    def prepared(self) -> dict[str, Tensor]:
+        """Return weights in the layout that `prepared_logits` reads."""
+        ...
+
+    def prepared_logits(self, x: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
+        """Return what `logits` does."""
         ...
 
     def logits_operations(self, positions: int) -> int:

@@ -19,6 +19,7 @@ from data.corpus.look import look
 from ground.documents import check_shape, json_line, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
+from tasks.text_scores import UNITS
 
 # No example is as long: what a model reads is a thousandth of it.
 MAX_LINE_BYTES = 1 << 20
@@ -33,6 +34,9 @@ class _RowShape(TypedDict):
     label_names: NotRequired[dict[str, str]]
     ignored_labels: NotRequired[list[str]]
     encoding: NotRequired[str]
+    names: NotRequired[dict[str, list[str]]]
+    separator: NotRequired[str]
+    units: NotRequired[str]
 
 
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
@@ -43,6 +47,9 @@ HEADER_NAMES: Mapping[str, tuple[str, ...]] = {
     "text_b": ("text_b", "sentence2", "question2", "query2", "hypothesis", "hypo"),
     "label": ("label", "gold_label", "label_id"),
 }
+
+
+_ANSWERS = ("label", "target")  # columns that a test file may lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,19 @@ class DatasetRow:
     label_names: Mapping[str, str] = field(default_factory=dict)
     ignored_labels: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    separator: str = ""
+    units: str = "characters"
 
     @property
     def is_pair(self) -> bool:
-        return "text_b" in self.columns
+        return "text_b" in self.columns or bool(self.separator)
+
+    @property
+    def header_names(self) -> Mapping[str, tuple[str, ...]]:
+        """What files call each column, the row's own names first."""
+        known = find_kind(self.kind).header_names
+        return {column: (*self.names.get(column, ()), *names) for column, names in known.items()}
 
 
 def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
@@ -102,11 +118,17 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
     lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
-    row = DatasetRow(name=name, **{**table, **lists, "files": files})
+    names = {column: tuple(words) for column, words in table.get("names", {}).items()}
+    row = DatasetRow(name=name, **{**table, **lists, "files": files, "names": names})
     kind = find_kind(name_of_kind)
     if lacking := [field for field in kind.needs if not getattr(row, field)]:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(lacking)}")
-    for what, words, allowed in (("column", row.columns, (*kind.columns, "-")), ("metric", [row.metric], kind.metrics)):
+    for what, words, allowed in (
+        ("column", row.columns, (*kind.columns, "-")),
+        ("column of names", row.names, kind.columns),
+        ("metric", [row.metric], kind.metrics),
+        ("unit", [row.units], UNITS),
+    ):
         for word in words:
             if word not in allowed:
                 raise UsageError(f"{path}: [{name}] has the unknown {what} {word!r}; known: {', '.join(allowed)}")
@@ -164,9 +186,8 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
     Raises:
         UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
     """
-    records = _json_records(row, path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
     examples = []
-    for line_number, record in records:
+    for line_number, record in read_records(row, path):
         where = f"{path}:{line_number}"
         label = record.get("label")
         if label is not None:
@@ -187,7 +208,12 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
     return examples
 
 
-def _lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
+def read_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of every line and its columns by name; raises `UsageError` for a malformed line."""
+    return _json_records(row, path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
+
+
+def read_lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not empty with their numbers; compressed files are decompressed.
 
     Raises:
@@ -215,7 +241,8 @@ def _lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    for line_number, line in _lines(row, path):
+    header_names = row.header_names
+    for line_number, line in read_lines(row, path):
         where = f"{path}:{line_number}"
         try:
             fields = json_line(line)
@@ -224,7 +251,7 @@ def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, 
         if not isinstance(fields, dict):
             raise UsageError(f"{where}: not a JSON object but {type(fields).__name__}")
         record = {}
-        for column, names in HEADER_NAMES.items():
+        for column, names in header_names.items():
             name = next((name for name in names if name in fields), None)
             value = None if name is None else fields[name]
             if value is None:  # null is an absent value, not the word None
@@ -244,8 +271,8 @@ def _as_text(value: float, where: str) -> str:
 
 def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     columns: tuple[str, ...] = row.columns
-    unlabelled = tuple(column for column in columns if column != "label")
-    for order, (line_number, line) in enumerate(_lines(row, path)):
+    unlabelled = tuple(column for column in columns if column not in _ANSWERS)
+    for order, (line_number, line) in enumerate(read_lines(row, path)):
         cells = line.split("\t")
         if order == 0 and (header := _header(row, cells)):
             if twice := [name for name, times in Counter(header).items() if times > 1 and name != "-"]:
@@ -263,10 +290,12 @@ def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, s
 def _header(row: DatasetRow, cells: Sequence[str]) -> tuple[str, ...] | None:
     """The columns in the order of a header line, or None where the line is an example."""
     found = [cell.strip().lower() for cell in cells]
-    # Of several names of one column in a line the first of HEADER_NAMES is the column, as in a JSON object.
-    chosen = {name: column for column, names in HEADER_NAMES.items() for name in [n for n in names if n in found][:1]}
+    # Of several names of one column in a line the first is the column, as in a JSON object.
+    chosen = {
+        name: column for column, names in row.header_names.items() for name in [n for n in names if n in found][:1]
+    }
     named = tuple(chosen.get(cell, "-") for cell in found)
-    if set(named) >= set(row.columns) - {"label", "-"}:
+    if set(named) >= set(row.columns) - {*_ANSWERS, "-"}:
         return named
     if len(cells) == len(row.columns) and "label" in row.columns:
         label = cells[row.columns.index("label")]

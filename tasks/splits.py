@@ -30,10 +30,13 @@ class Splits:
         kind: of the row.
         examples: of every split, in the order of its file.
         datasets: of every split, once it is encoded.
+        tokenizer: that encoded them.
 
     Raises:
         UsageError: a file is malformed, or an example of train or dev has no label; the message names file and line.
     """
+
+    tokenizer: Tokenizer
 
     def __init__(self, row: DatasetRow, files: Mapping[str, Path]):
         self.row, self.kind = row, find_kind(row.kind)
@@ -42,11 +45,18 @@ class Splits:
         }
         self.datasets: dict[str, LabelledDataset] = {}
 
-    def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int) -> None:
-        """Tokenise the examples; inputs are cut to `max_seq_length` tokens."""
+    def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int, **further: Any) -> None:
+        """Tokenise the examples; inputs are cut to `max_seq_length` tokens. `further` is the kind's own."""
+        self.tokenizer = tokenizer
         self.datasets = {
             split: self.kind.dataset(
-                self.row, examples, tokenizer, max_seq_length=max_seq_length, batch_size=batch_size, seed=seed
+                self.row,
+                examples,
+                tokenizer,
+                max_seq_length=max_seq_length,
+                batch_size=batch_size,
+                seed=seed,
+                **further,
             )
             for split, examples in self.examples.items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import keras
@@ -176,6 +177,10 @@ class Engine(Protocol):
 
     def predict(self, batches: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the task's predictions batch by batch."""
+        ...
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Return a scope in which the model's variables hold what evaluations compute with: averages, where kept."""
         ...
 
     def state(self, *, whole: bool = True) -> dict[str, Any]:

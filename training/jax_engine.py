@@ -123,6 +123,19 @@ class JaxEngine:
             predictions = self._compiled.predict(self._evaluated_values(), self._spread(batch))
             yield {name: np.asarray(value) for name, value in predictions.items()}
 
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Inside, the model's variables hold what evaluations compute with: averages, where kept."""
+        self._place_weights()
+        former = {name: self._variables[name].value for name in self._ema} if self.step else {}
+        for name in former:
+            self._variables[name].assign(self._ema[name])
+        try:
+            yield
+        finally:
+            for name, value in former.items():
+                self._variables[name].assign(value)
+
     def state(self, *, whole: bool = True) -> dict[str, Any]:
         """Return a copy of everything that a step changes, but the step number; all processes call it together.
 

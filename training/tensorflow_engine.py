@@ -137,6 +137,10 @@ class TensorFlowEngine:
                 predictions = self._predict_step(*self._evaluated(batch))
             yield {name: value.numpy() for name, value in predictions.items()}
 
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a scope in which the model's variables hold what evaluations compute with: averages, where kept."""
+        return self._averaged_weights()
+
     def state(self, *, whole: bool = True) -> dict[str, np.ndarray]:
         """Return a copy of everything that a step changes, but the step number, also during an evaluation.
 

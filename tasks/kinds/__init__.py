@@ -30,6 +30,7 @@ PRETRAINING_HEADS = ("masked_lm/.*", "sentence_pair/.*")
 DECODER = ("backbone/decoder/.*", "backbone/target_embeddings/.*", "copy/.*")
 KINDS: dict[str, str] = {
     "classification": "tasks.kinds.classification",
+    "generation": "tasks.kinds.generation",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
 
@@ -41,10 +42,12 @@ class HeadOptions:
     Attributes:
         dropout: rate on the input of the head, in training.
         regularizers: further losses in training.
+        label_smoothing: share of a label that is spread over all, in training.
     """
 
     dropout: float = 0.1
     regularizers: Sequence[Regularizer] = ()
+    label_smoothing: float = 0.0
 
 
 class LabelledDataset(Protocol):
@@ -77,15 +80,19 @@ class Kind(Protocol):
     """One kind of task.
 
     Attributes:
+        verb: the root script that runs tasks of this kind.
         needs: fields of a row that must not be empty.
         columns: names that the columns of a row may have, besides "-" for one that is not read.
+        header_names: what published files call each of them; the first name that a header line holds is the column.
         metrics: names of the scores by which a row may choose its best checkpoint.
         new_heads: expressions over names of variables that a pretrained checkpoint need not have.
         unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
     """
 
+    verb: str
     needs: tuple[str, ...]
     columns: tuple[str, ...]
+    header_names: Mapping[str, tuple[str, ...]]
     metrics: tuple[str, ...]
     new_heads: tuple[str, ...]
     unused_heads: tuple[str, ...]
@@ -103,8 +110,9 @@ class Kind(Protocol):
         max_seq_length: int,
         batch_size: int,
         seed: int,
+        **further: Any,
     ) -> LabelledDataset:
-        """Return the examples as batches."""
+        """Return the examples as batches; `further` are arguments that the verb's course has for its kinds."""
         ...
 
     def task(self, row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> Any:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from modeling.config import Config
     from tasks.classification import ClassificationTask
 
+verb = "run_classifier"
 needs = ("labels",)
 columns = tuple(HEADER_NAMES)
+header_names = HEADER_NAMES
 metrics = CLASSIFICATION_METRICS
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS

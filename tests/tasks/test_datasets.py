@@ -10,7 +10,7 @@ import pytest
 from absl.app import UsageError
 
 from tasks.datasets import Example, find_file, find_row, load_rows, read_examples
-from tasks.metrics import CLASSIFICATION_METRICS
+from tasks.kinds import find_kind
 
 PAIR = find_row("lcqmc_pair")
 
@@ -22,10 +22,13 @@ def write(path: Path, text: str) -> Path:
 
 def test_every_row_is_complete():
     for row in load_rows().values():
-        assert row.metric in CLASSIFICATION_METRICS
-        assert {"text_a", "label"} <= set(row.columns)
+        assert row.metric in find_kind(row.kind).metrics
         assert set(row.files) == {"train", "dev", "test"}
-        assert len(set(row.labels)) == len(row.labels) >= 2
+        if row.kind == "classification":
+            assert {"text_a", "label"} <= set(row.columns)
+            assert len(set(row.labels)) == len(row.labels) >= 2
+        else:
+            assert {"text_a", "target"} <= set(row.columns)
 
 
 @pytest.mark.parametrize(

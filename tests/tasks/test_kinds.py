@@ -86,8 +86,10 @@ def toy_choice() -> types.ModuleType:
         yield from (f"{each.question}\t{each.choices[answer]}" for answer, each in zip(answers, examples, strict=True))
 
     vars(module).update(
+        verb="run_classifier",
         needs=(),
         columns=("question", "choices", "answer"),
+        header_names={},
         metrics=("right",),
         new_heads=classification.new_heads,
         unused_heads=classification.unused_heads,

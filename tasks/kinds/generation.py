@@ -1,0 +1,178 @@
+"""Generation of a text from a text or two, the host half: questions, summaries, titles, replies (PALM section 3).
+
+A line of a file is a source and its target; `NAME.source` beside `NAME.target` has them in two files, line by line.
+With a `separator` a source is cut in two there, as AliceMind's `answer[SEP]context` is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl.app import UsageError
+
+from data.source_target import SourceTargetDataset, encode_sources_targets
+from tasks.datasets import DatasetRow, read_lines, read_records
+from tasks.kinds import HeadOptions, Prediction, Scores
+from tasks.text_scores import TEXT_METRICS, text_scores
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+    from modeling.computation import Computation
+    from modeling.config import Config
+    from tasks.generation import GenerationTask
+
+verb = "run_generation"
+needs = ()
+header_names: Mapping[str, tuple[str, ...]] = {
+    "text_a": (
+        "text_a",
+        "source",
+        "src",
+        "document",
+        "content",
+        "body",
+        "article",
+        "sentence",
+        "post",
+        "query",
+        "text",
+    ),
+    "text_b": ("text_b", "paragraph", "context", "passage"),
+    "target": ("target", "tgt", "summary", "question", "headline", "title", "response", "reply"),
+}
+columns = tuple(header_names)
+metrics = TEXT_METRICS
+new_heads = ("copy/.*",)
+unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
+SOURCE, TARGET = ".source", ".target"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTarget:
+    """A source of one or two texts, and its target; None where the file does not tell (a test file)."""
+
+    text_a: str
+    text_b: str | None
+    target: str | None
+
+    @property
+    def source(self) -> str:
+        """All that the model reads."""
+        return self.text_a if self.text_b is None else f"{self.text_a}\t{self.text_b}"
+
+    @property
+    def label(self) -> str | None:
+        """What is to be generated."""
+        return self.target
+
+
+def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[SourceTarget]:
+    """Return all examples of a file in order.
+
+    Raises:
+        UsageError: a malformed line, an empty source, a target that is missing where it is needed, two files of
+            unequal length, or no example at all; file and line are named.
+    """
+    examples = []
+    for number, record in _two_files(row, path, need_labels) if path.suffix == SOURCE else read_records(row, path):
+        where = f"{path}:{number}"
+        text_a, text_b, target = (record.get(column) for column in ("text_a", "text_b", "target"))
+        if row.separator and text_a is not None:
+            text_a, found, text_b = text_a.partition(row.separator)
+            if not found:
+                raise UsageError(f"{where}: no {row.separator} in the source; expected two texts with it between")
+        for name, text in (("text_a", text_a), ("text_b", text_b if row.is_pair else "-")):
+            if not (text or "").strip():
+                raise UsageError(f"{where}: {name} is missing or empty; expected {', '.join(row.columns)}")
+        if need_labels and not (target or "").strip():
+            raise UsageError(f"{where}: no target; training and evaluation need {', '.join(row.columns)}")
+        examples.append(SourceTarget(text_a or "", text_b if row.is_pair else None, target))
+    if not examples:
+        raise UsageError(f"{path} holds no example")
+    return examples
+
+
+def _two_files(row: DatasetRow, path: Path, need_labels: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the lines of NAME.source with those of NAME.target beside it."""
+    other = path.with_suffix(TARGET)
+    sources = list(read_lines(row, path))
+    if not other.is_file():
+        if need_labels:
+            raise UsageError(f"{path} has no {other.name} beside it; training and evaluation need the targets")
+        yield from ((number, {"text_a": line}) for number, line in sources)
+        return
+    targets = list(read_lines(row, other))
+    if [number for number, _ in sources] != [number for number, _ in targets]:
+        raise UsageError(
+            f"{path} has {len(sources):,} lines of text and {other.name} {len(targets):,}, which have to pair line by "
+            "line; give one target a source"
+        )
+    for (number, line), (_, target) in zip(sources, targets, strict=True):
+        yield number, {"text_a": line, "target": target}
+
+
+def dataset(
+    row: DatasetRow,
+    examples: Sequence[SourceTarget],
+    tokenizer: Tokenizer,
+    *,
+    max_seq_length: int,
+    batch_size: int,
+    seed: int = 0,
+    max_target_length: int = 128,
+) -> SourceTargetDataset:
+    """Tokenise sources and targets; longer ones are cut, and counted."""
+    encoded = encode_sources_targets(
+        [example.text_a for example in examples],
+        [example.text_b or "" for example in examples] if row.is_pair else None,
+        [example.target or "" for example in examples],
+        tokenizer,
+        max_seq_length,
+        max_target_length,
+    )
+    return SourceTargetDataset(encoded, batch_size, max_seq_length, seed=seed)
+
+
+def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> GenerationTask:
+    """Return the cross-entropy of the targets' tokens."""
+    from tasks.generation import GenerationTask
+
+    return GenerationTask(config, computation=computation, label_smoothing=head.label_smoothing)
+
+
+def answers(row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[SourceTarget]) -> list[Any]:
+    """Return what was generated, hypotheses with their scores, beside the loss of the given target."""
+    return [dict(prediction) for prediction in predictions]
+
+
+def scores(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> Scores:
+    """Return the scores of the first hypotheses, mean loss of a target's token in nats, and perplexity."""
+    found = text_scores(
+        [answer["hypotheses"][0]["text"] for answer in answers],
+        [[example.target or ""] for example in examples],
+        [example.source for example in examples],
+        row.units,
+    )
+    tokens = sum(float(answer["target_tokens"]) for answer in answers)
+    loss = sum(float(answer["target_loss"]) for answer in answers) / max(tokens, 1.0)
+    return {**found, "perplexity": math.exp(min(loss, 700.0)), "loss": loss}
+
+
+def lines(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> Iterator[str]:
+    """Yield a JSON object a line: the source, what was generated with its score, all hypotheses, and the target."""
+    for index, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+        best = answer["hypotheses"][0]
+        content = {"index": index, "generated": best["text"], "score": best["score"]}
+        if example.target is not None:
+            content["target"] = example.target
+        content["source"] = example.text_a
+        if example.text_b is not None:
+            content["source_b"] = example.text_b
+        if len(answer["hypotheses"]) > 1:
+            content["hypotheses"] = answer["hypotheses"]
+        yield json.dumps(content, ensure_ascii=False)

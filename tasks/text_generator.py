@@ -1,0 +1,85 @@
+"""Sources as features -> texts: a search over an encoder-decoder between a tokenizer's two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from generation.chunked import ChunkedGenerator
+from generation.generator import Generator, Hypothesis, Listener
+from generation.model import Features, Tokens
+from generation.settings import Preset
+
+from generation.encoder_decoder import GenerativeModel
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+    from modeling import LanguageModel
+
+_NO_TEXT = -1e9
+
+
+class TextGenerator:
+    """Generates texts; compiled programs are kept between calls.
+
+    Args:
+        model: with a decoder.
+        tokenizer: of both sides.
+        preset: how text is searched for, and whether in chunks.
+        batch_size: most sources side by side.
+        max_seq_length: most tokens of a source, specials counted.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        preset: Preset,
+        *,
+        batch_size: int,
+        max_seq_length: int,
+    ) -> None:
+        template = tokenizer.template
+        self._tokenizer, self._max_seq_length = tokenizer, max_seq_length
+        self._first, self._last = template.first, template.last
+        tokens = Tokens(start=template.first[-1], end=template.last[0], padding=tokenizer.pad_id)
+        # [CLS], [MASK] and the like are no text; neither is [UNK], which says nothing.
+        no_text = sorted(tokenizer.special_ids - {tokens.end})
+        settings = preset.settings.changed(suppress_tokens=tuple(no_text))
+        decodable = GenerativeModel(model, tokens)
+        self._in_chunks, self._generator = None, None
+        if preset.chunks is None:
+            self._generator = Generator(decodable, settings, batch_size=batch_size)
+        else:
+            room = max_seq_length - len(self._first) - len(self._last)
+            self._in_chunks = ChunkedGenerator(
+                decodable, settings, preset.chunks, self._features, room, batch_size=batch_size
+            )
+
+    def __call__(self, features: Features, listener: Listener | None = None) -> list[list[dict[str, Any]]]:
+        """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none."""
+        if self._generator is not None:
+            found = self._generator(features, listener)
+        else:
+            assert self._in_chunks is not None
+            found = self._in_chunks(self._texts(features), listener)
+        nothing = Hypothesis((), _NO_TEXT, _NO_TEXT, ended=False)
+        return [[self._described(each) for each in hypotheses or [nothing]] for hypotheses in found]
+
+    def _described(self, hypothesis: Hypothesis) -> dict[str, Any]:
+        return {"text": self._tokenizer.decode(hypothesis.tokens), "score": round(hypothesis.score, 6)}
+
+    def _texts(self, features: Features) -> list[list[int]]:
+        """Return the ids of each source without the specials at its ends."""
+        ids, lengths = np.asarray(features["input_ids"]), np.asarray(features["input_mask"]).sum(axis=1)
+        begin, end = len(self._first), len(self._last)
+        return [row[begin : length - end].tolist() for row, length in zip(ids, lengths, strict=True)]
+
+    def _features(self, texts: Sequence[Sequence[int]]) -> Features:
+        """Return the features of texts as ids, int32 [N, S]."""
+        rows = [[*self._first, *text, *self._last] for text in texts]
+        mask = (np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])).astype(np.int32)
+        ids = np.full_like(mask, self._tokenizer.pad_id)
+        ids[mask == 1] = np.concatenate(rows)
+        return {"input_ids": ids, "input_mask": mask, "segment_ids": np.zeros_like(mask)}
