@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from absl.app import UsageError
@@ -43,7 +44,7 @@ class ChunkedGenerator:
         chunks: Chunks,
         encode: Encode,
         max_source: int,
-        **further: int,
+        **further: Any,
     ) -> None:
         if settings.num_return_sequences > 1 or settings.forced_eos_token_id is not None:
             raise UsageError(
