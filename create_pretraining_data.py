@@ -21,6 +21,7 @@ from commands.sizes import check_records
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
+    from data.continuation import Continuation
     from data.recipe import Recipe
     from data.tokenizers import Tokenizer
     from data.word_order import WordOrder
@@ -81,6 +82,42 @@ class Options:
         help="of the --trigram flags not given; paper: rate 0.05, unmasked, no overlap, all; released, as AliceMind's "
         "sampler: rate 0.1, any, overlap, changed (and run_pretraining.py --pooled_loss)",
         choices=("paper", "released"),
+    )
+    fragment_length: int | None = flag(
+        None,
+        help="most tokens of a fragment of consecutive sentences, of which --source_fraction is the source and "
+        "the rest the target; by default 500, or what the rows hold",
+        unit="tokens",
+        minimum=2,
+    )
+    source_fraction: float | None = flag(
+        None, help="share of a fragment that the encoder reads; by default 0.8", minimum=0.0, maximum=1.0
+    )
+    fragment_stride: int | None = flag(
+        None,
+        help="sentences from the beginning of one fragment to that of the next; 0: a whole fragment. By default 1 with "
+        "palm, which makes the text as many times longer as a fragment has sentences (then give --dupe_factor=1), and "
+        "0 with plug",
+        unit="sentences",
+        minimum=0,
+    )
+    source_length_range: tuple[int, ...] = flag(
+        (),
+        help="MIN,MAX or one number: draw the length of every source, specials counted, instead of taking a share; by "
+        "default 32,512 with plug, at most --max_seq_length",
+        unit="tokens",
+    )
+    target_length_range: tuple[int, ...] = flag(
+        (),
+        help="MIN,MAX: likewise of every target, in positions of the decoder; at most --max_target_length",
+        unit="tokens",
+    )
+    max_target_length: int | None = flag(
+        None,
+        help="positions of the decoder: tokens of a target and one for its end; by default what the longest target "
+        "needs. --max_seq_length is the length of a source",
+        unit="tokens",
+        minimum=2,
     )
     random_next_sentence: bool = flag(False, help="Google's name for --objective=bert")
     _masking: ClassVar = Group.MASKING
@@ -186,12 +223,32 @@ def _shuffles(options: Options) -> bool:
     return OBJECTIVES[options.objective].shuffles_words if rate is None else rate > 0
 
 
+def _draws(options: Options) -> bool:
+    continuing = OBJECTIVES[options.objective].continuing
+    ranges = options.source_length_range or options.target_length_range
+    return continuing is not None and bool(continuing.drawn or ranges)
+
+
 NEEDS = (
     Need(
         ("preset", "trigram_tokens", "trigram_windows", "trigram_overlap", "trigram_identity", "trigram_labels"),
         "--trigram_rate or --objective=structbert",
         _shuffles,
     ),
+    Need(
+        (
+            "fragment_length",
+            "source_fraction",
+            "fragment_stride",
+            "source_length_range",
+            "target_length_range",
+            "max_target_length",
+        ),
+        f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
+        lambda o: OBJECTIVES[o.objective].continuing,
+    ),
+    Need(("fragment_length", "source_fraction"), "--objective=palm without ranges of lengths", lambda o: not _draws(o)),
+    Need(("short_seq_prob",), "lengths that are not drawn from ranges", lambda o: not _draws(o)),
     Need(("segmenter",), "--do_whole_word_mask", lambda o: o.do_whole_word_mask),
     Need(("favor_shorter_ngram",), "--ngram of 2 or more", lambda o: o.ngram > 1),
     Need(("beam_options",), "--runner", lambda o: o.runner),
@@ -291,6 +348,7 @@ def recipe_of(options: Options) -> Recipe:
         held_out_fraction=options.eval_fraction,
         form="packed" if options.pack_sequences else None,
         word_order=word_order(options),
+        continuation=continuation(options),
     )
 
 
@@ -312,6 +370,32 @@ def word_order(options: Options) -> WordOrder | None:
         identity=options.trigram_identity,
         labels=options.trigram_labels or preset.labels,
     )
+
+
+def continuation(options: Options) -> Continuation | None:
+    """Return how the flags cut fragments; None with an objective without targets."""
+    from data.continuation import Continuation
+
+    continuing = OBJECTIVES[options.objective].continuing
+    if continuing is None:
+        return None
+    return Continuation.of(
+        continuing,
+        options.max_seq_length,
+        fragment_length=options.fragment_length,
+        source_fraction=options.source_fraction,
+        stride=options.fragment_stride,
+        max_target_length=options.max_target_length,
+        source_lengths=_range(options, "source_length_range"),
+        target_lengths=_range(options, "target_length_range"),
+    )
+
+
+def _range(options: Options, name: str) -> tuple[int, int] | None:
+    values: tuple[int, ...] = getattr(options, name)
+    if len(values) > 2:
+        raise UsageError(f"--{name}={','.join(map(str, values))}: expected the least and the greatest length: 32,512")
+    return (values[0], values[-1]) if values else None
 
 
 def tokenizer_files(options: Options) -> dict[str, Any]:
@@ -414,7 +498,10 @@ class Bars:
 
 def summary(manifest: dict) -> str:
     """Return a few lines on what was read and written, for a person."""
+    from data.manifest import positions
+
     counts = manifest["counts"]
+    short = "too short for a fragment" if manifest["recipe"].get("continuation") else "of one word"
     tokens_each = counts["example_tokens"] / manifest["num_examples"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
     packed = ""
@@ -425,9 +512,9 @@ def summary(manifest: dict) -> str:
         f"{counts['tokens']:,} tokens, {counts.get('unknown_tokens', 0) / max(counts['tokens'], 1):.2%} unknown",
         f"wrote    {manifest['num_examples']:,} examples of {tokens_each:.1f} "
         f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
-        f"filled   {tokens_each / manifest['max_seq_length']:.1%} of all positions{packed}",
+        f"filled   {tokens_each / positions(manifest):.1%} of all positions{packed}",
         f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
-        f"{counts.get('documents_too_short_to_pair', 0):,} documents of one word were left out",
+        f"{counts.get('documents_too_short_to_pair', 0):,} documents {short} were left out",
     ]
     oddities = {name: n for name, n in counts.items() if name.startswith("read_") and name not in _READ}
     if oddities:

@@ -68,6 +68,12 @@ class Options:
     max_word_order_per_seq: int = flag(
         0, help="of the records, where they hold shuffled words", unit="tokens", minimum=0
     )
+    max_target_length: int | None = flag(
+        None,
+        help="positions of the decoder, of records with targets; by default what they have for --max_seq_length",
+        unit="tokens",
+        minimum=2,
+    )
     _training: ClassVar = Group.TRAINING
     train_batch_size: int = flag(
         32, help="of one optimizer step, over all devices", unit="examples", minimum=1, essential=True
@@ -104,6 +110,18 @@ class Options:
         """Positions of an example that are scored over the vocabulary."""
         return self.masked_positions + self.max_word_order_per_seq
 
+    @property
+    def target_positions(self) -> int:
+        """Positions of the decoder; 0 without one."""
+        from data.continuation import Continuation
+
+        continuing = OBJECTIVES[self.objective].continuing
+        if continuing is None:
+            return 0
+        found = Continuation.of(continuing, self.max_seq_length, max_target_length=self.max_target_length)
+        found.check(self.max_seq_length)
+        return found.max_target_length
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -125,7 +143,14 @@ class Plan:
         return self.peak_bytes is not None and self.peak_bytes <= self.capacity_bytes
 
 
-NEEDS = (Need(("num_devices", "compile"), "--device", lambda o: o.device),)
+NEEDS = (
+    Need(("num_devices", "compile"), "--device", lambda o: o.device),
+    Need(
+        ("max_target_length",),
+        f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
+        lambda o: OBJECTIVES[o.objective].continuing,
+    ),
+)
 Planner = Callable[[Options], Plan]
 
 
@@ -378,7 +403,8 @@ def abstract_batch(options: Options) -> Mapping[str, jax.ShapeDtypeStruct]:
     from data.schema import shapes
 
     form = FORMS[OBJECTIVES[options.objective].form]
-    lengths = form.lengths(options.max_seq_length, options.masked_positions, options.max_word_order_per_seq)
+    further = {"target": options.target_positions} if options.target_positions else {}
+    lengths = form.lengths(options.max_seq_length, options.masked_positions, options.max_word_order_per_seq, **further)
     features = shapes(form.schema, lengths, options.train_batch_size)
     return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in features.items()}
 

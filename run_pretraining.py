@@ -50,6 +50,16 @@ class Options(TrainingOptions):
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
     word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
     sentence_loss_weight: float = flag(1.0, help="weight of the sentence-pair loss", minimum=0)
+    next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
+    masked_lm_until: float = flag(
+        1.0,
+        help="share of --num_train_steps after which masked tokens and shuffled words weigh nothing; PLUG's 0.9",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    label_smoothing: float = flag(
+        0.0, help="share of the label of a target's token that is spread over the vocabulary", minimum=0.0
+    )
     pooled_loss: bool = flag(
         False,
         help="average masked and shuffled tokens together, as AliceMind does, instead of each by themselves: the more "
@@ -118,6 +128,16 @@ NEEDS = (
         f"an --objective of pairs ({', '.join(name for name, row in OBJECTIVES.items() if row.labels)})",
         lambda o: OBJECTIVES[o.objective].labels,
     ),
+    Need(
+        ("next_tokens_loss_weight", "label_smoothing"),
+        f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
+        lambda o: OBJECTIVES[o.objective].continuing,
+    ),
+    Need(
+        ("masked_lm_until",),
+        "an --objective that learns more than masked tokens",
+        lambda o: len(OBJECTIVES[o.objective].losses) > 1,
+    ),
 )
 
 
@@ -139,7 +159,8 @@ def main(options: Options) -> None:
         vocab_size=tokenizer["vocab_size"],
         vocabulary=tokenizer["file"],
         max_seq_length=records.training.max_seq_length,
-        scored=records.training.max_predictions_per_seq + records.training.max_word_order_per_seq,
+        max_target_length=records.training.max_target_length,
+        scored=records.scored,
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
 
@@ -197,9 +218,14 @@ def build(session: Session, options: Options, records: Records) -> None:
         weights={
             "masked_lm": options.masked_lm_loss_weight,
             "pair": options.sentence_loss_weight,
+            "next_tokens": options.next_tokens_loss_weight,
             **({"word_order": options.word_order_loss_weight} if records.shuffled else {}),
         },
         pooled=options.pooled_loss,
+        label_smoothing=options.label_smoothing,
+        until=dict.fromkeys(("masked_lm", "word_order"), round(options.masked_lm_until * options.num_train_steps))
+        if options.masked_lm_until < 1
+        else None,
         computation=session.computation(),
     )
     schedule = create_schedule(
@@ -216,12 +242,12 @@ def build(session: Session, options: Options, records: Records) -> None:
 def load_weights(session: Session, options: Options) -> None:
     """Load the weights to train from, or those of the finished run to score."""
     from commands.records import check_pair_head, keep_pair_head
-    from tasks.kinds import PRETRAINING_HEADS
+    from tasks.kinds import DECODER, PRETRAINING_HEADS
 
     if options.do_train:
         session.start_from(
             options.init_checkpoint,
-            allow_missing=PRETRAINING_HEADS,
+            allow_missing=(*PRETRAINING_HEADS, *DECODER),
             allow_unexpected=("classifier/.*",),
             adjust=lambda tensors: keep_pair_head(tensors, options),
         )
@@ -253,7 +279,7 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
 
     training, held_out, work = records.training, records.held_out, work_of(options, records)
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    tokens_per_step = options.train_batch_size * training.max_seq_length
+    tokens_per_step = options.train_batch_size * (training.max_seq_length + training.max_target_length)
     facts = {"data": records.facts}
     if options.do_train:
         facts["step"] = (
@@ -278,8 +304,7 @@ def work_of(options: Options, records: Records) -> Work:
     from commands.estimate import Work
 
     training = records.training
-    scored = training.max_predictions_per_seq + training.max_word_order_per_seq
-    return Work(options.train_batch_size, training.max_seq_length, scored, options.num_train_steps)
+    return Work(options.train_batch_size, training.max_seq_length, records.scored, options.num_train_steps)
 
 
 def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:

@@ -36,13 +36,20 @@ class Records:
         return bool(self.training.max_word_order_per_seq)
 
     @property
+    def scored(self) -> int:
+        """Positions of an example that are scored over the vocabulary."""
+        training = self.training
+        return training.max_predictions_per_seq + training.max_word_order_per_seq + training.max_target_length
+
+    @property
     def facts(self) -> str:
         """The size and the filling of the data sets, as text."""
         training, held_out = self.training, self.held_out
         sequences = f"{training.sequences_per_example:.1f} sequences each, " if training.sequences_per_example else ""
         filling = f" ({sequences}{training.fill:.1%} of positions filled)" if training.fill else ""
+        target = f" and targets of {training.max_target_length}" if training.max_target_length else ""
         return (
-            f"{training.num_examples:,} examples of {training.max_seq_length} tokens{filling}, "
+            f"{training.num_examples:,} examples of {training.max_seq_length} tokens{target}{filling}, "
             f"{held_out.num_examples if held_out else 0:,} held out"
         )
 
@@ -123,7 +130,7 @@ def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) ->
     if dataset.manifest is not None:
         return
     batch = dataset.batch(0)
-    features = [name for side in dataset.form.sides for name in (side.ids, f"{side.hidden}_ids")]
+    features = [name for side in dataset.form.sides for name in (side.ids, f"{side.hidden}_ids") if name in batch]
     largest = max(int(batch[name].max()) for name in features)
     if largest >= vocab_size:
         raise UsageError(

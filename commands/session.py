@@ -113,7 +113,9 @@ class Session:
             check_model(self.config, path)
         return self.config
 
-    def check_fit(self, *, vocab_size: int, vocabulary: str, max_seq_length: int, scored: int = 0) -> None:
+    def check_fit(
+        self, *, vocab_size: int, vocabulary: str, max_seq_length: int, max_target_length: int = 0, scored: int = 0
+    ) -> None:
         """Raise `UsageError` unless the data fits the model, and a batch with `scored` positions the memory of a CPU.
 
         Its ids have to lie in the vocabulary, its lengths within the positions.
@@ -124,11 +126,12 @@ class Session:
                 f"{vocabulary} has {vocab_size:,} entries but {path} has vocab_size={self.config.vocab_size:,}: "
                 "use the vocabulary that belongs to the config"
             )
-        if max_seq_length > self.config.max_sequence_length:
-            raise UsageError(
-                f"max_seq_length={max_seq_length} but {path} has positions for {self.config.max_sequence_length} "
-                "tokens: use shorter examples or a config with a larger max_position_embeddings"
-            )
+        for name, length in (("max_seq_length", max_seq_length), ("max_target_length", max_target_length)):
+            if length > self.config.max_sequence_length:
+                raise UsageError(
+                    f"{name}={length} but {path} has positions for {self.config.max_sequence_length} "
+                    "tokens: use shorter examples or a config with a larger max_position_embeddings"
+                )
         if found_devices()[0] == "CPU":
             for what, uses in (("train", "do_train"), ("eval", "do_eval"), ("predict", "do_predict")):
                 if getattr(self.options, uses, False):

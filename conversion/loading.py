@@ -53,7 +53,8 @@ def load_into(
     """Assign `checkpoint` to the variables of the built `model` and report; nothing is assigned unless all fits.
 
     `allow_missing` and `allow_unexpected` are patterns that whole names of *heads* may match (a new `classifier/.*`,
-    pretraining heads that fine-tuning drops); the backbone always has to match in full. `untie=True` lets a model with
+    pretraining heads that fine-tuning drops); the backbone has to match in full, but for patterns that begin with
+    "backbone/" (a new decoder). `untie=True` lets a model with
     own bricks in every layer start from a checkpoint that shares one. Raises `UsageError` with a listing, + for what
     only the checkpoint has, - for what only the model has.
     """
@@ -71,7 +72,7 @@ def load_into(
 
 def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
     """Return a built model with the heads that tensors under our names have."""
-    from modeling.heads import ClassifierHead, MaskedLMHead, PairHead
+    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
     from modeling.model import HeadOfModel, LanguageModel
 
     heads: list[HeadOfModel] = []
@@ -81,6 +82,8 @@ def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
         heads.append(partial(PairHead, num_labels=tensors["sentence_pair/kernel"].shape[-1]))
     if "classifier/kernel" in tensors:
         heads.append(partial(ClassifierHead, num_labels=tensors["classifier/kernel"].shape[-1], dropout=0.0))
+    if any(name.startswith("backbone/decoder/") for name in tensors):
+        heads.append(NextTokenHead)
     return LanguageModel(config, heads)
 
 
@@ -140,7 +143,9 @@ def _source(name: str, tensors: Mapping[str, np.ndarray], untie: bool) -> str | 
 
 
 def _allowed(name: str, patterns: Sequence[str]) -> bool:
-    return not name.startswith("backbone/") and any(re.fullmatch(pattern, name) for pattern in patterns)
+    """Return whether a pattern covers the name; one of the backbone only where the pattern says so."""
+    own = (pattern for pattern in patterns if pattern.startswith("backbone/") == name.startswith("backbone/"))
+    return any(re.fullmatch(pattern, name) for pattern in own)
 
 
 def _unread(name: str, tensors: Mapping[str, np.ndarray]) -> bool:

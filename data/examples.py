@@ -16,6 +16,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data import corpus
+from data.continuation import continuations, too_short
 from data.manifest import stamp
 from data.pairing import Block, Pairing, Pairs, chunk_and_pair, make_divisible, truncate
 from data.randomness import keys, stream_number
@@ -114,7 +115,7 @@ def read_blocks(
             starts = np.ones(len(encoding.ids), bool)
         watch.stop("segment")
         random = np.random.Generator(np.random.PCG64([recipe.seed % 2**64, _CHUNKING, span_index, number]))
-        block = _paired(batch, encoding, starts, recipe, vocabulary, random)
+        block = _paired(batch, texts, encoding, starts, recipe, vocabulary, random)
         watch.stop("build")
         yield block
     nothing = np.zeros(0, np.int64)
@@ -124,6 +125,7 @@ def read_blocks(
 
 def _paired(
     documents: Sequence[Sequence[str]],
+    texts: Sequence[str],
     encoding: Encoding,
     starts: np.ndarray,
     recipe: Recipe,
@@ -131,27 +133,11 @@ def _paired(
     random: np.random.Generator,
 ) -> PairedBlock:
     """Cut tokenised documents into the examples of the recipe."""
-    pairing, form = recipe.pairing, recipe.layout
-    max_tokens = form.max_tokens(recipe, vocabulary.template)
     bounds = bounds_of([len(document) for document in documents])
-    block, unpaired = make_divisible(
-        Block(encoding.splits, bounds[:-1], bounds[1:]),
-        starts,
-        vocabulary.clause_ends[encoding.ids],
-        max_tokens,
-        pairing.num_segments,
-    )
-    pairs = chunk_and_pair(
-        block,
-        pairing,
-        num_passes=recipe.dupe_factor,
-        max_tokens=max_tokens,
-        short_seq_prob=recipe.short_seq_prob,
-        random=random,
-    )
-    pairs, cut = truncate(pairs, max_tokens, random)
+    whole = Block(encoding.splits, bounds[:-1], bounds[1:])
+    block, pairs, cut, unpaired = _cut(whole, encoding, starts, texts, recipe, vocabulary, random)
     tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
-    tokens, pairs, of_form = form.lay_out(tokens, pairs, recipe, vocabulary)
+    tokens, pairs, of_form = recipe.layout.lay_out(tokens, pairs, recipe, vocabulary)
     counts = Counter(
         **of_form,
         documents=len(documents),
@@ -162,9 +148,49 @@ def _paired(
         truncated_tokens=int(cut.sum()),
         truncated_examples=int((cut > 0).sum()),
         documents_too_short_to_pair=unpaired,
-        **_partners(block, pairs, pairing),
+        **_partners(block, pairs, recipe.pairing),
     )
     return PairedBlock(tokens, pairs, counts)
+
+
+def _cut(
+    whole: Block,
+    encoding: Encoding,
+    starts: np.ndarray,
+    texts: Sequence[str],
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    random: np.random.Generator,
+) -> tuple[Block, Pairs, np.ndarray, int]:
+    """Return the block of what is cut, its pairs, the tokens lost from each, and how many documents were too short."""
+    pairing, continuation = recipe.pairing, recipe.continuation
+    max_tokens = recipe.layout.max_tokens(recipe, vocabulary.template)
+    clause_ends = vocabulary.clause_ends[encoding.ids]
+    if continuation is not None:
+        if not recipe.whole_word:
+            # A cut keeps words whole even where single tokens are hidden.
+            starts = word_starts(texts, encoding, segmenter="none")
+        block, _ = make_divisible(whole, starts, clause_ends, max_tokens, num_segments=1)
+        pairs, cut = continuations(
+            block,
+            starts,
+            continuation,
+            max_seq_length=recipe.max_seq_length,
+            num_passes=recipe.dupe_factor,
+            short_seq_prob=recipe.short_seq_prob,
+            random=random,
+        )
+        return block, pairs, cut, int(too_short(block, continuation).sum())
+    block, unpaired = make_divisible(whole, starts, clause_ends, max_tokens, pairing.num_segments)
+    pairs = chunk_and_pair(
+        block,
+        pairing,
+        num_passes=recipe.dupe_factor,
+        max_tokens=max_tokens,
+        short_seq_prob=recipe.short_seq_prob,
+        random=random,
+    )
+    return block, *truncate(pairs, max_tokens, random), unpaired
 
 
 def _batched(documents: Iterable[list[str]], min_documents: int) -> Iterator[list[list[str]]]:
@@ -288,6 +314,14 @@ def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
         return UsageError(
             f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
             "documents: raise it, or set it to 0"
+        )
+    if counts.get("documents_too_short_to_pair", 0) and recipe.continuation:
+        needed = recipe.continuation.least_tokens
+        return UsageError(
+            f"--objective={recipe.objective} needs {needed} tokens for a source and its target, but all "
+            f"{counts['documents']:,} documents {'held out' if recipe.held_out else 'in the input'} have fewer: put a "
+            "sentence a line and a blank line between documents, or give lower --source_length_range and "
+            "--target_length_range"
         )
     if counts.get("documents_too_short_to_pair", 0):
         return UsageError(

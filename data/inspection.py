@@ -20,7 +20,7 @@ from data.forms.segments import COMPACT_FEATURES
 from data.forms.sides import original_ids
 from data.randomness import keys
 from data.reading import PretrainingDataset
-from data.schema import Lengths, lengths_of, present, required
+from data.schema import Lengths, lengths_of, present, required, widths_of
 from data.tfrecord.decoding import decode_examples
 from data.tfrecord.frames import MalformedRecordError
 from data.tfrecord.recovery import Recovered, open_content, recover, scan
@@ -82,9 +82,7 @@ def statistics(
         report: is told how many examples are read.
     """
     sides, label, sequences = dataset.form.sides, dataset.form.label, dataset.form.sequences
-    features = {feature.name: feature for feature in dataset.schema}
-    width = sum(features[side.ids].width(dataset.lengths) for side in sides)
-    result, shown_at_predictions = Statistics(width), Counter[int]()
+    result, shown_at_predictions = Statistics(dataset.positions), Counter[int]()
     hashes, threshold = np.zeros(0, np.uint64), 2**64 - 1
     for batch in dataset.evaluation_batches(_BATCH):
         real = batch[sides[0].mask].any(axis=1)
@@ -214,7 +212,8 @@ class _Check:
         try:
             wrong = {fault.what: fault.rows for fault in faults(columns, form, lengths, self._bounds)}
             if compact:
-                return _count(wrong | Segments.problems(columns, self._manifest))
+                widths = widths_of(form.schema, lengths, [side.ids for side in form.sides])
+                return _count(wrong | Segments.problems(columns, self._manifest, widths))
             stored = [feature for feature in present(form.schema, lengths) if feature.stored]
             features = {
                 f.name: columns[f.name].array(f.shape(lengths), str(columns[f.name].values.dtype)) for f in stored

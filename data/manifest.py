@@ -21,7 +21,7 @@ from data.manifest_shape import check_manifest, read_listing
 from data.masking import MaskVocabulary
 from data.objectives import OBJECTIVES
 from data.recipe import Recipe, Vocabulary
-from data.schema import Lengths, Schema, present, schema_from_json, schema_to_json
+from data.schema import Lengths, Schema, present, schema_from_json, schema_to_json, widths_of
 from data.segmentation import segmenter_version
 from data.tokenizers import Tokenizer
 from ground.files import write_atomically
@@ -38,6 +38,8 @@ _COMMON = {
     "masking": None,
     "num_pair_labels": None,
 }
+# The axes whose lengths stand there under names of their own.
+_NAMED_AXES = ("tokens", "predictions", "shuffled")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -190,6 +192,12 @@ def lengths_of(manifest: Manifest) -> Lengths:
     }
 
 
+def positions(manifest: Manifest) -> int:
+    """Return how many tokens an example has room for, in all of its rows."""
+    form = form_of(manifest)
+    return sum(widths_of(form.schema, lengths_of(manifest), [side.ids for side in form.sides]))
+
+
 def schema_of(manifest: Manifest) -> Schema:
     """Return the features of a batch of the shards; raises `UsageError` where they are nonsense."""
     if "features" not in manifest:
@@ -230,6 +238,13 @@ def _check_agreement(one: tuple[Path, Manifest], other: tuple[Path, Manifest]) -
             raise UsageError(
                 f"{path} has {name}={found} but {first_path} has {name}={expected}: "
                 "give --input_file shards of one kind"
+            )
+    lengths, expected = lengths_of(manifest), lengths_of(first)
+    for axis in sorted({*lengths, *expected} - {*_NAMED_AXES}):
+        if lengths.get(axis, 0) != expected.get(axis, 0):
+            raise UsageError(
+                f"{path} has lengths.{axis}={lengths.get(axis, 0)} but {first_path} has lengths.{axis}="
+                f"{expected.get(axis, 0)}: give --input_file shards of one kind"
             )
     tokenizer, expected = manifest["tokenizer"], first["tokenizer"]
     if tokenizer["fingerprint"] != expected["fingerprint"]:

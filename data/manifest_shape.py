@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from absl.app import UsageError
 from msgspec import Meta
 
+from data.continuation import Continuation
 from data.forms import FORMS
 from data.objectives import OBJECTIVES
 from data.pairing import PAIRINGS
@@ -29,6 +30,7 @@ Length = Annotated[int, Meta(ge=0, le=int(BOUNDS["max_seq_length"].most))]
 Token = Annotated[int, Meta(ge=0, lt=int(BOUNDS["vocab_size"].most))]
 Size = Annotated[int, Meta(ge=1, le=int(BOUNDS["vocab_size"].most))]
 Range = Annotated[list[Token], Meta(min_length=2, max_length=2)]
+DrawnLengths = Annotated[list[Length], Meta(min_length=2, max_length=2)]
 # One file of the manifest's own folder: any other name could lead to a file that no verb wrote.
 FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\\\x00]+$", max_length=255)]
 
@@ -69,6 +71,17 @@ class WordOrderShape(TypedDict, total=False):
     labels: Literal["all", "changed"]
 
 
+class ContinuationShape(TypedDict):
+    """The fields of `data.continuation.Continuation`."""
+
+    fragment_length: Length
+    source_fraction: Share
+    stride: Count
+    max_target_length: Annotated[int, Meta(ge=2, le=int(BOUNDS["max_target_length"].most))]
+    source_lengths: DrawnLengths | None
+    target_lengths: DrawnLengths | None
+
+
 class RecipeShape(TypedDict):
     """The fields of `data.recipe.Recipe` that a reader masks by."""
 
@@ -88,6 +101,7 @@ class RecipeShape(TypedDict):
     packing: NotRequired[bool]
     form: NotRequired[str | None]
     word_order: NotRequired[WordOrderShape | None]
+    continuation: NotRequired[ContinuationShape | None]
 
 
 class TokenizerShape(TypedDict):
@@ -149,7 +163,7 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     """Raise `UsageError`, one line that names `path`, for a manifest by which no shards can be read."""
     check_shape(manifest, ManifestShape, where=str(path), fix=FIX)
     try:
-        for check in (_check_counts, _check_lengths, _check_dynamic):
+        for check in (_check_counts, _check_recipe, _check_lengths, _check_dynamic):
             check(manifest)
     except UsageError as error:
         raise UsageError(f"{path}: {error}; {FIX}") from None
@@ -210,10 +224,28 @@ def _check_lengths(manifest: Mapping[str, Any]) -> None:
         manifest["max_seq_length"],
         recipe["masking"]["max_predictions"] * (2 if recipe["masking"].get("permute") else 1),
         lengths.get("shuffled", 0),
+        **_target(recipe),
     )
     here = {axis for feature in present(form.schema, expected) for axis in feature.axes}
     for axis in sorted(here | axes):
         _agree(f"lengths.{axis}", lengths.get(axis, 0), expected.get(axis, 0), "the recipe")
+
+
+def _target(recipe: Mapping[str, Any]) -> dict[str, int]:
+    """Return the length of targets as `Form.lengths` takes it."""
+    continuation = recipe.get("continuation")
+    return {"target": continuation["max_target_length"]} if continuation else {}
+
+
+def _check_recipe(manifest: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where the recipe of compact records cannot be had, by which they are masked."""
+    continuation, row = manifest["recipe"].get("continuation"), OBJECTIVES.get(manifest["objective"])
+    if row is None:
+        return
+    if (continuation is None) != (row.continuing is None):
+        raise UsageError(f"recipe.continuation is {continuation}, with objective {manifest['objective']}")
+    if continuation:
+        Continuation.from_json(continuation).check(manifest["max_seq_length"])
 
 
 def _check_dynamic(manifest: Mapping[str, Any]) -> None:

@@ -10,6 +10,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continuing:
+    """Amounts of a continuation where flags do not say them; see `data.continuation.Continuation`.
+
+    Attributes:
+        fragment_length: most tokens of a fragment that is cut by share; shorter rows make it shorter.
+        source_fraction: share of its tokens that is the source.
+        stride: sentences from one fragment to the next; 0: a whole fragment.
+        drawn: least and greatest length of source and target where both are drawn for each example; None: by share.
+    """
+
+    fragment_length: int = 500
+    source_fraction: float = 0.8
+    stride: int = 1
+    drawn: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """A published pretraining method: pairing x form x losses. How much is masked is up to `data.masking.Masking`.
 
@@ -24,6 +41,7 @@ class Objective:
         shuffles_words: whether word order belongs to the method, so that words are shuffled unless flags say otherwise.
         text: "documents": a sentence a line and a blank line between documents; "pairs": a line is a document of two
             sentences with a TAB between, such as a sentence and its translation.
+        continuing: amounts of the pairing "continuation"; None with any other.
     """
 
     paper: str
@@ -35,6 +53,7 @@ class Objective:
     labels: tuple[str, ...] = ()
     shuffles_words: bool = False
     text: str = "documents"
+    continuing: Continuing | None = None
 
 
 _STRUCTURE = ("random", "next", "previous", "later", "earlier")
@@ -49,6 +68,17 @@ def _structbert(num_labels: int, summary: str) -> Objective:
         label_name="sentence_structure",
         labels=_STRUCTURE[:num_labels],
         shuffles_words=True,
+    )
+
+
+def _continuation(paper: str, summary: str, continuing: Continuing) -> Objective:
+    return Objective(
+        paper=paper,
+        summary=summary,
+        pairing="continuation",
+        form="source_target",
+        losses=("masked_lm", "next_tokens"),
+        continuing=continuing,
     )
 
 
@@ -70,6 +100,10 @@ OBJECTIVES: Mapping[str, Objective] = {
         labels=("next", "random"),
     ),
     "masked_lm": Objective(paper="Liu et al. 2019 (RoBERTa)", summary="no pairs"),
+    "palm": _continuation("Bi et al. 2020", "masked tokens of a source, and the text that follows it", Continuing()),
+    "plug": _continuation(
+        "AliceMind 2021", "the same, source and target each of a drawn length", Continuing(stride=0, drawn=(32, 512))
+    ),
     "structbert": _structbert(3, "masked tokens, word order, and random, next or previous sentence"),
     "structbert_2way": _structbert(2, "random or next sentence"),
     "structbert_5way": _structbert(5, "also later or earlier sentences"),

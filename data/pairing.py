@@ -165,14 +165,14 @@ class Pairing:
     Attributes:
         num_segments: 1 or 2.
         num_labels: classes of `next_sentence_labels`.
-        pair: chunks -> (pairs, the sentence to go on with).
+        pair: chunks -> (pairs, the sentence to go on with); None where `data.continuation` cuts fragments instead.
         min_documents: without so many beside one another, a label cannot occur.
         min_sentences: without a document of so many, a label cannot occur.
     """
 
     num_segments: int
     num_labels: int
-    pair: Callable[[Chunks, Block, np.random.Generator], tuple[Pairs, np.ndarray]]
+    pair: Callable[[Chunks, Block, np.random.Generator], tuple[Pairs, np.ndarray]] | None
     min_documents: int = 1
     min_sentences: int = 1
 
@@ -181,6 +181,7 @@ PAIRINGS: dict[str, Pairing] = {
     "sop": Pairing(num_segments=2, num_labels=2, pair=_swap),
     "nsp": Pairing(num_segments=2, num_labels=2, pair=_next_sentence),
     "single": Pairing(num_segments=1, num_labels=1, pair=_single),
+    "continuation": Pairing(num_segments=2, num_labels=1, pair=None),
     **{
         f"structure_{num_labels}": Pairing(
             num_segments=2,
@@ -289,6 +290,7 @@ def chunk_and_pair(
         short_seq_prob: share of chunks with a shorter target.
         random: draws come from here, in an order that depends on the arguments alone.
     """
+    assert pairing.pair is not None
     document = np.tile(np.arange(block.num_documents), num_passes)
     begin, last = block.begin[document], block.end[document]
     parts: list[Pairs] = []

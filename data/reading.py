@@ -26,7 +26,7 @@ from data.masking import Masking, MaskVocabulary
 from data.order import EpochOrder
 from data.randomness import keys, stream_number
 from data.recipe import Recipe, Specials
-from data.schema import Feature, Lengths, Schema, lengths_of, padding, present, required
+from data.schema import Feature, Lengths, Schema, lengths_of, padding, present, required, widths_of
 from data.shards import Shards, expand_shards
 from data.tfrecord.decoding import Column, decode_examples
 from data.tfrecord.files import OPEN_FILES, RecordFile, RecordFiles
@@ -150,6 +150,16 @@ class PretrainingDataset:
         return self.lengths["tokens"]
 
     @property
+    def max_target_length(self) -> int:
+        """Positions of a decoder; 0 in forms without a target."""
+        return max(self.lengths.get("target", 0) - 1, 0)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that an example has room for, in all of its rows."""
+        return sum(widths_of(self.form.schema, self.lengths, [side.ids for side in self.form.sides]))
+
+    @property
     def max_predictions_per_seq(self) -> int:
         """Masked tokens of a row that there is room for; 0 in forms without."""
         return self.lengths.get("predictions", 0)
@@ -163,7 +173,7 @@ class PretrainingDataset:
     def fill(self) -> float:
         """Share of positions that hold a token and not padding, as the manifests count it; 0 without manifests."""
         counts = manifests.total_counts(self._shards.listings)
-        return counts["example_tokens"] / max(counts["examples"] * self.max_seq_length, 1)
+        return counts["example_tokens"] / max(counts["examples"] * self.positions, 1)
 
     @property
     def sequences_per_example(self) -> float:

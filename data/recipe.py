@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
+from data.continuation import Continuation
 from data.forms import FORMS, Form
 from data.masking import Masking, MaskVocabulary
 from data.objectives import OBJECTIVES, Objective
@@ -48,6 +49,7 @@ class Recipe:
         held_out: use the documents that are set apart, instead of all others.
         form: a key of `FORMS`; None is the objective's own.
         word_order: what is shuffled after masking, with any objective; None: nothing.
+        continuation: how fragments become sources and targets; None is the objective's own, if it has one.
 
     Raises:
         UsageError: the parts do not go together.
@@ -68,10 +70,13 @@ class Recipe:
     held_out: bool = False
     form: str | None = None
     word_order: WordOrder | None = None
+    continuation: Continuation | None = None
 
     def __post_init__(self) -> None:
         if self.masking.permute and self.dynamic:
             raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
+        if self.continuation is None and self.row.continuing is not None:
+            object.__setattr__(self, "continuation", Continuation.of(self.row.continuing, self.max_seq_length))
         self.layout.check(self)
 
     @classmethod
@@ -83,6 +88,8 @@ class Recipe:
             values["form"] = "packed"
         values["masking"] = Masking(**content["masking"])
         values["word_order"] = WordOrder(**content["word_order"]) if content.get("word_order") else None
+        if content.get("continuation"):
+            values["continuation"] = Continuation.from_json(content["continuation"])
         return cls(**values)
 
     @property
@@ -104,7 +111,9 @@ class Recipe:
     def lengths(self) -> Lengths:
         """The lengths of a batch, by the axes of the form's schema."""
         shuffled = self.word_order.num_slots(self.max_seq_length) if self.word_order else 0
-        return self.layout.lengths(self.max_seq_length, self.masking.num_slots, shuffled)
+        # Forms without a target need not know of one.
+        further = {"target": self.continuation.max_target_length} if self.continuation else {}
+        return self.layout.lengths(self.max_seq_length, self.masking.num_slots, shuffled, **further)
 
     def takes(self, document: Sequence[str]) -> bool:
         """Whether the document is on this recipe's side of the held-out split."""

@@ -65,6 +65,12 @@ def shapes(schema: Schema, lengths: Lengths, batch_size: int) -> dict[str, tuple
     return {f.name: ((batch_size, *f.shape(lengths)), f.dtype) for f in present(schema, lengths)}
 
 
+def widths_of(schema: Schema, lengths: Lengths, names: Iterable[str]) -> list[int]:
+    """Return how many values an example has of each of the features that are named."""
+    features = {feature.name: feature for feature in schema}
+    return [features[name].width(lengths) for name in names]
+
+
 def padding(schema: Schema, lengths: Lengths, rows: int) -> dict[str, np.ndarray]:
     """Return a batch of `rows` rows of zeros, which count nothing because masks and weights are zero."""
     return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(schema, lengths, rows).items()}

@@ -48,7 +48,8 @@ def _roberta(values: Values) -> dict[str, Any]:
 DIALECTS = (
     Dialect(
         recognises=lambda values, file_name: (
-            not is_transformers(values) and not values.keys() & {"embedding_size", "ln_type", "num_hidden_groups"}
+            not is_transformers(values)
+            and not values.keys() & {"embedding_size", "ln_type", "num_hidden_groups", "palm"}
         ),
         mandatory=BERT_KEYS,
         read=lambda values, file_name: dict(values),

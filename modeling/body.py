@@ -96,8 +96,16 @@ class Backbone(keras.layers.Layer):
             sequence_ids_BL=features.get("sequence_ids"),
         )
         x_BLD, states = self.encoder(x_BLD, attention_mask=self.attention_mask(features), training=training)
-        pooled_BD = ops.tanh(self.pooler(x_BLD[:, 0]))
-        return {"sequence_output": x_BLD, "pooled_output": pooled_BD, "hidden_states": states}
+        x_BLD = self.finished(x_BLD)
+        return {"sequence_output": x_BLD, "pooled_output": self.pooled(x_BLD), "hidden_states": states}
+
+    def finished(self, x_BLD: Tensor) -> Tensor:
+        """Return what heads and decoders read of the encoder's last state: the state itself."""
+        return x_BLD
+
+    def pooled(self, x_BLD: Tensor) -> Tensor:
+        """Return the vector of the whole row, x_BD: the first token's state through a dense layer and a tanh."""
+        return ops.tanh(self.pooler(x_BLD[:, 0]))
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of embeddings, encoder and pooler, forward and for one example."""

@@ -22,7 +22,9 @@ from modeling.families import FAMILIES
 ACTIVATIONS = ("gelu", "gelu_erf", "relu", "swish", "tanh", "linear")
 SHARING = ("all", "attention", "ffn", "none")
 LN_TYPES = ("postln", "preln")
+COPYING = ("none", "additive", "attention", "legacy_attention")
 _MAX_BYTES = 8 * 2**20  # transformers' own list thousands of labels
+_OF_DECODER = ("decoder_attention_heads", "decoder_intermediate_size", "copy")
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -33,8 +35,10 @@ class Config:
     `family` is the published graph, a row of `modeling.families.FAMILIES`. Without `embedding_size` the embedding is as
     wide as the model; `projects_equal_widths` keeps the projection even then, as albert_zh does. `hidden_act` "gelu" is
     the tanh approximation, "gelu_erf" the exact form. `position_offset` rows of the position table come before the
-    first token's. `vocab_padding_multiple` rounds the rows of the word table up. A field that is added later has a
-    default that describes every older model, so that `from_json` reads older files.
+    first token's. `vocab_padding_multiple` rounds the rows of the word table up. A decoder has `num_decoder_layers`;
+    its heads and its feed-forward are the encoder's unless they are given; `copy` is how it takes words from the source
+    (`modeling.copying`). A field that is added later has a default that describes every older model, so that
+    `from_json` reads older files.
 
     Raises:
         UsageError: a value is impossible; the message names it.
@@ -63,6 +67,10 @@ class Config:
     position_offset: int = 0
     vocab_padding_multiple: int = 1
     projects_equal_widths: bool = False
+    num_decoder_layers: int = 0
+    decoder_attention_heads: int = 0
+    decoder_intermediate_size: int = 0
+    copy: str = "none"
 
     def __post_init__(self) -> None:
         if type(self.embedding_size) is int and not self.embedding_size:
@@ -80,22 +88,46 @@ class Config:
             ("hidden_act", ACTIVATIONS),
             ("ln_type", LN_TYPES),
             ("sharing", SHARING),
+            ("copy", COPYING),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         for name in (field.name for field in dataclasses.fields(self) if _TYPES[str(field.type)] in (int, float)):
             if complaint := BOUNDS[name].complaint(getattr(self, name)):
                 raise UsageError(f"{name} is {getattr(self, name)}; expected {complaint}")
-        if self.hidden_size % self.num_attention_heads:
-            raise UsageError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+        for name in ("num_attention_heads", "decoder_attention_heads"):
+            heads = getattr(self, name)
+            if heads and self.hidden_size % heads:
+                raise UsageError(f"hidden_size {self.hidden_size} is not a multiple of {name} {heads}")
         if self.hidden_size % self.ffn_groups or self.intermediate_size % self.ffn_groups:
             raise UsageError(
                 f"hidden_size {self.hidden_size} and intermediate_size {self.intermediate_size} must both be "
                 f"multiples of ffn_groups {self.ffn_groups}"
             )
+        self._check_decoder()
         FAMILIES[self.family].check(self)
+
+    def _check_decoder(self) -> None:
+        """Refuse a decoder's fields without a decoder, and a decoder in a family that has none."""
+        given = [name for name in _OF_DECODER if getattr(self, name) not in (0, "none")]
+        if self.num_decoder_layers and not FAMILIES[self.family].decodes:
+            able = ", ".join(name for name, family in FAMILIES.items() if family.decodes)
+            raise UsageError(
+                f'num_decoder_layers is {self.num_decoder_layers}, but family "{self.family}" has no decoder; use '
+                f"{able}"
+            )
+        if given and not self.num_decoder_layers:
+            raise UsageError(f"{given[0]} is {getattr(self, given[0])!r} without a decoder; give num_decoder_layers")
+
+    @property
+    def decoder(self) -> Config:
+        """The shape of the decoder's stack: the encoder's, but its own depth, heads and feed-forward."""
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=self.num_decoder_layers,
+            num_attention_heads=self.decoder_attention_heads or self.num_attention_heads,
+            intermediate_size=self.decoder_intermediate_size or self.intermediate_size,
+        )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -122,7 +154,9 @@ class Config:
         words = self.padded_vocab_size * self.embedding_size
         positions = self.max_position_embeddings * min(self.embedding_size, width)
         inner = 2 * width * self.intermediate_size // self.ffn_groups
-        return words + positions + attentions * 4 * width**2 + feed_forwards * inner
+        decoder_inner = 2 * width * (self.decoder_intermediate_size or self.intermediate_size) // self.ffn_groups
+        decoder = self.num_decoder_layers * (8 * width**2 + decoder_inner) if self.sharing == "none" else 0
+        return words + positions + attentions * 4 * width**2 + feed_forwards * inner + decoder
 
     def check_sequence_length(self, length: int) -> None:
         """Refuse sequences of more tokens than there are positions.

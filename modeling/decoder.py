@@ -11,6 +11,7 @@ from modeling.computation import Sizes
 from modeling.config import Config
 from modeling.encoder import Brick, Bricks, Encoder
 from modeling.layers import Attention, KeyValue
+from modeling.randomness import next_key, seeded
 from modeling.variables import Initialization
 
 Cache = dict[str, list[KeyValue]]
@@ -51,7 +52,8 @@ class Decoder(Encoder):
         training: bool = False,
         memory_BSD: Tensor | None = None,
         memory_mask: Tensor | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        return_attention: bool = False,
+    ) -> Any:
         """Run all blocks over a whole sequence.
 
         Args:
@@ -60,9 +62,10 @@ class Decoder(Encoder):
             training: apply dropout; needs a `seeded` scope.
             memory_BSD: states that cross-attention reads; without them the blocks skip their cross-attention.
             memory_mask: boolean, broadcasts to [B, N, L, S].
+            return_attention: also return where the last block's cross-attention looks, for copying.
 
         Returns:
-            As Encoder.
+            As Encoder; with `return_attention` a third value, the mean over the heads, float32 [B, L, S].
         """
         if self.causal:
             length = ops.shape(x_BLD)[1]
@@ -79,7 +82,23 @@ class Decoder(Encoder):
             return feed_forward(x_BLD, training=training)
 
         blocks = self._bricks() if memory else super()._bricks()
-        return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
+        if not return_attention:
+            return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
+        seen: list[Tensor] = []
+
+        def last_block(bricks: Bricks, x_BLD: Tensor, memory_BSD: Tensor) -> Tensor:
+            attention, cross, feed_forward = bricks
+            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
+            pair = cross.keys_values(memory_BSD)
+            seen.append(ops.mean(cross.attention_weights(x_BLD, pair, memory_mask), axis=1))
+            x_BLD = cross(x_BLD, memory=pair, attention_mask=memory_mask, training=training)
+            return feed_forward(x_BLD, training=training)
+
+        # The last block is neither recomputed nor looped over: its attention could not leave either.
+        _, states = self.run_blocks(block, blocks[:-1], x_BLD, *memory, training=training)
+        with seeded(next_key() if training else None), self._gathered(blocks[-1]):
+            states.append(last_block(blocks[-1], states[-1], *memory))
+        return self.normalized(states[-1]), states, seen[0]
 
     def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
         """Return the bricks of every block; `sizes.target` tokens attend to the `sizes.tokens` of the source."""

@@ -27,6 +27,14 @@ def places_in_sequence(sequence_ids_BL: Tensor) -> Tensor:
     return ops.sum(ops.tril(same_BLL, k=-1), axis=-1)
 
 
+def without_padding(config: Config, scores: Tensor) -> Tensor:
+    """Score the rows that only pad the word table so low that their probability is exactly 0."""
+    vocab_size, rows = config.vocab_size, config.padded_vocab_size
+    if rows == vocab_size:
+        return scores
+    return ops.where(ops.arange(rows) < vocab_size, scores, float(np.finfo(np.float32).min) / 2)
+
+
 class Embeddings(keras.layers.Layer):
     """input_ids -> x_BLD, and hidden states -> scores over the vocabulary through the same table.
 
@@ -134,11 +142,7 @@ class Embeddings(keras.layers.Layer):
         """
         if self.projection is not None and self.projects_first:
             x = ops.matmul(x, ops.transpose(self.projection.kernel))
-        scores = ops.cast(ops.matmul(x, ops.transpose(self.word_embeddings)), "float32")
-        vocab_size, rows = self.config.vocab_size, self.config.padded_vocab_size
-        if rows > vocab_size:
-            scores = ops.where(ops.arange(rows) < vocab_size, scores, float(np.finfo(np.float32).min) / 2)
-        return scores
+        return without_padding(self.config, ops.cast(ops.matmul(x, ops.transpose(self.word_embeddings)), "float32"))
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of the projection, forward and for one example; a lookup is no product."""

@@ -110,7 +110,7 @@ class Encoder(keras.layers.Layer):
     ) -> tuple[Tensor, list[Tensor]]:
         """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; return what `call` does."""
         keys = [next_key() if training else None for _ in blocks]
-        if self.scan:
+        if self.scan and blocks:
             states = self._scanned(block, blocks, keys, x_BLD, *memory)
         else:
             states = [x_BLD]
@@ -121,8 +121,11 @@ class Encoder(keras.layers.Layer):
                         return block(bricks, x_BLD, *memory)
 
                 states.append((keras.remat(run) if self.remat and training else run)(states[-1], *memory))
-        last = states[-1] if self.layer_norm is None else self.layer_norm(states[-1])
-        return last, states
+        return self.normalized(states[-1]), states
+
+    def normalized(self, x_BLD: Tensor) -> Tensor:
+        """Apply the final LayerNorm, in a stack that has one."""
+        return x_BLD if self.layer_norm is None else self.layer_norm(x_BLD)
 
     @property
     def own_weights(self) -> list[keras.Variable]:

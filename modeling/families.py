@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modeling import albert, albert_zh, bert
+from modeling import albert, albert_zh, bert, palm, palm_en
 from modeling.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ class Family:
         check: raises `UsageError` for a config that the graph cannot have.
         dialects: the published JSON forms of its configs.
         normalizes_pooled: whether the pooled vector is normalised in front of a classifier.
+        decodes: whether a model may have a decoder.
     """
 
     body: Callable[[Config, Initialization, Computation], Body]
     check: Callable[[Config], None]
     dialects: tuple[Dialect, ...] = ()
     normalizes_pooled: Callable[[Config], bool] = _no
+    decodes: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -49,4 +51,6 @@ FAMILIES: Mapping[str, Family] = {
         dialects=albert_zh.DIALECTS,
         normalizes_pooled=albert_zh.normalizes_pooled,
     ),
+    "palm": Family(body=palm.body, check=palm.check, dialects=palm.DIALECTS, decodes=True),
+    "palm_en": Family(body=palm_en.body, check=palm_en.check, dialects=palm_en.DIALECTS, decodes=True),
 }

@@ -1,19 +1,22 @@
-"""Heads on a body: masked words, sentence pairs, classes (BERT, Devlin et al. 2019; ALBERT, Lan et al. 2020).
+"""Heads on a body: masked words, next words, sentence pairs, classes (BERT, ALBERT; PALM, Bi et al. 2020).
 
 A head is a plain object, not a layer: its variables keep the published names at the top of the model, as
 `classifier/kernel` beside `pooled_layer_norm/gamma`, which layers inside of one layer could not have.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import keras
+from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
 from modeling.body import Body
 from modeling.computation import Computation, Sizes
 from modeling.config import Config
+from modeling.copying import Copying
 from modeling.embeddings import Embeddings
+from modeling.encoder_decoder import EncoderDecoder
 from modeling.families import FAMILIES
 from modeling.layers import Dense, LayerNorm, activation
 from modeling.randomness import dropout
@@ -104,6 +107,49 @@ class MaskedLMHead:
 
 
 _POSITIONS = ("scored_positions", "masked_lm_positions")
+
+
+class NextTokenHead:
+    """`next_token_logits` float32 [B, T, V] at every position of the decoder, through the target's word table.
+
+    With `Config.copy` they are log-probabilities, into which the words of the source are mixed.
+
+    Raises:
+        absl.app.UsageError: the model has no decoder.
+    """
+
+    def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
+        if not config.num_decoder_layers:
+            raise UsageError(
+                f'the objective generates text, but the config (family "{config.family}", num_decoder_layers 0) has no '
+                "decoder; use one that has, as albert_config/palm_*.json"
+            )
+        self.copying = None
+        if config.copy != "none":
+            self.copying = Copying(config, initialization, dtype=computation.dtype)
+        self.layers = () if self.copying is None else (self.copying,)
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Score the words that follow; see `Head`. Without `target_ids` there is nothing to score."""
+        x_BTD = outputs.get("decoder_output")
+        if x_BTD is None:
+            return {}
+        logits_BTV = cast(EncoderDecoder, body).target_embeddings.logits(x_BTD)
+        if self.copying is not None:
+            ids_BS = features["input_ids"]
+            source = {"ids": ids_BS, "states": outputs["sequence_output"]}
+            source["mask"] = features.get("memory_mask", features.get("input_mask", ops.ones_like(ids_BS)))
+            if "copy_attention" in outputs:
+                source["attention"] = outputs["copy_attention"]
+            logits_BTV = self.copying(logits_BTV, source, x_BTD)
+        return {"next_token_logits": logits_BTV}
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the scores over the vocabulary and of copying."""
+        own = cast(EncoderDecoder, body).target_embeddings.logits_operations(sizes.target)
+        return own + (self.copying.operations(sizes.target, sizes.tokens) if self.copying is not None else 0)
 
 
 class PairHead:

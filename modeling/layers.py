@@ -161,6 +161,15 @@ class Attention(keras.layers.Layer):
         y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
         return y_BLD if cache is None else (y_BLD, cache)
 
+    def attention_weights(self, x_BLD: Tensor, memory: KeyValue, attention_mask: Tensor | None = None) -> Tensor:
+        """Return where `call` looks, float32 [B, N, L, S], each row a distribution; without dropout."""
+        h_BLD = self.layer_norm(x_BLD) if self.preln else x_BLD
+        query_BNLH = self._split(self.query(h_BLD)) * self.head_size**-0.5
+        scores_BNLS = ops.cast(ops.matmul(query_BNLH, ops.transpose(memory[0], (0, 1, 3, 2))), "float32")
+        if attention_mask is not None:
+            scores_BNLS = scores_BNLS + masks.additive(attention_mask)
+        return ops.softmax(scores_BNLS)
+
     def operations(self, sizes: Sizes) -> int:
         """Return those of the projections, the scores and their sum over the values, forward and for one example."""
         queries, keys = sizes.tokens, sizes.memory or sizes.tokens

@@ -61,3 +61,25 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     # Compared, not gathered: the comparison fuses with the sum, and its gradient needs no scatter.
     is_label = ops.arange(logits.shape[-1], dtype=labels.dtype) == ops.expand_dims(labels, axis=-1)
     return normalizer - ops.sum(ops.where(is_label, logits, 0.0), axis=-1)
+
+
+@fused
+def smoothed_negative_log_likelihood(logits: Tensor, labels: Tensor, label_smoothing: Tensor) -> Tensor:
+    """Return the cross-entropy of labels of which a share is spread over all classes (Szegedy et al. 2016), [...].
+
+    What `cross_entropy` sums, without a distribution [..., C] for every label:
+        (1 - s) * -log p(label) + s * mean over classes of -log p = normalizer - (1 - s) * logit - s * mean logit
+    Rows that only pad the vocabulary are no classes. Log-probabilities are as good as logits.
+
+    Args:
+        logits: float32 [..., C].
+        labels: integer [...].
+        label_smoothing: the share s, float32.
+    """
+    words = ops.cast(logits > _NO_WORD, "float32")
+    mean = ops.sum(ops.where(logits > _NO_WORD, logits, 0.0), axis=-1) / ops.sum(words, axis=-1)
+    highest = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    normalizer = ops.log(ops.sum(ops.exp(logits - highest), axis=-1)) + ops.squeeze(highest, axis=-1)
+    is_label = ops.arange(logits.shape[-1], dtype=labels.dtype) == ops.expand_dims(labels, axis=-1)
+    label = ops.sum(ops.where(is_label, logits, 0.0), axis=-1)
+    return normalizer - (1.0 - label_smoothing) * label - label_smoothing * mean

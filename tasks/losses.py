@@ -1,4 +1,5 @@
-"""Losses of pretraining, each with the heads that it trains: masked tokens, shuffled words (StructBERT), pair labels.
+"""Losses of pretraining, each with the heads that it trains: masked tokens, shuffled words (StructBERT), pair labels,
+next tokens (PALM).
 
 A row of `data.objectives.OBJECTIVES` names rows of LOSSES; a paper's own loss is one more class and one more row.
 """
@@ -14,8 +15,14 @@ import keras
 
 from data.objectives import Objective
 from ground.tensors import Tensor, ops
-from modeling.heads import MaskedLMHead, PairHead
-from modeling.losses import accuracy_term, cross_entropy, label_is_best, negative_log_likelihood
+from modeling.heads import MaskedLMHead, NextTokenHead, PairHead
+from modeling.losses import (
+    accuracy_term,
+    cross_entropy,
+    label_is_best,
+    negative_log_likelihood,
+    smoothed_negative_log_likelihood,
+)
 from modeling.model import HeadOfModel
 
 Terms = dict[str, tuple[Tensor, Tensor]]
@@ -28,14 +35,16 @@ class Settings:
     """Choices of a run.
 
     Attributes:
-        weights: of the losses, 1 by default, under the keys `masked_lm`, `word_order` and `pair`; batches hold shuffled
-            words if and only if there is a `word_order`.
+        weights: of the losses, 1 by default, under the keys `masked_lm`, `word_order`, `pair` and `next_tokens`;
+            batches hold shuffled words if and only if there is a `word_order`.
         pooled: masked and shuffled tokens share one mean, so that each token weighs the same (AliceMind's sampler);
             otherwise each loss is a mean of its own (the paper).
+        label_smoothing: share of the next token's label that is spread over the vocabulary.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     pooled: bool = False
+    label_smoothing: float = 0.0
 
 
 class Loss(Protocol):
@@ -158,7 +167,56 @@ class PairLoss:
         return {"sentence_pair_probabilities": ops.softmax(logits_BC)}
 
 
-LOSSES: Mapping[str, Callable[[Objective, Settings], Loss]] = {"masked_lm": TokenLoss, "pair": PairLoss}
+class NextTokenLoss:
+    """Cross-entropy of every token of a target, given the source and the tokens before it (PALM, Bi et al. 2020).
+
+    The decoder reads `target_ids` [CLS] t1 t2 [SEP] without the last column; the labels are those without the first:
+        read [CLS] t1 t2, labels t1 t2 [SEP]
+    """
+
+    def __init__(self, objective: Objective, settings: Settings):
+        self.label_smoothing = settings.label_smoothing
+        self.weights: Mapping[str, float] = {"next_tokens": settings.weights.get("next_tokens", 1.0)}
+        self.metrics = ("next_tokens_accuracy",)
+        self.heads: Mapping[str, HeadOfModel] = {"next_tokens": NextTokenHead}
+
+    def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
+        """Return the batch as it is."""
+        return batch
+
+    def normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """Count the tokens to give, the end among them."""
+        return {"next_tokens": ops.sum(self._labels(batch)[1])}
+
+    def terms(self, outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Terms, Terms]:
+        """Score every position of the decoder."""
+        logits_BTV = ops.cast(outputs["next_token_logits"], "float32")
+        labels_BT, weights_BT = self._labels(batch)
+        if self.label_smoothing:
+            share = ops.convert_to_tensor(self.label_smoothing, "float32")
+            loss_BT = smoothed_negative_log_likelihood(logits_BTV, labels_BT, share)
+        else:
+            loss_BT = negative_log_likelihood(logits_BTV, labels_BT)
+        right_BT, total = label_is_best(logits_BTV, labels_BT), ops.sum(weights_BT)
+        return (
+            {"next_tokens": (ops.sum(loss_BT * weights_BT), total)},
+            {"next_tokens_accuracy": (ops.sum(right_BT * weights_BT), total)},
+        )
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the best token behind every position, `next_token_ids` [B, T]."""
+        return {"next_token_ids": ops.argmax(outputs["next_token_logits"], axis=-1)}
+
+    def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return labels [B, T] and their weights, 1 for a token and 0 for padding."""
+        return batch["target_ids"][:, 1:], ops.cast(batch["target_mask"][:, 1:], "float32")
+
+
+LOSSES: Mapping[str, Callable[[Objective, Settings], Loss]] = {
+    "masked_lm": TokenLoss,
+    "pair": PairLoss,
+    "next_tokens": NextTokenLoss,
+}
 
 
 def example_weights(batch: Batch) -> Tensor:

@@ -1,20 +1,21 @@
 """Pretraining as a task: a row of `data.objectives.OBJECTIVES` names its losses, and their heads share one body.
 
 Masked tokens (BERT section 3.1), a pair label (BERT section 3.1, ALBERT section 3.1, StructBERT section 2.2.2), and the
-order of shuffled words (StructBERT section 2.2.1) where the records hold any.
+order of shuffled words (StructBERT section 2.2.1) where the records hold any; the text that follows (PALM section 2).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
 from data.objectives import OBJECTIVES
-from ground.tensors import Tensor
+from ground.tensors import Tensor, ops
 from modeling import Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.randomness import seeded
@@ -22,6 +23,17 @@ from tasks.losses import LOSSES, Settings, Terms
 
 if TYPE_CHECKING:
     from modeling.config import Config
+
+
+@dataclass(frozen=True)
+class Until:
+    """A factor of a loss: 1 before a step, 0 from it on."""
+
+    step: int
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return the factor at a step, float32."""
+        return ops.cast(step < self.step, "float32")
 
 
 class PretrainingTask:
@@ -32,10 +44,13 @@ class PretrainingTask:
         objective: a row of OBJECTIVES.
         weights: of the losses, see `tasks.losses.Settings`.
         pooled: masked and shuffled tokens share one mean, see `tasks.losses.Settings`.
+        label_smoothing: of next tokens, see `tasks.losses.Settings`.
+        until: the step, counted from 0, from which on a loss weighs nothing in training, by name.
         computation: how the model is computed.
 
     Attributes:
         loss_weights: weight of every loss by the name under which it is logged.
+        loss_schedules: factors of these weights, as functions of the step (`training.engine.loss_weights_at`).
         metrics: names of the metrics, in the order of `terms`.
     """
 
@@ -46,12 +61,16 @@ class PretrainingTask:
         *,
         weights: Mapping[str, float] | None = None,
         pooled: bool = False,
+        label_smoothing: float = 0.0,
+        until: Mapping[str, int] | None = None,
         computation: Computation = Computation(),  # noqa: B008
     ):
         self.config, self.objective, self.computation = config, OBJECTIVES[objective], computation
-        settings = Settings(weights=weights or {}, pooled=pooled)
+        settings = Settings(weights=weights or {}, pooled=pooled, label_smoothing=label_smoothing)
         self.losses = tuple(LOSSES[name](self.objective, settings) for name in self.objective.losses)
         self.loss_weights = {name: weight for loss in self.losses for name, weight in loss.weights.items()}
+        ends = (until or {}).items()
+        self.loss_schedules = {name: Until(step) for name, step in ends if name in self.loss_weights}
         self.metrics = tuple(name for loss in self.losses for name in loss.metrics)
 
     def build_model(self) -> LanguageModel:

@@ -104,7 +104,7 @@ SOURCES = [
 ]
 # The files that make a batch, and those that read one. All others ask the schema.
 FEATURES = {"token_boundary", "first_segment_length", "sequence_ids", "label_ids", "next_sentence_labels"}
-FEATURES |= {"input_ids", "input_mask", "segment_ids", "scored_positions"}
+FEATURES |= {"input_ids", "input_mask", "segment_ids", "scored_positions", "target_ids", "target_mask"}
 FEATURES |= {f"{loss}_{what}" for loss in ("masked_lm", "word_order") for what in ("positions", "ids", "weights")}
 KNOWS_FEATURES = (
     "data/forms/",

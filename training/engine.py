@@ -67,6 +67,18 @@ class Task(Protocol):
         ...
 
 
+def loss_weights_at(task: Task, step: Tensor) -> dict[str, Tensor | float]:
+    """Return the weight of every loss at a step, counted from 0; called while a step is traced.
+
+    A task may have `loss_schedules`: functions of the step by the name of a loss, by which its weight is multiplied in
+    training. Evaluations weigh every loss as in the first step, so that their numbers are of one kind. A loss whose
+    weight is 0 throughout is left out.
+    """
+    schedules: Mapping[str, Callable[[Tensor], Tensor]] = getattr(task, "loss_schedules", {})
+    weights = {name: weight for name, weight in task.loss_weights.items() if weight}
+    return {name: weight * schedules[name](step) if name in schedules else weight for name, weight in weights.items()}
+
+
 class Stack(Protocol):
     """Blocks of a model that are run one after the other, so that one block at a time needs its weights whole."""
 

@@ -29,6 +29,7 @@ from training.engine import (
     Task,
     Tensor,
     layout_rules_of,
+    loss_weights_at,
     stacks_of,
 )
 from training.loss_scaling import LossScaling
@@ -213,7 +214,7 @@ class JaxStep:
             values = trained | fixed
 
             def loss(old: Arrays) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-                value, sums = self._loss(self._gathered(values | old), part, key, normalizers)
+                value, sums = self._loss(self._gathered(values | old), part, key, normalizers, step)
                 return value * scaling["scale"] if scaling else value, (value, sums)
 
             if self.placement.fsdp and not self._recomputes:
@@ -300,12 +301,17 @@ class JaxStep:
         return {name: lax.with_sharding_constraint(x, self.shardings[name]) for name, x in gradients.items()}
 
     def _loss(
-        self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, normalizers: Mapping[str, Tensor]
+        self,
+        values: Arrays,
+        batch: Mapping[str, Tensor],
+        key: Tensor,
+        normalizers: Mapping[str, Tensor],
+        step: Tensor,
     ) -> tuple[Tensor, Tensor]:
         losses, metrics = self._terms(values, batch, key, training=True)
         sums = self.results.packed(losses, metrics)
-        weights = self._task.loss_weights
-        parts = [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if weights[name]]
+        weights = loss_weights_at(self._task, step)
+        parts = [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if name in weights]
         return functools.reduce(jnp.add, parts), sums
 
     def _terms(self, values: Arrays, batch: Mapping[str, Tensor], key: Tensor, *, training: bool) -> Any:
@@ -326,7 +332,7 @@ class JaxStep:
             ones = dict.fromkeys(self._task.loss_weights, 1.0)
 
             def loss(trained: Arrays, fixed: Arrays, batch: Mapping[str, Tensor]) -> Tensor:
-                return self._loss(trained | fixed, batch, key, ones)[0]
+                return self._loss(trained | fixed, batch, key, ones, jnp.int32(0))[0]
 
             traced = jax.make_jaxpr(jax.grad(loss))(trained, fixed, dict(batch)).jaxpr
             known = {*traced.invars, *traced.constvars}

@@ -28,6 +28,7 @@ from training.engine import (
     Tensor,
     check_divisible,
     check_state,
+    loss_weights_at,
 )
 from training.loss_scaling import LossScaling
 
@@ -247,10 +248,9 @@ class TensorFlowEngine:
                 tape.watch(list(self._trained.values()))
                 losses, metrics = self._task.terms(self.model, part, seed=key, training=True)
                 sums = self._results.packed(losses, metrics)
-                weights = self._task.loss_weights
-                loss = tf.add_n(
-                    [weights[name] * total / normalizers[name] for name, (total, _) in losses.items() if weights[name]]
-                )
+                weights = loss_weights_at(self._task, step)
+                counted = [(name, total) for name, (total, _) in losses.items() if name in weights]
+                loss = tf.add_n([weights[name] * total / normalizers[name] for name, total in counted])
                 scaled = loss * scaling["scale"] if scaling else loss
             gradients = tape.gradient(scaled, self._trained)
             without_gradient.update(name for name, gradient in gradients.items() if gradient is None)

@@ -6,12 +6,12 @@ The first naming whose `detect` matches is a checkpoint's, so narrower ones come
 from collections.abc import Iterable
 
 from conversion.graphs import Graph
-from conversion.namings import albert, albert_zh, bert, roberta
+from conversion.namings import albert, albert_zh, bert, palm, roberta
 from conversion.rules import Naming
 from modeling.config import Config
 
-NAMINGS: tuple[Naming, ...] = (*albert_zh.NAMINGS, *albert.NAMINGS, *roberta.NAMINGS, *bert.NAMINGS)
-GRAPHS: tuple[Graph, ...] = (albert.GRAPH, albert_zh.GRAPH, bert.GRAPH)
+NAMINGS: tuple[Naming, ...] = (*palm.NAMINGS, *albert_zh.NAMINGS, *albert.NAMINGS, *roberta.NAMINGS, *bert.NAMINGS)
+GRAPHS: tuple[Graph, ...] = (palm.ENGLISH_GRAPH, palm.GRAPH, albert.GRAPH, albert_zh.GRAPH, bert.GRAPH)
 
 
 def naming_of(names: Iterable[str]) -> Naming | None:

@@ -2,7 +2,7 @@
 
 A pairing (`data.pairing`) says which spans of text are the segments of an example. A form joins the segments and the
 specials to `Segments`, which compact records store, and turns those into features: `one_row` is BERT's input, `packed`
-has several sequences in a row.
+has several sequences in a row, `source_target` a row for an encoder and one for a decoder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from data.forms.one_row import OneRow
 from data.forms.packed import Packed
 from data.forms.segments import Segments
 from data.forms.sides import Side
+from data.forms.source_target import SourceTarget
 
 if TYPE_CHECKING:
     from data.masking import MaskVocabulary
@@ -59,8 +60,11 @@ class Form(Protocol):
         """Raise `UsageError`, naming the flags, where a recipe is impossible in this form."""
         ...
 
-    def lengths(self, tokens: int, predictions: int, shuffled: int) -> Lengths:
-        """Return the length of every axis of the schema, for texts of `tokens` and room for so many labels in each."""
+    def lengths(self, tokens: int, predictions: int, shuffled: int, target: int = 0) -> Lengths:
+        """Return the length of every axis of the schema, for texts of `tokens` and room for so many labels in each.
+
+        `target` is how many positions a decoder has, in forms with a target.
+        """
         ...
 
     def width(self, recipe: Recipe) -> int:
@@ -101,4 +105,4 @@ class Form(Protocol):
         ...
 
 
-FORMS: dict[str, Form] = {"one_row": OneRow(), "packed": Packed()}
+FORMS: dict[str, Form] = {"one_row": OneRow(), "packed": Packed(), "source_target": SourceTarget()}

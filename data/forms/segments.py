@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,13 @@ class Segments:
         return COMPACT_FEATURES[1] in columns
 
     @staticmethod
-    def problems(columns: Mapping[str, Column], manifest: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-        """Return what is wrong with compact records, each with its rows; raises `MalformedRecordError`."""
+    def problems(
+        columns: Mapping[str, Column], manifest: Mapping[str, Any] | None, widths: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Return what is wrong with compact records, each with its rows; raises `MalformedRecordError`.
+
+        `widths` are those of the rows that the segments fill: of one row together, of several one each.
+        """
         ids, starts = columns["input_ids"], columns["token_boundary"]
         lengths = np.diff(ids.splits)
         ends = columns["first_segment_length"]
@@ -67,7 +72,11 @@ class Segments:
             "first_segment_length is outside the example": ((ends_NS < 1) | (ends_NS > lengths[:, None])).any(axis=1),
         }
         if manifest:
-            checks["longer than max_seq_length"] = lengths > manifest["max_seq_length"]
+            bounds_NS = np.concatenate([np.zeros((len(lengths), 1), np.int64), ends_NS, lengths[:, None]], axis=1)
+            if len(widths) == 1:
+                checks["longer than max_seq_length"] = lengths > widths[0]
+            else:
+                checks["a segment longer than its row"] = (np.diff(bounds_NS, axis=1) > np.asarray(widths)).any(axis=1)
             wrong = (ids.values < 0) | (ids.values >= manifest["tokenizer"]["vocab_size"])
             row = np.repeat(np.arange(len(lengths)), lengths)[wrong]
             checks["an id outside the vocabulary"] = np.bincount(row, minlength=len(lengths)).astype(bool)

@@ -26,6 +26,8 @@ Prediction = Mapping[str, np.ndarray]
 Batch = Mapping[str, np.ndarray]
 
 PRETRAINING_HEADS = ("masked_lm/.*", "sentence_pair/.*")
+# What a model that generates has beside an encoder's variables.
+DECODER = ("backbone/decoder/.*", "backbone/target_embeddings/.*", "copy/.*")
 KINDS: dict[str, str] = {
     "classification": "tasks.kinds.classification",
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,23 @@ _BERT = Config(
 )
 _GOOGLE = dataclasses.replace(_BERT, family="albert", embedding_size=4, sharing="all")
 _ZH = dataclasses.replace(_GOOGLE, family="albert_zh")
+_PALM = dataclasses.replace(
+    _BERT,
+    family="palm",
+    hidden_act="gelu_erf",
+    ln_type="preln",
+    final_layer_norm=True,
+    type_vocab_size=3,
+    num_decoder_layers=2,
+)
+_PALM_EN = dataclasses.replace(
+    _BERT,
+    family="palm_en",
+    num_decoder_layers=2,
+    decoder_attention_heads=4,
+    decoder_intermediate_size=12,
+    copy="legacy_attention",
+)
 CONFIGS = {
     "bert": _BERT,
     "bert_erf": dataclasses.replace(_BERT, hidden_act="gelu_erf"),
@@ -40,6 +58,9 @@ CONFIGS = {
     "roberta": dataclasses.replace(
         _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=1
     ),
+    "palm": _PALM,
+    "palm_en": dataclasses.replace(_PALM_EN, copy="none"),
+    "palm_en_copy": _PALM_EN,
     "padded": dataclasses.replace(_BERT, num_hidden_layers=2, vocab_padding_multiple=20, position_offset=2),
 }
 
@@ -47,12 +68,16 @@ CONFIGS = {
 @functools.cache
 def shapes(name: str, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
     """Shapes of the pretraining model, or with `num_labels` of the classifier."""
-    from modeling import ClassifierModel, PretrainingModel, variable_shapes
+    from modeling import LanguageModel, variable_shapes
+    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
 
     config = CONFIGS[name]
+    heads = [MaskedLMHead, *([partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else [])]
     if num_labels:
-        return variable_shapes(lambda: ClassifierModel(config, num_labels))
-    return variable_shapes(lambda: PretrainingModel(config, num_pair_labels=num_pair_labels))
+        heads = [partial(ClassifierHead, num_labels=num_labels, dropout=0.0)]
+    if config.num_decoder_layers:
+        heads.append(NextTokenHead)
+    return variable_shapes(lambda: LanguageModel(config, heads))
 
 
 def random_tensors(name: str, *, num_pair_labels: int = 2, num_labels: int = 0, seed: int = 0) -> dict[str, np.ndarray]:

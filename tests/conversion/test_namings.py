@@ -162,11 +162,11 @@ _ROLES = {
     "query": "query",
     "key": "key",
     "value": "value",
-    "word_embeddings": "word_embeddings",
+    "word_embeddings": r"word_embeddings|^decoder\.embeddings",
     "position_embeddings": "position_embeddings",
     "token_type_embeddings": "token_type_embeddings",
-    "gamma": "gamma|LayerNorm.*weight|layer_norm.*weight",
-    "beta": "beta|LayerNorm.*bias|layer_norm.*bias",
+    "gamma": "gamma|LayerNorm.*weight|layer_?norm.*weight",
+    "beta": "beta|LayerNorm.*bias|layer_?norm.*bias",
     "bias": "bias",
 }
 

@@ -70,13 +70,19 @@ def planned_shapes(objective, shuffled):
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
 @pytest.mark.parametrize("trigram_rate", [0.0, 0.1])
 def test_the_planner_s_batch_is_the_reader_s(folder, objective, masking, trigram_rate):
-    manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate)
+    # The documents are shorter than PLUG's.
+    drawn: dict[str, Any] = (
+        {"source_length_range": (8, 32), "target_length_range": (4, 512)} if objective == "plug" else {}
+    )
+    manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate, **drawn)
     dataset = PretrainingDataset(str(folder / "x.tfrecord"), 5)
     expected = planned_shapes(objective, manifest["max_word_order_per_seq"])
     assert found_shapes(dataset.batch(0)) == expected == shapes(dataset.schema, dataset.lengths, 5)
     for batch in dataset.evaluation_batches(5):
         assert found_shapes(batch) == expected
-    assert expected["next_sentence_labels"] == ((5,), "int32")
+    labelled = FORMS[OBJECTIVES[objective].form].label
+    assert ("next_sentence_labels" in expected) == bool(labelled)
+    assert not labelled or expected[labelled] == ((5,), "int32")
     assert ("word_order_ids" in expected) == (trigram_rate > 0)
 
 
@@ -117,7 +123,7 @@ def test_manifests_that_this_version_cannot_read_are_one_line(folder):
     manifest_path = folder / "x.manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     for change, message in (
-        ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed"),
+        ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed, source_target"),
         ({"features": [{"name": "input_ids"}]}, "the manifest's `features` cannot be read"),
         ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, "feature x has dtype O"),
     ):
@@ -219,7 +225,7 @@ class SourceTarget:
         if recipe.pairing.num_segments < 2:
             raise UsageError("a target needs a second segment")
 
-    def lengths(self, tokens, predictions, shuffled):
+    def lengths(self, tokens, predictions, shuffled, target=0):
         half = tokens // 2
         return {"tokens": tokens, "target": half, "predictions": predictions, "target_predictions": predictions // 2}
 
@@ -271,9 +277,9 @@ class SourceTarget:
 def toy(monkeypatch):
     """One form and two rows, as a paper would add them."""
     form = SourceTarget()
-    monkeypatch.setitem(FORMS, "source_target", form)
+    monkeypatch.setitem(FORMS, "both_masked", form)
     rows: Any = objectives.OBJECTIVES
-    row = Objective(paper="A toy", summary="both sides masked", pairing="sop", form="source_target")
+    row = Objective(paper="A toy", summary="both sides masked", pairing="sop", form="both_masked")
     monkeypatch.setitem(rows, "toy", row)
     monkeypatch.setitem(rows, "toy_pairs", Objective(**{**vars(row), "text": "pairs"}))
     return form
@@ -285,7 +291,7 @@ def test_a_second_form_goes_all_the_way(folder, capsys, toy, masking, objective)
     (folder / "pairs.txt").write_text("今天很好。\t天气很好。\n我们学习\t北京，明天。\n" * 40, encoding="utf-8")
     text = "pairs.txt" if objective == "toy_pairs" else "text.txt"
     manifest = make(folder, text=text, objective=objective, masking=masking)
-    assert manifest["form"] == "source_target"
+    assert manifest["form"] == "both_masked"
     assert manifest["lengths"] == {"tokens": 32, "target": 16, "predictions": 6, "target_predictions": 3}
     assert schema_from_json(manifest["features"]) == toy.schema
     path = str(folder / "x.tfrecord")

@@ -36,6 +36,34 @@ CONFIGS = {
     "google_fast": dataclasses.replace(ALBERT, sharing="none", hidden_act="swish", ffn_groups=4),
 }
 
+_PALM = dataclasses.replace(
+    BERT,
+    family="palm",
+    hidden_act="gelu_erf",
+    ln_type="preln",
+    final_layer_norm=True,
+    type_vocab_size=3,
+    num_hidden_layers=2,
+    num_decoder_layers=2,
+)
+_PALM_EN = dataclasses.replace(
+    BERT,
+    family="palm_en",
+    num_hidden_layers=2,
+    position_offset=2,
+    num_decoder_layers=2,
+    decoder_attention_heads=4,
+    decoder_intermediate_size=12,
+)
+PALM_CONFIGS = {
+    "palm": _PALM,
+    "palm_padded_copy": dataclasses.replace(_PALM, vocab_padding_multiple=8, copy="attention"),
+    "palm_additive": dataclasses.replace(_PALM, copy="additive", num_decoder_layers=1),
+    "palm_en": _PALM_EN,
+    "palm_en_copy": dataclasses.replace(_PALM_EN, copy="legacy_attention", num_decoder_layers=1),
+    "palm_en_additive": dataclasses.replace(_PALM_EN, copy="additive"),
+}
+
 
 def without_dropout(config: Config) -> Config:
     return dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -89,6 +89,8 @@ def body(config, weights: Arrays, features: Arrays) -> tuple[np.ndarray, np.ndar
         x = x if preln else layer_norm(weights, f"{second}/layer_norm", x, epsilon)
     if config.final_layer_norm:
         x = layer_norm(weights, "backbone/encoder/layer_norm", x, epsilon)
+    if config.family == "palm":
+        return (x := layer_norm(weights, "backbone/encoder/layer_norm", x, epsilon)), x[:, 0]
     return x, np.tanh(dense(weights, "backbone/pooler", x[:, 0]))
 
 
@@ -121,3 +123,80 @@ def class_loss(config, weights: Arrays, batch: Arrays) -> float:
     if config.family == "albert_zh" and config.ln_type == "preln":
         pooled = layer_norm(weights, "pooled_layer_norm", pooled, config.layer_norm_eps)
     return float(surprise(dense(weights, "classifier", pooled), batch["label_ids"]).mean())
+
+
+def heads_of(weights: Arrays, name: str, h: np.ndarray, memory: np.ndarray, mask: np.ndarray, heads: int) -> np.ndarray:
+    """Attention weights of h on memory, [B, N, L, S]; mask [B, L, S]."""
+    query, key = dense(weights, f"{name}/query", h), dense(weights, f"{name}/key", memory)
+    size = h.shape[-1] // heads
+    scores = np.stack(
+        [query[..., n * size :][..., :size] @ np.swapaxes(key[..., n * size :][..., :size], 1, 2) for n in range(heads)]
+    )
+    scores = np.moveaxis(scores, 0, 1) / math.sqrt(size)
+    return softmax(np.where(mask[:, None], scores, -1e30))
+
+
+def cross_attention(
+    weights: Arrays, name: str, h: np.ndarray, memory: np.ndarray, mask: np.ndarray, heads: int
+) -> np.ndarray:
+    looks, value = heads_of(weights, name, h, memory, mask, heads), dense(weights, f"{name}/value", memory)
+    size = h.shape[-1] // heads
+    parts = [looks[:, n] @ value[..., n * size :][..., :size] for n in range(heads)]
+    return dense(weights, f"{name}/output", np.concatenate(parts, axis=-1))
+
+
+def palm_decoder(config, weights: Arrays, features: Arrays, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(decoder_output [B, T, D], mean attention of the last block [B, T, S]), of both graphs of PALM."""
+    ids, english = features["target_ids"][:, :-1], config.family == "palm_en"
+    length, width = ids.shape[1], config.hidden_size
+    if english:
+        x = weights["backbone/target_embeddings/word_embeddings"][ids] * math.sqrt(width)
+        for place in range(length):
+            for column in range(width):
+                angle = place / 10000 ** ((column - column % 2) / width)
+                x[:, place, column] += math.cos(angle) if column % 2 else math.sin(angle)
+    else:
+        tables = "backbone/embeddings"
+        x = weights[f"{tables}/word_embeddings"][ids] + weights[f"{tables}/position_embeddings"][:length]
+        x = x + weights[f"{tables}/token_type_embeddings"][0]
+        x = layer_norm(weights, f"{tables}/layer_norm", x, config.layer_norm_eps)
+    epsilon, act = (1e-6, "gelu") if english else (config.layer_norm_eps, config.hidden_act)
+    heads = config.decoder_attention_heads or config.num_attention_heads
+    causal = np.broadcast_to(np.tril(np.ones((length, length), bool)), (len(ids), length, length))
+    seen = np.broadcast_to(features["input_mask"][:, None, :] > 0, (len(ids), length, memory.shape[1]))
+    for k in range(config.num_decoder_layers):
+        first, second, third = (f"backbone/decoder/{n}_{k}" for n in ("attention", "cross_attention", "feed_forward"))
+        h = layer_norm(weights, f"{first}/layer_norm", x, epsilon)
+        x = x + cross_attention(weights, first, h, h, causal, heads)
+        h = layer_norm(weights, f"{second}/layer_norm", x, epsilon)
+        looks = heads_of(weights, second, h, memory, seen, heads).mean(1)
+        x = x + cross_attention(weights, second, h, memory, seen, heads)
+        h = layer_norm(weights, f"{third}/layer_norm", x, epsilon)
+        x = x + dense(weights, f"{third}/output", activation(act, dense(weights, f"{third}/intermediate", h)))
+    return layer_norm(weights, "backbone/decoder/layer_norm", x, epsilon), looks
+
+
+def palm_probabilities(config, weights: Arrays, features: Arrays, memory: np.ndarray) -> np.ndarray:
+    """Probabilities of the next tokens, [B, T, V], words of the source copied as `config.copy` says."""
+    x, looks = palm_decoder(config, weights, features, memory)
+    # Rows that only pad the table have no probability.
+    words = slice(config.vocab_size)
+    if config.family == "palm_en":
+        scores = x @ weights["backbone/target_embeddings/word_embeddings"][words].T
+        generated = softmax(scores + weights["backbone/target_embeddings/output_bias"][words])
+    else:
+        generated = softmax(x @ weights["backbone/embeddings/word_embeddings"][words].T)
+    if config.copy == "none":
+        return generated
+    if config.copy == "additive":
+        sums = dense(weights, "copy/memory", memory)[:, None] + dense(weights, "copy/state", x)[:, :, None]
+        scores = dense(weights, "copy/score", np.tanh(sums))[..., 0]
+        looks = softmax(np.where(features["input_mask"][:, None, :] > 0, scores, -1e30))
+    copied = np.zeros_like(generated)
+    for row, ids in enumerate(features["input_ids"]):
+        for place, word in enumerate(ids):
+            copied[row, :, word] += looks[row, :, place]
+    if config.copy == "legacy_attention":
+        copied = softmax(copied)
+    gate = 1 / (1 + np.exp(-dense(weights, "copy/gate", np.concatenate([looks @ memory, x], axis=-1))))
+    return gate * generated + (1 - gate) * copied

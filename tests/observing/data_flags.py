@@ -20,6 +20,7 @@ import train_tokenizer
 RECORDS, COUNTS, RECIPE = "files/zh.tfrecord", "files/zh.manifest.json/counts", "files/zh.manifest.json/recipe"
 BOTH = {RECORDS: DIFFERENT, COUNTS: DIFFERENT}
 SHUFFLED = {"objective": "structbert"}
+CUT, TARGETS = f"{RECIPE}/continuation", {"objective": "palm"}
 
 
 def makes(place: str, value: Any, *, counts: bool = True) -> Mapping[str, Any]:
@@ -63,6 +64,12 @@ CREATE_ROWS = (
     Row("trigram_identity", "false", makes("word_order/identity", False, counts=False), SHUFFLED),
     Row("trigram_labels", "changed", makes("word_order/labels", "changed"), SHUFFLED),
     Row("preset", "released", makes("word_order", DIFFERENT), SHUFFLED),
+    Row("fragment_length", "30", makes("continuation", DIFFERENT), TARGETS),
+    Row("source_fraction", "0.6", {**makes("continuation", DIFFERENT), f"{CUT}/source_fraction": 0.6}, TARGETS),
+    Row("fragment_stride", "0", makes("continuation/stride", 0), TARGETS),
+    Row("source_length_range", "8,30", {**makes("continuation", DIFFERENT), f"{CUT}/source_lengths": (8, 30)}, TARGETS),
+    Row("target_length_range", "8,30", {**makes("continuation", DIFFERENT), f"{CUT}/target_lengths": (8, 30)}, TARGETS),
+    Row("max_target_length", "6", {**makes("continuation", DIFFERENT), f"{CUT}/max_target_length": 6}, TARGETS),
     Row("random_next_sentence", "true", makes("objective", "bert")),
     Row("do_whole_word_mask", "true", makes("whole_word", True)),
     Row("segmenter", "none", makes("segmenter", "none"), {"do_whole_word_mask": "true"}),

@@ -90,6 +90,12 @@ VERB = Verb(
         Row("max_seq_length", "32", TABLE),
         Row("max_predictions_per_seq", "3", TABLE),
         Row("max_word_order_per_seq", "3", {"table": DIFFERENT, "compiled": DIFFERENT}, COMPILES),
+        Row(
+            "max_target_length",
+            "9",
+            {"compiled/batch/target_ids": "int32 [8, 10]", "compiled/batch/target_mask": "int32 [8, 10]"},
+            {**COMPILES, "objective": "palm"},
+        ),
         Row("train_batch_size", "16", TABLE),
         Row("gradient_accumulation_steps", "2", {"table": DIFFERENT, "compiled/micro_batches": 2}, COMPILES),
         Row("optimizer", "adamw", {"compiled/optimizer": DIFFERENT, "compiled/optimizer/rule/is": "AdamW"}, COMPILES),
