@@ -113,31 +113,56 @@ class Decoder(Encoder):
         crosses = self.cross_attentions
         return [(self.attentions[i], *crosses[i : i + 1], self.feed_forwards[j]) for i, j in self.order]
 
-    def start_cache(self, batch: int, length: int, memory_BSD: Tensor | None = None) -> Cache:
-        """Return an empty cache of `length` positions per block, and the memory's keys and values, projected once."""
+    def start_cache(self, batch: int | Tensor, length: int, memory_BSD: Tensor | None = None) -> Cache:
+        """Return an empty cache of `length` positions per block, and the memory's keys and values, projected once.
+
+        With length 0 the cache grows from step to step, given that `step` has no position.
+        """
         attention = self.attentions[0]
         empty = ops.zeros((batch, attention.heads, length, attention.head_size), self.compute_dtype)
-        cache: Cache = {"self": [(empty, empty) for _ in self.order], "memory": []}
-        if memory_BSD is not None:
-            cache["memory"] = [self.cross_attentions[i].keys_values(memory_BSD) for i, _ in self.order]
-        return cache
+        return {
+            "self": [(empty, empty) for _ in self.order],
+            "memory": [] if memory_BSD is None else self.project_memory(memory_BSD),
+        }
+
+    def project_memory(self, memory_BSD: Tensor) -> list[KeyValue]:
+        """Return the keys and values of the memory for every block's cross-attention; shared bricks project it once."""
+        pairs = [cross.keys_values(memory_BSD) for cross in self.cross_attentions]
+        return [pairs[i] for i, _ in self.order]
 
     def step(
-        self, x_BLD: Tensor, cache: Cache, position: int | Tensor, memory_mask: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        cache: Cache,
+        position: int | Tensor | None,
+        memory_mask: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Run all blocks over the next positions, `position` being the index of the first; equals `call` on the whole.
+        """Run all blocks over the next positions; equals `call` on the whole.
+
+        The positions may as well be the newest tokens of several hypotheses of one source: `visible` then says which
+        earlier ones are each one's own. Two beams at their second token, the first beam having come from the second:
+            slots [(beam 0, beam 1) of token 0, (beam 0, beam 1) of token 1]
+            visible of beam 0 [F T, T F], of beam 1 [T F, F T]
 
         Args:
-            x_BLD: the new tokens, embedded at their positions; L is 1 when generating.
+            x_BLD: the new tokens, embedded at their positions.
             cache: from `start_cache` or the step before.
-            position: how many positions the cache holds already.
+            position: index in the cache of the first new token; None: behind all others, in a cache that grows.
             memory_mask: as in `call`.
+            visible: boolean, broadcasts to [B, N, L, length of the cache]; by default all up to each token itself.
         """
-        length = cache["self"][0][0].shape[2]
-        mask = masks.causal_mask(x_BLD.shape[1], length, position)
+        keys = ops.shape(cache["self"][0][0])[2]
+        new = ops.shape(x_BLD)[1]
+        if position is not None:
+            visible = masks.causal_mask(new, keys, position) if visible is None else visible
+        elif visible is None and new != 1:
+            visible = masks.causal_mask(new, keys + new, keys)
         written = []
         for block, (i, j) in enumerate(self.order):
-            x_BLD, pair = self.attentions[i](x_BLD, attention_mask=mask, cache=cache["self"][block], position=position)
+            x_BLD, pair = self.attentions[i](
+                x_BLD, attention_mask=visible, cache=cache["self"][block], position=position
+            )
             written.append(pair)
             if cache["memory"]:
                 x_BLD = self.cross_attentions[i](x_BLD, memory=cache["memory"][block], attention_mask=memory_mask)

@@ -135,7 +135,7 @@ class Attention(keras.layers.Layer):
         memory: KeyValue | None = None,
         attention_mask: Tensor | None = None,
         cache: KeyValue | None = None,
-        position: int | Tensor = 0,
+        position: int | Tensor | None = 0,
         training: bool = False,
     ) -> Any:
         """Attend, add to the input and normalise.
@@ -145,7 +145,7 @@ class Attention(keras.layers.Layer):
             memory: keys and values of another sequence (`keys_values`); by default those of `x_BLD` itself.
             attention_mask: boolean, broadcasts to [B, N, L, S]; True keeps.
             cache: keys and values of earlier positions; those of `x_BLD` are written at `position`.
-            position: index in the cache of the first query.
+            position: index in the cache of the first query; None: the cache grows by the queries' positions.
             training: apply dropout.
 
         Returns:
@@ -155,13 +155,7 @@ class Attention(keras.layers.Layer):
         if memory is None:
             memory = self.keys_values(h_BLD)
             if cache is not None:
-                start = (0, 0, position, 0)
-                key_BNSH, value_BNSH = cache
-                key_BNLH, value_BNLH = memory
-                memory = cache = (
-                    ops.slice_update(key_BNSH, start, key_BNLH),
-                    ops.slice_update(value_BNSH, start, value_BNLH),
-                )
+                memory = cache = _written(cache, memory, position)
         context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training)
         y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
         y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
@@ -215,6 +209,16 @@ class Attention(keras.layers.Layer):
             weights_BNLS = dropout(weights_BNLS, self.attention_dropout, training)
             context_BLNH = ops.transpose(ops.matmul(weights_BNLS, value_BNSH), (0, 2, 1, 3))
         return ops.reshape(context_BLNH, (batch, length, self.heads * self.head_size))
+
+
+def _written(cache: KeyValue, new: KeyValue, position: int | Tensor | None) -> KeyValue:
+    """Return the cache with new keys and values at `position`, or behind all others."""
+    key_BNSH, value_BNSH = cache
+    key_BNLH, value_BNLH = new
+    if position is None:
+        return ops.concatenate([key_BNSH, key_BNLH], axis=2), ops.concatenate([value_BNSH, value_BNLH], axis=2)
+    start = (0, 0, position, 0)
+    return ops.slice_update(key_BNSH, start, key_BNLH), ops.slice_update(value_BNSH, start, value_BNLH)
 
 
 class FeedForward(keras.layers.Layer):

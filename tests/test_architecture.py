@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "ground": set(),
     "modeling": {"ground"},
     "data": {"ground"},
+    "generation": {"ground", "modeling"},
     "optimization": {"ground"},
     "training": {"ground"},
     "tasks": {"ground", "modeling", "data"},
