@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from absl.app import UsageError
-from generation.settings import PRESETS, RULES, Preset
 
 from commands import fine_tuning
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from generation.settings import PRESETS, RULES, Preset
 
 if TYPE_CHECKING:
     from commands.session import Session
@@ -32,7 +32,7 @@ class Options(FineTuningOptions):
 
     _lengths: ClassVar = Group.EXAMPLES
     max_target_length: int = flag(
-        128, help="longer targets are cut, and nothing longer is generated", unit="tokens", minimum=1, essential=True
+        128, help="longer targets are cut, and nothing longer is generated", unit="tokens", minimum=2, essential=True
     )
     long_sources: str = flag(
         "cut",
@@ -155,8 +155,8 @@ class Generation:
             cut = dataset.examples.sources.truncated_examples  # pyright: ignore[reportAttributeAccessIssue]
             if cut and options.long_sources == "refuse":
                 raise UsageError(
-                    f"{cut:,} sources of {split} have more than --max_seq_length={options.max_seq_length} tokens; raise "
-                    "it, or cut them with --long_sources=cut"
+                    f"{cut:,} sources of {split} have more than --max_seq_length={options.max_seq_length} tokens; "
+                    "raise it, or cut them with --long_sources=cut"
                 )
 
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import numpy as np
 from absl.app import UsageError
-from generation.model import Features, SelfCache, Tensors, Tokens
 
+from generation.model import Features, SelfCache, Tensors, Tokens
 from ground.tensors import Tensor, ops
 from modeling import LanguageModel
 from modeling.encoder_decoder import EncoderDecoder

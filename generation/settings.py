@@ -11,32 +11,16 @@ from typing import Any
 
 from absl.app import UsageError
 
-from ground.bounds import Bounds
+from ground.bounds import BOUNDS
 from ground.words import did_you_mean
 
 RULES = ("transformers", "fairseq", "gnmt", "palm")
-_TOKENS = "no model here has more positions"
-LIMITS: dict[str, Bounds] = {
-    "num_beams": Bounds(1, 256, "a wider beam finds nothing that a beam of this width misses"),
-    "num_return_sequences": Bounds(1, 256, "a source has one row of the batch for each"),
-    "max_new_tokens": Bounds(1, 2**16, _TOKENS),
-    "min_new_tokens": Bounds(0, 2**16, _TOKENS),
-    "length_penalty": Bounds(-100, 100, "a length to this power leaves float32"),
-    "no_repeat_ngram_size": Bounds(0, 1024, "no text repeats itself at such length"),
-    "repetition_penalty": Bounds(0.01, 100, "a stronger factor leaves nothing of the scores"),
-    "temperature": Bounds(1e-3, 1e3, "the draw is then uniform"),
-    "top_k": Bounds(0, 2**24, "no vocabulary is larger; 0 keeps every token"),
-    "top_p": Bounds(1e-6, 1, "it is a share; 1 keeps every token"),
-    "seed": Bounds(0, 2**63 - 1, "a seed has 63 bits"),
-    "chunk_tokens": Bounds(1, 2**16, _TOKENS),
-    "min_fraction": Bounds(0, 1, "it is a share"),
-}
 
 
 def check_numbers(settings: Settings | Chunks) -> None:
-    """Raise `UsageError` for a number of another type or beyond `LIMITS`; whole numbers become floats where meant."""
+    """Raise `UsageError` for a number of another type or beyond `BOUNDS`; whole numbers become floats where meant."""
     for field in dataclasses.fields(settings):
-        if field.name not in LIMITS:
+        if field.name not in BOUNDS:
             continue
         value, kind = getattr(settings, field.name), {"int": int, "float": float}[str(field.type)]
         if kind is float and type(value) is int:
@@ -44,7 +28,7 @@ def check_numbers(settings: Settings | Chunks) -> None:
             object.__setattr__(settings, field.name, value)
         if type(value) is not kind:
             raise UsageError(f"{field.name} is {value!r}; expected {kind.__name__}")
-        if complaint := LIMITS[field.name].complaint(value):
+        if complaint := BOUNDS[field.name].complaint(value):
             raise UsageError(f"{field.name} is {value}; expected {complaint}")
 
 
@@ -181,6 +165,13 @@ class Preset:
     of: str
     settings: Settings
     chunks: Chunks | None = None
+
+    def describe(self) -> str:
+        """Return the settings for the preamble of a run."""
+        settings = self.settings
+        how = f"{settings.rows} drawn" if settings.do_sample else f"beam {settings.num_beams}"
+        chunks = f", in chunks of {self.chunks.chunk_tokens}" if self.chunks else ""
+        return f"{how}, {settings.min_new_tokens} to {settings.max_new_tokens} tokens{chunks}, rule {settings.rule}"
 
 
 PRESETS: dict[str, Preset] = {

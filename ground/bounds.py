@@ -43,6 +43,7 @@ _STEPS = "steps are counted in 32 bits on devices"
 _WEIGHT = "a term that weighs more leaves nothing of the others in float32"
 _PROCESSES = "every process has memory and files of its own"
 _BATCH = "no machine holds a larger batch at once"
+_POSITIONS = "no model here has more positions"
 _SEED = Bounds(0, 2**63 - 1, "a seed has 63 bits")
 
 
@@ -128,6 +129,19 @@ BOUNDS: dict[str, Bounds] = {
     "max_sentences": Bounds(1, 2**31 - 1, "SentencePiece counts them in 32 bits"),
     "limit": Bounds(1, 2**40, "no data set has more examples"),
     "skip": Bounds(0, 2**40, "no data set has more examples"),
+    # -- generation
+    "num_beams": Bounds(1, 256, "a wider beam finds nothing that a beam of this width misses"),
+    "num_return_sequences": Bounds(1, 256, "a source has one row of the batch for each"),
+    "max_new_tokens": Bounds(1, 2**16, _POSITIONS),
+    "min_new_tokens": Bounds(0, 2**16, _POSITIONS),
+    "length_penalty": Bounds(-100, 100, "a length to this power leaves float32"),
+    "no_repeat_ngram_size": Bounds(0, 1024, "no text repeats itself at such length"),
+    "repetition_penalty": Bounds(0.01, 100, "a stronger factor leaves nothing of the scores"),
+    "temperature": Bounds(1e-3, 1e3, "the draw is then uniform"),
+    "top_k": Bounds(0, 2**24, "no vocabulary is larger; 0 keeps every token"),
+    "top_p": Bounds(1e-6, 1, "it is a share; 1 keeps every token"),
+    "chunk_tokens": Bounds(1, 2**16, _POSITIONS),
+    "min_fraction": Bounds(0, 1, "it is a share"),
     # -- models
     "vocab_size": Bounds(1, 2_000_000, "published vocabularies have at most a million tokens"),
     "hidden_size": Bounds(1, 65_536, "no published model is a third as wide"),

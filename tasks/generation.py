@@ -62,7 +62,7 @@ class GenerationTask:
             return self._loss.terms(model(batch, training=training), batch)
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `target_loss`, the sum of a target's losses without smoothing in nats, and `target_tokens`, both [B]."""
+        """Return `target_loss`, a target's sum of losses without smoothing in nats, and `target_tokens`, both [B]."""
         logits_BTV = ops.cast(model(batch, training=False)["next_token_logits"], "float32")
         weights_BT = ops.cast(batch["target_mask"][:, 1:], "float32")
         loss_BT = negative_log_likelihood(logits_BTV, batch["target_ids"][:, 1:])

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from generation.chunked import ChunkedGenerator
+from generation.encoder_decoder import GenerativeModel
 from generation.generator import Generator, Hypothesis, Listener
 from generation.model import Features, Tokens
 from generation.settings import Preset
-
-from generation.encoder_decoder import GenerativeModel
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
