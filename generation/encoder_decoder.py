@@ -47,8 +47,10 @@ class GenerativeModel:
         return self.model.variables
 
     def lengths(self, features: Features) -> np.ndarray:
-        """Return the tokens of each source."""
-        return np.asarray(features["input_mask"]).sum(axis=1)
+        """Return the positions of each source up to the last that encoder or decoder reads."""
+        read = [np.asarray(features[name]) > 0 for name in ("input_mask", "memory_mask") if name in features]
+        read_BS = np.logical_or.reduce(read)
+        return np.max(read_BS * np.arange(1, read_BS.shape[1] + 1), axis=1, initial=0)
 
     def prepare(self) -> Tensors:
         """Return the output matrix [D, V], which a product reads faster than the word table [V, D]."""
