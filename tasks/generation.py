@@ -37,7 +37,7 @@ class GenerationTask:
         label_smoothing: float = 0.0,
         computation: Computation = Computation(),  # noqa: B008
     ):
-        self.config, self.computation = config, computation
+        self.config, self.computation, self.label_smoothing = config, computation, label_smoothing
         self._loss = NextTokenLoss(_OBJECTIVE, Settings(label_smoothing=label_smoothing))
         self.loss_weights = self._loss.weights
         self.metrics = self._loss.metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ import commands.devices
 import commands.session
 import conversion.loading
 import tasks.fisher
+import tasks.text_generator
 import training.loop
 import training.strategies
 import training.tensorflow_engine
@@ -105,6 +107,7 @@ def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     patch.setattr(training.strategies, "choose_strategy", choose_strategy)
     patch.setattr(training.tensorflow_engine, "TensorFlowEngine", engine_of("TensorFlowEngine", notes))
     patch.setattr(training.loop, "train", loop_of(notes))
+    patch.setattr(tasks.text_generator, "TextGenerator", generator_of(notes))
     patch.setattr(tasks.fisher, "fisher_information", fisher_of(notes))
     patch.setattr(conversion.loading, "load_into", loader_of(notes))
 
@@ -133,12 +136,34 @@ def engine_of(kind: str, notes: Notes) -> type:
             notes.add("predicted", seen)
             for batch in seen:
                 rows = len(batch["input_ids"])
-                yield {"probabilities": np.full((rows, self.task.num_labels), 1 / self.task.num_labels, np.float32)}
+                if "target_ids" in batch:
+                    yield {name: np.ones(rows, np.float32) for name in ("target_loss", "target_tokens")}
+                else:
+                    yield {"probabilities": np.full((rows, self.task.num_labels), 1 / self.task.num_labels, np.float32)}
 
         def state(self) -> dict[str, np.ndarray]:
             return {}
 
+        def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
     return Engine
+
+
+def generator_of(notes: Notes) -> type:
+    """Return a class that is constructed like `TextGenerator`, notes how it is to generate, and repeats the sources."""
+
+    class TextGenerator:
+        def __init__(self, model: keras.Model, tokenizer: Any, preset: Any, **sizes: int):
+            self.tokenizer = tokenizer
+            notes.add("generator", {"settings": preset.settings, "chunks": preset.chunks, **sizes})
+
+        def __call__(self, features: Mapping[str, np.ndarray]) -> list[list[dict[str, Any]]]:
+            notes.add("generated", features)
+            texts = [self.tokenizer.decode(row.tolist()) for row in features["input_ids"]]
+            return [[{"text": text, "score": 0.0}] for text in texts]
+
+    return TextGenerator
 
 
 def loop_of(notes: Notes) -> Callable[..., Outcome]:

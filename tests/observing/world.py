@@ -38,6 +38,16 @@ CONFIGS = {
     "shared": dataclasses.replace(CONFIG, sharing="all"),
     "relu": dataclasses.replace(CONFIG, sharing="all", hidden_act="relu"),
 }
+PALM = dataclasses.replace(
+    CONFIG,
+    family="palm",
+    embedding_size=8,
+    ln_type="preln",
+    final_layer_norm=True,
+    type_vocab_size=3,
+    num_decoder_layers=2,
+)
+CONFIGS["palm"] = PALM
 # A task of one's own, and another meaning for a task that is shipped.
 TASK_FILE = "".join(
     f"""
@@ -73,6 +83,7 @@ def make_world(folder: Path) -> None:
     (folder / "tasks.toml").write_text(TASK_FILE)
     make_records(folder)
     make_pairs(folder)
+    make_questions(folder)
     make_checkpoints(folder)
 
 
@@ -124,6 +135,16 @@ def make_pairs(folder: Path) -> None:
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
         (folder / "gb18030_pairs" / path.name).write_text(text.replace("The ", "中文 "), encoding="gb18030")
+
+
+def make_questions(folder: Path) -> None:
+    """Write a folder of answers and paragraphs with the questions to them, made of the labelled pairs."""
+    (folder / "questions").mkdir()
+    for split in ("train", "dev", "test"):
+        lines = (folder / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
+        pairs = [line.split("\t")[:2] for line in lines]
+        rows = [f"{a[:4]}\t{a}\t{b}" for a, b in pairs]
+        (folder / f"questions/{split}.tsv").write_text("answer\tparagraph\tquestion\n" + "\n".join(rows) + "\n")
 
 
 def make_checkpoints(folder: Path) -> None:
