@@ -319,10 +319,13 @@ def first_batches(dataset: PretrainingDataset, options: Options) -> Iterator[dic
 
 def floors(options: Options, records: Records, held_out: PretrainingDataset) -> dict[str, float]:
     """Return the accuracies that a model without any knowledge of the text would have."""
-    from tasks.pretraining import unchanged_share, unigram_accuracy
+    from tasks.pretraining import next_tokens_unigram_accuracy, unchanged_share, unigram_accuracy
 
     training, scored = first_batches(records.training, options), first_batches(held_out, options)
     found = {"unigram_accuracy": unigram_accuracy(training, scored)}
+    if records.training.max_target_length:
+        batches = (first_batches(each, options) for each in (records.training, held_out))
+        found["next_tokens_unigram_accuracy"] = next_tokens_unigram_accuracy(*batches)
     if records.shuffled:
         found["unchanged_order_accuracy"] = unchanged_share(first_batches(held_out, options))
     return found

@@ -57,7 +57,7 @@ def check_records(options: Any, recipe: Recipe, inputs: Sequence[Path], output: 
 
     num_bytes = sum(stamp(path)[0] for path in inputs)
     tokens = num_bytes * recipe.dupe_factor / _TOKEN_BYTES
-    examples = tokens / recipe.max_seq_length
+    examples = tokens / recipe.width
     slots = sum(recipe.lengths.get(axis, 0) for axis in ("predictions", "shuffled"))
     workers = options.num_workers or num_cores
     check_memory(
@@ -66,14 +66,14 @@ def check_records(options: Any, recipe: Recipe, inputs: Sequence[Path], output: 
         f"leave it out, for one on each of the {num_cores} cores",
     )
     # Labels of a piece, of which every worker makes one at a time.
-    rows = min(PIECE_TOKENS / recipe.max_seq_length, examples)
+    rows = min(PIECE_TOKENS / recipe.width, examples)
     check_memory(
         min(workers, examples / max(rows, 1)) * rows * slots * _LABEL_BYTES,
         f"--max_predictions_per_seq={options.max_predictions_per_seq}: the labels that are made at once",
         "lower it to the predictions that an example can have",
     )
     check_disk(
-        examples * (4 * recipe.max_seq_length + (0 if recipe.dynamic else 6 * slots)),
+        examples * (4 * recipe.width + (0 if recipe.dynamic else 6 * slots)),
         output.parent,
         f"--dupe_factor={recipe.dupe_factor}: records of {num_bytes:,} bytes of text",
         "lower --dupe_factor, or write --masking=dynamic with --dupe_factor=1",

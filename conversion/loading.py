@@ -5,6 +5,7 @@ Differs from TF 1's assignment maps, which skip in silence the names that do not
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -36,10 +37,18 @@ class LoadReport:
         if self.untied:
             parts.append(f"{len(self.untied)} copied from shared ones")
         if self.missing:
-            parts.append(f"new: {', '.join(self.missing)}")
+            parts.append(f"new: {', '.join(_grouped(self.missing))}")
         if self.unexpected:
-            parts.append(f"not used: {', '.join(self.unexpected)}")
+            parts.append(f"not used: {', '.join(_grouped(self.unexpected))}")
         return "; ".join(parts)
+
+
+def _grouped(names: Sequence[str]) -> list[str]:
+    """Return the names, or where a group of them is larger than a head the name of the group and how many it has."""
+    groups = Counter("/".join(name.split("/")[:2]) for name in names)
+    large = {group: count for group, count in groups.items() if count > _SHOWN_TENSORS}
+    shown = (next((group for group in large if name.startswith(group + "/")), name) for name in names)
+    return [f"{name}/* ({large[name]})" if name in large else name for name in dict.fromkeys(shown)]
 
 
 def load_into(

@@ -161,9 +161,12 @@ def labels_of_run(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
-    """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph."""
+    """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph.
+
+    An encoder alone may become the encoder of a model with a decoder; whether the decoder may be new is for loading.
+    """
     got, expected = namings.graph_of(tensors), namings.graph_of_config(config)
-    if got != expected:
+    if got not in (expected, namings.graph_of_config(config.encoder)):
         raise UsageError(
             f"checkpoint {where} is of the {got.title}, the config describes the {expected.title}; "
             "use the config that was published with the checkpoint"

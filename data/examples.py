@@ -223,7 +223,7 @@ def encode_pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Counter[str]]]:
     """Yield (record bytes, their offsets, counts) of a few hundred examples at a time, in the order of `pairs`."""
     watch = watch or Stopwatch()
-    size = max(1, BATCH_TOKENS // recipe.max_seq_length)
+    size = max(1, BATCH_TOKENS // recipe.width)
     for begin in range(0, len(pairs), size):
         part = pairs.take(slice(begin, begin + size))
         segments = recipe.layout.join(tokens, part, recipe, vocabulary)

@@ -108,6 +108,11 @@ class Recipe:
         return FORMS[self.form or self.row.form]
 
     @property
+    def width(self) -> int:
+        """How many tokens an example has at most, specials counted."""
+        return self.layout.width(self)
+
+    @property
     def lengths(self) -> Lengths:
         """The lengths of a batch, by the axes of the form's schema."""
         shuffled = self.word_order.num_slots(self.max_seq_length) if self.word_order else 0

@@ -120,6 +120,12 @@ class Config:
             raise UsageError(f"{given[0]} is {getattr(self, given[0])!r} without a decoder; give num_decoder_layers")
 
     @property
+    def encoder(self) -> Config:
+        """The shape of the encoder alone."""
+        absent = {"num_decoder_layers": 0, "decoder_attention_heads": 0, "decoder_intermediate_size": 0, "copy": "none"}
+        return dataclasses.replace(self, **absent) if self.num_decoder_layers else self
+
+    @property
     def decoder(self) -> Config:
         """The shape of the decoder's stack: the encoder's, but its own depth, heads and feed-forward."""
         return dataclasses.replace(

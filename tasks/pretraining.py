@@ -119,11 +119,29 @@ def unigram_accuracy(
 
     A model that learns anything is above it.
     """
+    return _share_of_most_frequent(training, held_out, "masked_lm_ids", "masked_lm_weights")
+
+
+def next_tokens_unigram_accuracy(
+    training: Iterable[Mapping[str, np.ndarray]], held_out: Iterable[Mapping[str, np.ndarray]]
+) -> float:
+    """Return the share of held-out targets' tokens that are the most frequent one of the training targets."""
+    return _share_of_most_frequent(training, held_out, "target_ids", "target_mask", first=1)
+
+
+def _share_of_most_frequent(
+    training: Iterable[Mapping[str, np.ndarray]],
+    held_out: Iterable[Mapping[str, np.ndarray]],
+    ids: str,
+    weights: str,
+    first: int = 0,
+) -> float:
+    """Count labels from column `first` on where they weigh something."""
 
     def counts(batches: Iterable[Mapping[str, np.ndarray]]) -> Counter[int]:
         total: Counter[int] = Counter()
         for batch in batches:
-            total.update(batch["masked_lm_ids"][batch["masked_lm_weights"] > 0].tolist())
+            total.update(batch[ids][:, first:][batch[weights][:, first:] > 0].tolist())
         return total
 
     ((most_frequent, _),) = counts(training).most_common(1)

@@ -113,6 +113,7 @@ KNOWS_FEATURES = (
     "data/labelled.py",
     "data/tokenizers/in_graph.py",
     "modeling/body.py",
+    "modeling/encoder_decoder.py",
     "modeling/heads.py",
     "tasks/",
     "conversion/parity.py",

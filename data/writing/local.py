@@ -148,7 +148,7 @@ def _write(
     """Run phase two; return the shards' entries for the manifest, and the counts."""
     num_examples = sum(examples for *_, examples in segments)
     paths = output.paths(num_examples)
-    pieces_per_shard = max(1, -(-num_examples * recipe.max_seq_length // (pieces.PIECE_TOKENS * len(paths))))
+    pieces_per_shard = max(1, -(-num_examples * recipe.width // (pieces.PIECE_TOKENS * len(paths))))
     deal = pieces.Deal(segments, pieces_per_shard * len(paths))
     # With at least two shards per worker, each worker writes whole shards; otherwise workers write parts, which are
     # joined afterwards.

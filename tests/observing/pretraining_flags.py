@@ -15,6 +15,11 @@ import run_pretraining
 RESULTS = "files/out/eval_results"
 BARE = {"input_file": "{world}/bare/zh.tfrecord", "eval_input_file": "{world}/bare/zh.held_out.tfrecord"}
 SHUFFLED = {"input_file": "{world}/shuffled/*.tfrecord"}
+TARGETS = {
+    "objective": "palm",
+    "input_file": "{world}/targets/*.tfrecord",
+    "bert_config_file": "{world}/decodes.json",
+}
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 EVALUATES = {"do_train": "false", **PRETRAINED}
 
@@ -31,6 +36,11 @@ ROWS = (
     Row("masked_lm_loss_weight", "0.5", {"task/loss_weights/masked_lm": 0.5, "task/losses": 0.5}),
     Row("word_order_loss_weight", "0.5", {"task/loss_weights/word_order": 0.5, "task/losses": 0.5}, SHUFFLED),
     Row("sentence_loss_weight", "0.5", {"task/loss_weights/sentence_order": 0.5, "task/losses": 0.5}),
+    Row(
+        "next_tokens_loss_weight", "0.5", {"task/loss_weights/next_tokens": 0.5, "task/losses/1/weights": 0.5}, TARGETS
+    ),
+    Row("masked_lm_until", "0.5", {"task/loss_schedules/masked_lm": DIFFERENT}, TARGETS),
+    Row("label_smoothing", "0.1", {"task/losses/1/label_smoothing": 0.1}, TARGETS),
     Row("pooled_loss", "true", {"task/losses": True}, SHUFFLED),
     Row("init_checkpoint", "{world}/pretrained", {"loaded": DIFFERENT}),
     Row("init_sentence_head", "false", {"loaded/sentence_pair": ABSENT}, PRETRAINED),

@@ -37,6 +37,7 @@ CONFIGS = {
     "wide": dataclasses.replace(CONFIG, hidden_size=16),
     "shared": dataclasses.replace(CONFIG, sharing="all"),
     "relu": dataclasses.replace(CONFIG, sharing="all", hidden_act="relu"),
+    "decodes": dataclasses.replace(CONFIG, family="palm", embedding_size=8, sharing="none", num_decoder_layers=1),
 }
 PALM = dataclasses.replace(
     CONFIG,
@@ -102,6 +103,7 @@ def make_records(folder: Path) -> None:
         "other": {"input_file": folder / "other.txt"},
         "shuffled": {"trigram_rate": 0.2},
         "dynamic": {"masking": "dynamic"},
+        "targets": {"objective": "palm"},
     }
     for kind, flags in kinds.items():
         given = {

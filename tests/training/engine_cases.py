@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import keras
 import numpy as np
 from on_jax import environment_on_jax
-from toy_task import DistilledTask, MixtureTask, ToyDataset, ToyTask
+from toy_task import DistilledTask, MixtureTask, ScheduledTask, ToyDataset, ToyTask
 
 from ground.tensors import ops
 from modeling import Config
@@ -168,6 +168,14 @@ def mixture() -> Outcome:
     return outcome(engine, results)
 
 
+def scheduled() -> Outcome:
+    """A loss that weighs nothing from a step on, in the middle of a call of several steps."""
+    task = ScheduledTask(3)
+    engine = make_engine(task, "lamb", steps_per_call=2, micro_batches=2)
+    results = engine.train(toy_batches(0, 5))
+    return outcome(engine, [*results, engine.evaluate(toy_batches(9, 10))])
+
+
 def mixed_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
     """Every other batch has no labels."""
     batches = toy_batches(first, last)
@@ -227,6 +235,7 @@ def toy_cases(state: Outcome) -> Outcome:
     """All cases of the toy task."""
     cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
     cases |= {"mixture": mixture(), "distilled": distilled(), "undropped": undropped(), "clipped": clipped()}
+    cases["scheduled"] = scheduled()
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 

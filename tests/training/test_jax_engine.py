@@ -57,6 +57,10 @@ def test_a_mixture_of_objectives_equals_tensorflow(toy_on_jax):
     assert_close(part(toy_on_jax, "mixture/"), engine_cases.mixture(), 1e-6)
 
 
+def test_weights_that_follow_the_step_equal_tensorflow(toy_on_jax):
+    assert_close(part(toy_on_jax, "scheduled/"), engine_cases.scheduled(), 1e-6)
+
+
 def test_a_teacher_is_an_argument_of_the_program_and_equals_tensorflow(toy_on_jax):
     # The teacher's weights are set anew after the programs were compiled: a constant would keep the former ones.
     assert_close(part(toy_on_jax, "distilled/"), engine_cases.distilled(), 1e-6)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from absl.app import UsageError
 from engine_cases import CONFIG, distilled, make_engine, mixed_batches, pretraining_batches, toy_engine
-from toy_task import DistilledTask, MixtureTask, ToyDataset, ToyTask
+from toy_task import DistilledTask, MixtureTask, ScheduledTask, ToyDataset, ToyTask
 
 from ground.keys import derive_key
 from modeling import Computation, Config
@@ -83,6 +83,24 @@ def test_a_term_that_the_task_does_not_declare_is_an_error(undeclared, message):
     setattr(task, undeclared, {"metrics": ("btmlm_mean",), "loss_weights": {"btmlm": 1.0}}[undeclared])
     with pytest.raises(ValueError, match=message):
         make_engine(task).train(mixed_batches(0, 1))
+
+
+def test_a_loss_whose_weight_ends_is_as_one_that_is_left_out():
+    scheduled = make_engine(ScheduledTask(3), steps_per_call=2)
+    history = scheduled.train(batches(0, 5))
+    before, after = (make_engine(ToyTask()) for _ in range(2))
+    before.train(batches(0, 3))
+    after._task.loss_weights["size"] = 0.0
+    after.load_state(before.state())
+    after.step = 3
+    after.train(batches(3, 5))
+    assert_states_close(scheduled.state(), after.state(), 1e-7)
+    for number, step in enumerate(history):
+        size = 0.5 * step["size_loss"] if number < 3 else 0.0
+        assert step["loss"] == pytest.approx(step["label_loss"] + size, rel=1e-5)
+    # An evaluation weighs all alike, before and after.
+    found = scheduled.evaluate(batches(5, 6))
+    assert found["loss"] == pytest.approx(found["label_loss"] + 0.5 * found["size_loss"])
 
 
 def test_a_teacher_teaches_and_is_neither_trained_nor_saved():

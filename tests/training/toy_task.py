@@ -90,6 +90,14 @@ class MixtureTask(ToyTask):
         return {"btmlm": (ops.sum(ops.mean(ops.square(x_B2), 1)), count)}, {"btmlm_mean": mean}
 
 
+class ScheduledTask(ToyTask):
+    """The size weighs nothing from a step on."""
+
+    def __init__(self, end: int):
+        super().__init__()
+        self.loss_schedules = {"size": lambda step: ops.cast(step < end, "float32")}
+
+
 class DistilledTask(ToyTask):
     """Learns the scores of a teacher too."""
 
