@@ -137,7 +137,8 @@ class Decoder(Encoder):
         position: int | Tensor | None,
         memory_mask: Tensor | None = None,
         visible: Tensor | None = None,
-    ) -> tuple[Tensor, Cache]:
+        return_attention: bool = False,
+    ) -> Any:
         """Run all blocks over the next positions; equals `call` on the whole.
 
         The positions may as well be the newest tokens of several hypotheses of one source: `visible` then says which
@@ -151,6 +152,10 @@ class Decoder(Encoder):
             position: index in the cache of the first new token; None: behind all others, in a cache that grows.
             memory_mask: as in `call`.
             visible: boolean, broadcasts to [B, N, L, length of the cache]; by default all up to each token itself.
+            return_attention: as in `call`.
+
+        Returns:
+            The last states, the cache, and with `return_attention` a third value as of `call`.
         """
         keys = ops.shape(cache["self"][0][0])[2]
         new = ops.shape(x_BLD)[1]
@@ -159,13 +164,19 @@ class Decoder(Encoder):
         elif visible is None and new != 1:
             visible = masks.causal_mask(new, keys + new, keys)
         written = []
+        attention_BNLS = None
         for block, (i, j) in enumerate(self.order):
             x_BLD, pair = self.attentions[i](
                 x_BLD, attention_mask=visible, cache=cache["self"][block], position=position
             )
             written.append(pair)
             if cache["memory"]:
-                x_BLD = self.cross_attentions[i](x_BLD, memory=cache["memory"][block], attention_mask=memory_mask)
+                cross, memory = self.cross_attentions[i], cache["memory"][block]
+                if return_attention and block == len(self.order) - 1:
+                    attention_BNLS = cross.attention_weights(x_BLD, memory, memory_mask)
+                x_BLD = cross(x_BLD, memory=memory, attention_mask=memory_mask)
             x_BLD = self.feed_forwards[j](x_BLD)
-        x_BLD = x_BLD if self.layer_norm is None else self.layer_norm(x_BLD)
-        return x_BLD, {"self": written, "memory": cache["memory"]}
+        cache = {"self": written, "memory": cache["memory"]}
+        if attention_BNLS is None:
+            return self.normalized(x_BLD), cache
+        return self.normalized(x_BLD), cache, ops.mean(attention_BNLS, axis=1)
