@@ -155,7 +155,7 @@ class Decoder(Encoder):
             return_attention: as in `call`.
 
         Returns:
-            x_BLD and the cache; with `return_attention` a third value, as in `call`.
+            The last states, the cache, and with `return_attention` a third value as of `call`.
         """
         keys = ops.shape(cache["self"][0][0])[2]
         new = ops.shape(x_BLD)[1]
@@ -163,16 +163,20 @@ class Decoder(Encoder):
             visible = masks.causal_mask(new, keys, position) if visible is None else visible
         elif visible is None and new != 1:
             visible = masks.causal_mask(new, keys + new, keys)
-        written, seen = [], []
+        written = []
+        attention_BNLS = None
         for block, (i, j) in enumerate(self.order):
             x_BLD, pair = self.attentions[i](
                 x_BLD, attention_mask=visible, cache=cache["self"][block], position=position
             )
             written.append(pair)
-            if return_attention and block == len(self.order) - 1:
-                looks = self.cross_attentions[i].attention_weights(x_BLD, cache["memory"][block], memory_mask)
-                seen.append(ops.mean(looks, axis=1))
             if cache["memory"]:
-                x_BLD = self.cross_attentions[i](x_BLD, memory=cache["memory"][block], attention_mask=memory_mask)
+                cross, memory = self.cross_attentions[i], cache["memory"][block]
+                if return_attention and block == len(self.order) - 1:
+                    attention_BNLS = cross.attention_weights(x_BLD, memory, memory_mask)
+                x_BLD = cross(x_BLD, memory=memory, attention_mask=memory_mask)
             x_BLD = self.feed_forwards[j](x_BLD)
-        return self.normalized(x_BLD), {"self": written, "memory": cache["memory"]}, *seen
+        cache = {"self": written, "memory": cache["memory"]}
+        if attention_BNLS is None:
+            return self.normalized(x_BLD), cache
+        return self.normalized(x_BLD), cache, ops.mean(attention_BNLS, axis=1)

@@ -4,7 +4,6 @@ Google's ALBERT normalises in the embedding width and projects afterwards, with 
 vector first, without a bias, and adds positions and segments in the model's width.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -149,14 +148,6 @@ class Embeddings(keras.layers.Layer):
     def max_positions(self) -> int:
         """The most positions of a sequence."""
         return self.config.max_sequence_length
-
-    def prepared(self) -> dict[str, Tensor]:
-        """Return the word table transposed, [D, V], for `prepared_logits`: many products then read it faster."""
-        return {"output": ops.transpose(ops.cast(self.word_embeddings, self.compute_dtype))}
-
-    def prepared_logits(self, x: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
-        """Return what `logits` does, [.., D] -> float32 [.., V], from the table of `prepared`."""
-        return without_padding(self.config, ops.cast(ops.matmul(x, prepared["output"]), "float32"))
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of the projection, forward and for one example; a lookup is no product."""

@@ -33,14 +33,6 @@ class TargetEmbeddings(Protocol):
         """Return the scores of every word, float32 [.., V]."""
         ...
 
-    def prepared(self) -> dict[str, Tensor]:
-        """Return weights in the layout that `prepared_logits` reads."""
-        ...
-
-    def prepared_logits(self, x: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
-        """Return what `logits` does."""
-        ...
-
     def logits_operations(self, positions: int) -> int:
         """Return the floating-point operations of `logits` at so many positions."""
         ...

@@ -1,6 +1,5 @@
 """Embeddings of a decoder with sinusoids for positions (Vaswani et al. 2017, section 3.5), as PreSumm scales them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -65,16 +64,6 @@ class ScaledEmbeddings(keras.layers.Layer):
     def max_positions(self) -> int:
         """The most positions of a target."""
         return _POSITIONS
-
-    def prepared(self) -> dict[str, Tensor]:
-        """Return the word table transposed, [D, V], and the bias, for `prepared_logits`."""
-        table_DV = ops.transpose(ops.cast(self.word_embeddings, self.compute_dtype))
-        return {"output": table_DV, "bias": ops.convert_to_tensor(self.output_bias)}
-
-    def prepared_logits(self, x: Tensor, prepared: Mapping[str, Tensor]) -> Tensor:
-        """Return what `logits` does from what `prepared` returned."""
-        scores = ops.cast(ops.matmul(x, prepared["output"]), "float32") + prepared["bias"]
-        return without_padding(self.config, scores)
 
     def logits_operations(self, positions: int) -> int:
         """Return those of `logits` at so many positions."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generation.chunked import ChunkedGenerator
-from generation.encoder_decoder import GenerativeModel
 from generation.generator import Generator, Hypothesis, Listener
+from generation.language_model import Generative
 from generation.model import Features, Tokens
 from generation.settings import Preset
 
@@ -47,7 +47,7 @@ class TextGenerator:
         # [CLS], [MASK] and the like are no text; neither is [UNK], which says nothing.
         no_text = sorted(tokenizer.special_ids - {tokens.end})
         settings = preset.settings.changed(suppress_tokens=tuple(no_text))
-        decodable = GenerativeModel(model, tokens)
+        decodable = Generative(model, tokens)
         self._in_chunks, self._generator = None, None
         if preset.chunks is None:
             self._generator = Generator(decodable, settings, batch_size=batch_size)

@@ -112,6 +112,7 @@ KNOWS_FEATURES = (
     "data/word_order.py",
     "data/labelled.py",
     "data/tokenizers/in_graph.py",
+    "generation/language_model.py",
     "modeling/body.py",
     "modeling/encoder_decoder.py",
     "modeling/heads.py",
