@@ -177,7 +177,7 @@ class NextTokenLoss:
     def __init__(self, objective: Objective, settings: Settings):
         self.label_smoothing = settings.label_smoothing
         self.weights: Mapping[str, float] = {"next_tokens": settings.weights.get("next_tokens", 1.0)}
-        self.metrics = ("next_tokens_accuracy",)
+        self.metrics: tuple[str, ...] = ("next_tokens_accuracy",)
         self.heads: Mapping[str, HeadOfModel] = {"next_tokens": NextTokenHead}
 
     def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
