@@ -88,7 +88,8 @@ class Continuation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return that of a manifest's recipe."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
+        return cls(**values)
 
     @property
     def least_tokens(self) -> int:

@@ -203,7 +203,10 @@ def schema_of(manifest: Manifest) -> Schema:
     if "features" not in manifest:
         return present(form_of(manifest).schema, lengths_of(manifest))
     try:
-        return schema_from_json(manifest["features"])
+        schema, lengths = schema_from_json(manifest["features"]), lengths_of(manifest)
+        if unknown := [axis for feature in schema for axis in feature.axes if axis not in lengths]:
+            raise ValueError(f"an axis {unknown[0]}, of which no length is known")
+        return schema
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"the manifest's `features` cannot be read ({error}); delete the key, to derive it from the form"

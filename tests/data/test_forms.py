@@ -126,6 +126,7 @@ def test_manifests_that_this_version_cannot_read_are_one_line(folder):
         ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed, source_target"),
         ({"features": [{"name": "input_ids"}]}, "the manifest's `features` cannot be read"),
         ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, "feature x has dtype O"),
+        ({"features": [{"name": "x", "axes": [1e300], "dtype": "int32", "stored": True}]}, "an axis 1e.300, of which"),
     ):
         manifest_path.write_text(json.dumps(manifest | change), encoding="utf-8")
         with pytest.raises(UsageError, match=message) as error:

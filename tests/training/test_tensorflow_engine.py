@@ -88,9 +88,10 @@ def test_a_term_that_the_task_does_not_declare_is_an_error(undeclared, message):
 def test_a_loss_whose_weight_ends_is_as_one_that_is_left_out():
     scheduled = make_engine(ScheduledTask(3), steps_per_call=2)
     history = scheduled.train(batches(0, 5))
-    before, after = (make_engine(ToyTask()) for _ in range(2))
+    ended = ToyTask()
+    before, after = make_engine(ToyTask()), make_engine(ended)
     before.train(batches(0, 3))
-    after._task.loss_weights["size"] = 0.0
+    ended.loss_weights["size"] = 0.0
     after.load_state(before.state())
     after.step = 3
     after.train(batches(3, 5))
