@@ -411,7 +411,9 @@ def mbart_of(model: Any) -> Any:
     from ground.tensors import named_variables, ops
 
     config = model.model.config
-    values = {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in named_variables(model.model).items()}
+    values = {
+        name: np.asarray(ops.convert_to_tensor(variable)) for name, variable in named_variables(model.model).items()
+    }
     peer: Any = transformers.MBartForConditionalGeneration(
         transformers.MBartConfig(
             vocab_size=config.vocab_size,
