@@ -32,7 +32,7 @@ class TensorFlowExecutor:
         self.decoding = Decoding(model, search, grows=not compiled)
         self._start = tf.function(model.start, autograph=False, jit_compile=compiled)
         self._loop = tf.function(self._steps, autograph=False, jit_compile=compiled)
-        self.prepared = tf.function(model.prepare, autograph=False)()
+        self.prepared = model.prepare()
         # Without XLA: one program of each, for any number and length of sources.
         self._programs: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 

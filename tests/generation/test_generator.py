@@ -77,7 +77,7 @@ def by_hand(model: Generative, features: dict[str, np.ndarray], settings: Settin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["beams", "draws"])
 def test_cached_and_with_ancestors_equals_uncached_and_reordered(
     model: Generative, features: dict[str, np.ndarray], way: str
 ):
@@ -88,13 +88,13 @@ def test_cached_and_with_ancestors_equals_uncached_and_reordered(
 @pytest.mark.parametrize("copy", ["additive", "attention"])
 def test_copying_models_generate_as_they_are_trained(features: dict[str, np.ndarray], copy: str):
     model = generative(config_of(copy=copy))
-    some = {name: value[:3] for name, value in features.items()}
-    settings = Settings(num_beams=3, max_new_tokens=6)
+    some = {name: value[:2] for name, value in features.items()}
+    settings = Settings(num_beams=3, max_new_tokens=4)
     close(Generator(model, settings)(some), by_hand(model, some, settings))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["beams", "draws"])
+@pytest.mark.parametrize("way", ["beams"])
 def test_growing_equals_static_and_eager_equals_compiled(model: Generative, features: dict[str, np.ndarray], way: str):
     settings = Settings(**WAYS[way])
     growing = generator_of(model, way)
