@@ -298,6 +298,7 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
         batch_size=options.train_batch_size,
         length=options.max_seq_length,
         predictions=options.predictions,
+        target=options.target_positions,
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -416,7 +417,8 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     from training.planning import EFFICIENCY, roofline_of_step
 
     options = plan.options
-    flops = options.train_batch_size * flops_per_example(config, options.max_seq_length, options.predictions)
+    lengths = options.max_seq_length, options.predictions, options.target_positions
+    flops = options.train_batch_size * flops_per_example(config, *lengths)
     rows = [[f"{name}, a chip", gib(size)] for name, size in plan.held_bytes.items()]
     held = sum(plan.held_bytes.values())
     if plan.peak_bytes is None:
@@ -432,7 +434,7 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
         peak, micro_batches = plan.peak_bytes or 0.0, options.gradient_accumulation_steps
         bound = roofline_of_step(chip, options.precision, flops / chips, held, peak, micro_batches, plan.collectives)
         fast, slow = bound.fast_seconds, bound.slow_seconds
-        tokens = options.train_batch_size * options.max_seq_length
+        tokens = options.train_batch_size * (options.max_seq_length + options.target_positions)
         share = flops / chips / slow / chip.flops(options.precision)
         rows += [
             ["time of a step, from the roofline", f"{1000 * fast:,.1f} to {1000 * slow:,.1f} ms"],

@@ -295,7 +295,9 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
         "lower_is_better": True,
         "unit": "tokens",
         "count_units": lambda batch: tokens_per_step,
-        "flops_per_unit": flops_per_example(session.config, work.length, work.predictions) / work.length,
+        "flops_per_unit": options.train_batch_size
+        * flops_per_example(session.config, work.length, work.predictions, work.target)
+        / tokens_per_step,
     }
 
 
@@ -304,7 +306,9 @@ def work_of(options: Options, records: Records) -> Work:
     from commands.estimate import Work
 
     training = records.training
-    return Work(options.train_batch_size, training.max_seq_length, records.scored, options.num_train_steps)
+    target = training.max_target_length
+    lengths = training.max_seq_length, records.scored - target
+    return Work(options.train_batch_size, *lengths, options.num_train_steps, target)
 
 
 def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:

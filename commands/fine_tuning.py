@@ -217,8 +217,9 @@ def fine_tune(
     with session.entered(content, reads(options, files), num_steps):
         step = load_weights(session, options, splits)
         if options.dry_run:
-            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps) if options.do_train else None
-            session.show_plan(work=work, **plan_of(options, splits, num_steps))
+            target = course.encoding(options).get("max_target_length", 0)
+            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps, target)
+            session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
             return {}
         session.describe(
             lambda folder: describe_tokenizer(

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 
 from modeling.computation import Sizes
 from modeling.config import Config
-from modeling.model import LanguageModel, PretrainingModel
+from modeling.heads import MaskedLMHead, NextTokenHead, PairHead
+from modeling.model import LanguageModel
 from modeling.variables import count_declared, declared
 
 
 @functools.lru_cache(maxsize=16)
 def declared_model(config: Config, num_pair_labels: int) -> LanguageModel:
-    """Return the `PretrainingModel` of a config without values; a plan asks for the same one many times."""
-    return declared(lambda: PretrainingModel(config, num_pair_labels))
+    """Return the model of a config with its heads of pretraining, without values; a plan asks for it many times."""
+    pair = [functools.partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else []
+    target = [NextTokenHead] if config.num_decoder_layers else []
+    return declared(lambda: LanguageModel(config, [MaskedLMHead, *pair, *target]))
 
 
 def parameter_count(config: Config, num_pair_labels: int = 2) -> int:
@@ -28,7 +31,7 @@ def parameter_count(config: Config, num_pair_labels: int = 2) -> int:
     return count_declared(declared_model(config, num_pair_labels))
 
 
-def flops_per_example(config: Config, length: int, predictions: int) -> int:
+def flops_per_example(config: Config, length: int, predictions: int, target: int = 0) -> int:
     """Return the floating-point operations of one example in pretraining: forward, and twice that backward.
 
     Operations that rematerialisation repeats are not counted, nor is the sentence-pair head.
@@ -37,8 +40,9 @@ def flops_per_example(config: Config, length: int, predictions: int) -> int:
         config: the model's.
         length: tokens of the example, padding included.
         predictions: positions that are scored over the vocabulary.
+        target: positions of the decoder, which are all scored.
     """
-    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions))
+    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions, target=target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class Layout:
     batch_size: int
     length: int
     predictions: int
+    target: int = 0
     half_precision: bool = False
     remat: bool = False
     scan: bool = False
@@ -57,6 +62,11 @@ class Layout:
     model_parts: int = 1
     fsdp: bool = False
     cpu: bool = False
+
+    @property
+    def sizes(self) -> Sizes:
+        """The lengths of an example."""
+        return Sizes(self.length, scored=self.predictions, target=self.target)
 
     @property
     def state_parts(self) -> int:
@@ -95,15 +105,13 @@ def step_memory(config: Config, layout: Layout) -> StepMemory:
     weights = 4 * parameters / layout.state_parts
     held = {"weights": weights, "optimizer slots": 2 * weights} | ({"average": weights} if layout.averaged else {})
     item = 2 if layout.half_precision and not layout.cpu else 4
-    sizes = Sizes(layout.length, scored=layout.predictions)
     blocks = [
         _Elements(
             layout.examples * block.dense, layout.examples * block.inner / cut, layout.examples * block.scores / cut
         )
-        for stack in model.stacks
-        for block in stack.states(sizes)
+        for block in model.backbone.states(layout.sizes)
     ]
-    logits = layout.examples * layout.predictions * config.padded_vocab_size / cut
+    logits = layout.examples * (layout.predictions + layout.target) * config.padded_vocab_size / cut
     table = config.padded_vocab_size * config.embedding_size
 
     # Bytes kept for each element: LayerNorms in float32, masks in bytes, the rest in the type of the computation. The
@@ -150,8 +158,8 @@ def collective_bytes(config: Config, layout: Layout) -> dict[str, float]:
     elif layout.data_parts > 1:
         sent["all-reduce"] = weights
     if layout.model_parts > 1:
-        # Two sums a block forward and two backward (Shoeybi et al. 2019, section 3).
-        blocks = sum(len(stack.order) for stack in declared_model(config, 2).stacks)
-        dense = item * layout.examples * layout.micro_batches * layout.length * config.hidden_size
-        sent["all-reduce"] = sent.get("all-reduce", 0.0) + 4 * blocks * dense
+        # A sum a brick forward and one backward, two bricks a block (Shoeybi et al. 2019, section 3).
+        positions = declared_model(config, 2).backbone.computed_positions(layout.sizes)
+        dense = item * layout.examples * layout.micro_batches * config.hidden_size
+        sent["all-reduce"] = sent.get("all-reduce", 0.0) + 2 * positions * dense
     return sent

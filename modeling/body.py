@@ -10,7 +10,7 @@ import keras
 
 from ground.tensors import Tensor, ops
 from modeling import masks
-from modeling.computation import Computation, Sizes
+from modeling.computation import Computation, Sizes, States
 from modeling.config import Config
 from modeling.embeddings import Embeddings
 from modeling.encoder import Encoder
@@ -32,6 +32,14 @@ class Body(Protocol):
 
     def operations(self, sizes: Sizes) -> int:
         """Return the floating-point operations of one example, forward."""
+        ...
+
+    def states(self, sizes: Sizes) -> list[States]:
+        """Return the elements of every block that is computed, for one example."""
+        ...
+
+    def computed_positions(self, sizes: Sizes) -> int:
+        """Return the sum over all bricks of the positions that each computes, for one example."""
         ...
 
     def __call__(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]: ...
@@ -110,3 +118,11 @@ class Backbone(keras.layers.Layer):
     def operations(self, sizes: Sizes) -> int:
         """Return those of embeddings, encoder and pooler, forward and for one example."""
         return self.embeddings.operations(sizes) + self.encoder.operations(sizes) + self.pooler.operations(1)
+
+    def states(self, sizes: Sizes) -> list[States]:
+        """Return those of the encoder."""
+        return self.encoder.states(sizes)
+
+    def computed_positions(self, sizes: Sizes) -> int:
+        """Return those of the encoder."""
+        return self.encoder.computed_positions(sizes)

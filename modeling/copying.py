@@ -92,7 +92,7 @@ class Copying(keras.layers.Layer):
     def operations(self, targets: int, memory: int) -> int:
         """Return those of attention, context and gate, forward and for one example."""
         attention = 0
-        if self.parts:
+        if self.parts and targets:
             attention = self.of_memory.operations(memory) + self.of_state.operations(targets)
             attention += self.score.operations(targets * memory)
         return attention + 2 * targets * memory * self.width + self.gate.operations(targets)

@@ -96,6 +96,10 @@ class Encoder(keras.layers.Layer):
         """Return those of all blocks, forward and for one example."""
         return sum(brick.operations(own) for block in self.sized_blocks(sizes) for brick, own in block)
 
+    def computed_positions(self, sizes: Sizes) -> int:
+        """Return the sum over all bricks of the positions that each computes."""
+        return sum(own.tokens for block in self.sized_blocks(sizes) for _, own in block)
+
     def states(self, sizes: Sizes) -> list[States]:
         """Return the elements of every block, for one example."""
         return [sum((brick.states(own) for brick, own in block), start=States()) for block in self.sized_blocks(sizes)]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ground.tensors import Tensor, ops
 from modeling import masks
 from modeling.body import Backbone
-from modeling.computation import Computation, Sizes
+from modeling.computation import Computation, Sizes, States
 from modeling.config import Config
 from modeling.decoder import Decoder
 from modeling.encoder import Encoder
@@ -139,5 +139,15 @@ class EncoderDecoder(Backbone):
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of both halves, forward and for one example; without `sizes.target` those of the encoder."""
-        decoder = self.decoder.operations(sizes) if self.decoder is not None and sizes.target else 0
-        return super().operations(sizes) + decoder
+        return super().operations(sizes) + sum(stack.operations(sizes) for stack in self._decoders(sizes))
+
+    def states(self, sizes: Sizes) -> list[States]:
+        """Return those of both halves, or without `sizes.target` of the encoder."""
+        return super().states(sizes) + [state for stack in self._decoders(sizes) for state in stack.states(sizes)]
+
+    def computed_positions(self, sizes: Sizes) -> int:
+        """Return those of both halves, or without `sizes.target` of the encoder."""
+        return super().computed_positions(sizes) + sum(s.computed_positions(sizes) for s in self._decoders(sizes))
+
+    def _decoders(self, sizes: Sizes) -> list[Decoder]:
+        return [self.decoder] if self.decoder is not None and sizes.target else []
