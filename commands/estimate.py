@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes; of an example `predictions` positions are scored over the vocabulary, and all of `target`."""
+    """What a run computes: of an example `predictions` positions are scored over the vocabulary, and all `target`."""
 
     batch_size: int
     length: int
