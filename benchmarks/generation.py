@@ -313,7 +313,7 @@ def prepare(options: Options, folder: Path) -> None:
     peer = mbart_of(model)
     peer.save_pretrained(folder / "mbart")
     if importlib.util.find_spec("ctranslate2") is not None:
-        from ctranslate2.converters.transformers import MBartLoader
+        from ctranslate2.converters.transformers import MBartLoader  # pyright: ignore[reportMissingImports]
 
         # The converter asks for what MBART's own files say.
         peer.config.normalize_before = peer.config.normalize_embedding = True
@@ -354,7 +354,8 @@ def torch_generate(options: Options, folder: Path, ids: Any) -> Generate:
     import transformers
 
     torch.set_num_threads(threads_of(options))
-    model = transformers.MBartForConditionalGeneration.from_pretrained(folder / "mbart").eval()
+    model: Any = transformers.MBartForConditionalGeneration.from_pretrained(folder / "mbart")
+    model.eval()
     tensor = torch.from_numpy(ids).long()
     values = {"num_beams": 1, "do_sample": False, **WAYS[options.ways[0]]}
     if options.measure == "transformers_static":
@@ -376,7 +377,7 @@ def torch_generate(options: Options, folder: Path, ids: Any) -> Generate:
 
 def ctranslate2_generate(options: Options, folder: Path, ids: Any) -> Generate:
     """CTranslate2, in float32 or int8."""
-    import ctranslate2
+    import ctranslate2  # pyright: ignore[reportMissingImports]
 
     kind = "int8" if str(options.measure).endswith("int8") else "float32"
     threads = threads_of(options)
@@ -448,7 +449,8 @@ def mbart_of(model: Any) -> Any:
         found[name] = found["model.shared.weight"]
     assert {*found, "final_logits_bias"} == {*state}, {*found} ^ {*state}
     peer.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in found.items()}})
-    return peer.eval()
+    peer.eval()
+    return peer
 
 
 def layer_norm(theirs: str, ours: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ class ChunkedGenerator:
         self.encode = encode
         self.max_source = max_source
         length = min(chunks.chunk_tokens, settings.max_new_tokens)
-        self.generator = Generator(model, settings.changed(max_new_tokens=length, min_new_tokens=0), **further)
+        # Each chunk is told its own least length; that there may be one is part of the program.
+        within = settings.changed(max_new_tokens=max(2, length), min_new_tokens=1)
+        self.generator = Generator(model, within, **further)
 
     def __call__(self, texts: Sequence[Sequence[int]], listener: Listener | None = None) -> list[list[Hypothesis]]:
         """Return one hypothesis of every text, its score over all chunks; of an empty text none.

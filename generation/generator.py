@@ -92,9 +92,10 @@ class Generator:
         Args:
             features: of the sources, each [N, S].
             listener: called for every source after every segment.
-            minimum: least tokens of each source, int [N], instead of the settings'.
+            minimum: least tokens of each source, int [N], instead of the settings', which must ask for some.
             limit: most tokens of each source, int [N], up to the settings'.
         """
+        assert minimum is None or self.settings.min_new_tokens, "the compiled program knows of no least length"
         lengths = np.asarray(self.model.lengths(features))
         least = np.full(len(lengths), self.settings.min_new_tokens) if minimum is None else minimum
         most = np.full(len(lengths), self.settings.max_new_tokens) if limit is None else limit

@@ -159,7 +159,7 @@ def test_finished_sources_leave_the_batch(model: Generative, features: dict[str,
             batch.segment = measured
             return batch
 
-        executor.begin = begun
+        executor.begin = begun  # pyright: ignore[reportAttributeAccessIssue]
         return executor
 
     limit = np.array([2, 12, 2, 2, 5, 2])

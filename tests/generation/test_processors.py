@@ -40,7 +40,7 @@ def test_repeating_equals_a_loop(size: int):
 
 
 def processed(step: int, minimum: int = 0, limit: int = 4, **values: object) -> np.ndarray:
-    settings = Settings.from_mapping({"max_new_tokens": 9, **values})
+    settings = Settings.from_mapping({"max_new_tokens": 9, "min_new_tokens": minimum, **values})
     history = np.array([[[1, 3, 4, 3, 0]]], np.int32)
     bounds = np.array([minimum]), np.array([limit])
     return np.asarray(Processors(settings, TOKENS, 6)(X[None, None], history, step, *bounds))[0, 0]
