@@ -26,7 +26,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -165,6 +165,9 @@ class _Flag:
         allowed = self.declaration
         if allowed.choices and value not in allowed.choices:
             raise self._error(value, "one of " + ", ".join(allowed.choices))
+        if self.kind is str and value and (not value.strip() or "\0" in value):
+            kind = "a NUL character" if "\0" in value else "only white space"
+            raise UsageError(f"--{self.name}={value!r}: {kind}; expected text, or leave the flag out")
         if allowed.minimum is not None and not value >= allowed.minimum:
             raise self._error(value, f"at least {allowed.minimum:g}")
         if allowed.maximum is not None and not value <= allowed.maximum:
@@ -194,6 +197,13 @@ class _Parser(absl_flags.ArgumentParser[Any]):
 
     def parse(self, argument: Any) -> Any:
         return self._spec.parsed(argument) if isinstance(argument, str) else argument
+
+
+class _FlagValues(absl_flags.FlagValues):
+    """Names no flags to absl, whose search for the nearest one takes minutes, or fails, where a name is long."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
 
 
 def _flags_of(options_type: type) -> dict[str, _Flag]:
@@ -230,7 +240,7 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
     for an unknown flag, a wrong value, a stray argument or missing required flags.
     """
     specs = _flags_of(options_type)
-    values = absl_flags.FlagValues()
+    values = _FlagValues()
     for spec in specs.values():
         if spec.kind is bool and not (spec.many or spec.optional):
             defined = absl_flags.BooleanFlag(spec.name, None, spec.declaration.help)
@@ -243,13 +253,13 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
             absl_flags.DEFINE_alias(alias, spec.name, flag_values=values)
     absl_flags.DEFINE_string(_CONFIG, None, "JSON file of flags", flag_values=values)
     values.set_gnu_getopt(True)
-    names = [name for name in values if name not in ("undefok", "flagfile")]
+    names = [*specs, *(alias for spec in specs.values() for alias in spec.declaration.aliases), _CONFIG]
     try:
         rest = values(["program", *arguments])[1:]
     except absl_flags.UnrecognizedFlagError as error:
-        bare = error.flagname.removeprefix("no") if error.flagname not in names else error.flagname
-        closest = nearest(bare, names)
-        raise UsageError(f"unknown flag --{error.flagname}; the nearest is --{closest}") from None
+        typed = error.flagname[:_SHOWN_CHARACTERS]
+        closest = nearest(typed.removeprefix("no"), names)
+        raise UsageError(f"unknown flag --{typed}; the nearest is --{closest}") from None
     except absl_flags.Error as error:
         raise UsageError(str(error)) from None
     if rest:
@@ -258,6 +268,8 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
             "lists with commas, and put patterns in quotes"
         )
     config: str | None = values[_CONFIG].value
+    if config is not None and not config.strip():
+        raise UsageError(f"--{_CONFIG}={config}: no path; name a JSON file of flags, or leave the flag out")
     given = {} if config is None else _read_config(config, specs)
     note_read("--config", config)
     given |= {name: values[name].value for name in specs if values[name].present}

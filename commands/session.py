@@ -237,9 +237,9 @@ class Session:
                 if not self.options.dry_run:
                     stack.enter_context(self.held())
                 checkpoints = list_checkpoints(folder)
+                changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
                 if trains:
                     resuming.check_records(folder, checkpoints, as_json(self.config))
-                changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
                 if trains and checkpoints:
                     resuming.check_steps(folder, int(checkpoints[-1].name.removeprefix("step_")), num_steps)
                 # A run that is only scored keeps the flags that it was trained with.

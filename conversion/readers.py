@@ -231,7 +231,7 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
             if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
                 kind = f"{value.dtype} tensor of layout {value.layout}"
                 raise UsageError(f"{path}: {name} is a {kind}; expected a dense one of real numbers")
-            tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
+            tensors[name] = (value.float() if value.is_floating_point() else value).detach().numpy()
     return tensors
 
 

@@ -32,6 +32,8 @@ _KINDS = {
     "array": "a list",
     "null": "null",
 }
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can spell and no UTF-8 file can hold."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _MAX_SHOWN = 40
 

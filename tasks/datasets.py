@@ -16,7 +16,7 @@ from msgspec import Meta
 from data.corpus.compression import open_text
 from data.corpus.encodings import find_encoding
 from data.corpus.look import look
-from ground.documents import check_shape, json_line, read_toml
+from ground.documents import SURROGATE, check_shape, json_line, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
 
@@ -232,6 +232,10 @@ def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, 
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
             record[column] = value if isinstance(value, str) else _as_text(value, where)
+            if half := SURROGATE.search(record[column]):
+                raise UsageError(
+                    f"{where}: {name} has \\u{ord(half[0]):04x}, half of a character; expected text, write both halves"
+                )
         yield line_number, record
 
 

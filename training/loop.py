@@ -153,7 +153,7 @@ def check_config(config: Mapping[str, Any], former: Mapping[str, Any], where: Pa
         if config.get(key) != former.get(key):
             raise UsageError(
                 f"{where} is of another model: {key} is {former.get(key)!r}, this run has "
-                f"{config.get(key)!r}; use the same configuration, or another output folder"
+                f"{config.get(key)!r}; give the former --bert_config_file, or another --output_dir"
             )
 
 

@@ -25,7 +25,10 @@ from ground.locks import holding
 from ground.outputs import Target, check_outputs, plain_file, plain_name
 
 _CLAIMS, _PLAN = "claims.json", "plan.json"
-_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|(span|piece|shard)-\d{{6}}[-.\w]*|\..+\.tmp|\.nfs\w+")
+_WORK = r"(span|piece|shard)-\d{6}[-.\w]*"
+_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|{_WORK}|\.({_CLAIMS}|{_PLAN}|{_WORK})(\.\d+)?\.tmp|\.nfs\w+")
+# What the two files begin with, a rename that a crash of the machine emptied aside.
+_SIGNATURES = {_CLAIMS: b'["', _PLAN: b'{"recipe": {'}
 _PROOF = "no manifest beside it lists it with its size"
 
 
@@ -65,6 +68,8 @@ def claim(output: Output, paths: Iterable[Path]) -> None:
 def open_work(work: Path, plan: Mapping[str, Any]) -> None:
     """Keep a work folder that the same plan left, and clear any other, but for its claims.
 
+    The plan begins with its recipe, and is removed last: by it a later job knows the folder as that of a job.
+
     Raises `UsageError` for a folder of somebody else.
     """
     content = json.dumps(plan, default=str).encode()
@@ -74,7 +79,7 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
         )
     work.mkdir(parents=True, exist_ok=True)
     if not (work / _PLAN).is_file() or (work / _PLAN).read_bytes() != content:
-        for left in list(work.iterdir()):
+        for left in sorted(work.iterdir(), key=lambda left: left.name == _PLAN):
             if left.name != _CLAIMS:
                 left.unlink()
         write_atomically(work / _PLAN, content, sync=False)
@@ -122,12 +127,25 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _is_of_a_job(work: Path) -> bool:
-    """Whether a folder holds nothing but what a job keeps there; a folder that was made and not yet filled is one."""
-    return (
-        not work.is_symlink()
-        and work.is_dir()
-        and all(_OF_A_JOB.fullmatch(entry.name) and not entry.is_dir() for entry in list(work.iterdir()))
-    )
+    """Whether a folder holds nothing but what a job keeps there; a folder that was made and not yet filled is one.
+
+    Parts of the work prove nothing by their names alone: the plan lies beside them.
+    """
+    if work.is_symlink() or not work.is_dir():
+        return False
+    entries = {entry.name: entry for entry in list(work.iterdir())}
+    if not all(_OF_A_JOB.fullmatch(name) and not entry.is_dir() for name, entry in entries.items()):
+        return False
+    planned = _PLAN in entries or not any(re.fullmatch(_WORK, name) for name in entries)
+    return planned and all(_begins(entries[name], begin) for name, begin in _SIGNATURES.items() if name in entries)
+
+
+def _begins(path: Path, begin: bytes) -> bool:
+    """Whether a file is a plain one, and empty or of this beginning."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(begin)) in (begin, b"")
 
 
 def _claims(work: Path) -> set[Path]:

@@ -69,6 +69,11 @@ def test_booleans(text, value):
         (["--do_train", "True"], "unexpected argument 'True'; write flags as --name=value"),
         (["--learning_rate"], "Missing value for flag --learning_rate"),
         (["--output_dir="], "missing required flag: --output_dir"),
+        (["--output_dir= "], "--output_dir=' ': only white space; expected text"),
+        (["--output_dir=a\0"], r"--output_dir='a\x00': a NUL character"),
+        (["--config="], "--config=: no path; name a JSON file of flags, or leave the flag out"),
+        (["--config= "], "--config= : no path"),
+        ([f"--{'x' * 5000}=1"], f"unknown flag --{'x' * 200}; the nearest is --"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
@@ -99,6 +104,7 @@ def test_config_round_trip_and_command_line_wins(tmp_path):
         ('{"num_train_steps": "7"}', "--num_train_steps=7: expected a whole number"),
         ('{"num_train_steps": true}', "--num_train_steps=True: expected a whole number"),
         ('{"input_file": 3}', "--input_file=3: expected a list of text"),
+        ('{"input_file": [" "]}', "--input_file=' ': only white space"),
         ("[]", "$ is a list: expected an object"),
         ("{", "not a JSON file of flags"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.case import Case
+from tests.hostile.case import CASE, Case
 from tests.hostile.oracle import CLEAN, FAULTS, Verdict, judge, last_line
 from tests.hostile.sandbox import Limits, Observation, adopt_orphans, call_verb, observe
 
@@ -187,7 +188,7 @@ def tried(seed: int, index: int, seeds: Path, folder: Path, limits: Limits) -> d
     from tests.hostile.classes import make_case
 
     case = make_case(seed, index, seeds)
-    if case != make_case(seed, index, seeds):
+    if index % 16 == 0 and case != make_case(seed, index, seeds):
         raise RuntimeError(f"case {index} of seed {seed} ({case.kind}) is not the same when it is made again")
     seen, verdict = attempt(case, seeds, folder, limits)
     line: dict[str, Any] = {"index": index, "kind": case.kind, "outcome": verdict.outcome}
@@ -206,7 +207,8 @@ def attempt(case: Case, seeds: Path, folder: Path, limits: Limits) -> tuple[Obse
     case.place(seeds, inside)
     arguments = case.arguments(inside)
     seen = observe(lambda: call_verb(case.verb, arguments, trains=case.trains), inside, logs, limits)
-    return seen, judge(case, seen)
+    names = tuple(name.replace(CASE, str(inside)) for name in case.names)
+    return seen, judge(dataclasses.replace(case, names=names), seen)
 
 
 def described(case: Case, seen: Observation, verdict: Verdict) -> dict[str, Any]:

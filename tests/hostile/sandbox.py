@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,6 +182,7 @@ def _live(call: Callable[[], None], folder: Path, logs: Path, limits: Limits) ->
         _limit(limits)
         for name in ("TMPDIR", "HOME"):
             os.environ[name] = str(logs / "elsewhere")
+        tempfile.tempdir = None  # what the parent found
         call()
         code = 0
     except SystemExit as stop:

@@ -67,7 +67,7 @@ def test_every_class_has_its_share_of_the_cases(tried):
 def test_a_case_is_a_function_of_seed_and_index(tried):
     from tests.hostile.classes import kind_of, make_case
 
-    # The runner makes every case twice; those classes import TensorFlow and PyTorch.
+    # The runner makes some cases twice; those classes import TensorFlow and PyTorch.
     indices = [n for n in range(150) if kind_of(n) not in ("records", "tensors", "safetensors header", "torch file")]
     one, same, other = ([make_case(seed, n, tried[0]) for n in indices] for seed in (5, 5, 6))
     assert one == same

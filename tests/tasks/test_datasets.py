@@ -194,6 +194,7 @@ def test_rows_that_are_no_utf8_text_are_one_line(tmp_path: Path, content: bytes)
         ('{"sentence1": ' + "[" * 100_000, "nested too deeply"),
         ('{"sentence1": ' + "9" * 5_000 + "}", "thousands of digits"),
         ("7", "not a JSON object but int"),
+        (r'{"sentence1": "a", "sentence2": "b\ud800", "label": 1}', r"sentence2 has \\ud800, half of a character"),
     ],
 )
 def test_a_wrong_json_line_is_named(tmp_path: Path, line: str, message: str):
