@@ -261,7 +261,7 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
         closest = nearest(typed.removeprefix("no"), names)
         raise UsageError(f"unknown flag --{typed}; the nearest is --{closest}") from None
     except absl_flags.Error as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}; write flags as --name=value, true and false as --name and --noname") from None
     if rest:
         raise UsageError(
             f"unexpected argument {rest[0]!r}; write flags as --name=value, true and false as --name and --noname, "

@@ -207,7 +207,7 @@ def _former_flags(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str, Any]) -> None:
+def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str, Any], seed: int) -> None:
     """Raise `UsageError` for metrics or a newest checkpoint by which the run cannot go on, before anything is written.
 
     A checkpoint that is damaged is no matter here: the one before it is taken.
@@ -215,7 +215,8 @@ def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str
     from modeling.config import Config
     from training.checkpoints import CorruptCheckpointError, read_state
     from training.hooks import read_metrics
-    from training.loop import check_config
+    from training.loop import check_config, check_seed
+    from training.run import LoopProgress
 
     read_metrics(folder / "metrics.jsonl")
     with contextlib.suppress(CorruptCheckpointError):
@@ -226,6 +227,11 @@ def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str
             except UsageError as error:
                 raise UsageError(f"{checkpoints[-1] / 'state.json'}: config: {error}") from None
             check_config(config, former, checkpoints[-1])
+            check_seed(seed, found.seed, checkpoints[-1])
+            try:
+                LoopProgress.of(found)
+            except UsageError as error:
+                raise UsageError(f"{checkpoints[-1] / 'state.json'}: {error}") from None
 
 
 def check_steps(folder: Path, reached: int, num_steps: int) -> None:

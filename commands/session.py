@@ -239,7 +239,7 @@ class Session:
                 checkpoints = list_checkpoints(folder)
                 changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
                 if trains:
-                    resuming.check_records(folder, checkpoints, as_json(self.config))
+                    resuming.check_records(folder, checkpoints, as_json(self.config), self.options.seed)
                 if trains and checkpoints:
                     resuming.check_steps(folder, int(checkpoints[-1].name.removeprefix("step_")), num_steps)
                 # A run that is only scored keeps the flags that it was trained with.

@@ -20,6 +20,8 @@ from modeling.config import Config, load_config
 from training import checkpoints
 
 _SHOWN_NAMES = 4
+# A view may show a number many times: a table of zeros, and not a hundred thousand times what is stored.
+_SMALL_BYTES = 1 << 26
 _OUR_TENSORS, _OUR_STATE, _OUR_RUN = "model*.safetensors", "state.json", "run.json"
 _TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
 _STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -231,6 +233,11 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
             if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
                 kind = f"{value.dtype} tensor of layout {value.layout}"
                 raise UsageError(f"{path}: {name} is a {kind}; expected a dense one of real numbers")
+            if value.nbytes > max(_SMALL_BYTES, value.untyped_storage().nbytes()):
+                shape = " x ".join(map(str, value.shape))
+                raise UsageError(
+                    f"{path}: {name} has the shape {shape}, of far more numbers than are stored; {expected}"
+                )
             tensors[name] = (value.float() if value.is_floating_point() else value).detach().numpy()
     return tensors
 

@@ -192,27 +192,14 @@ def lengths_of(manifest: Manifest) -> Lengths:
 
 def schema_of(manifest: Manifest) -> Schema:
     """Return the features of a batch of the shards; raises `UsageError` where they are nonsense."""
-    form, lengths = FORMS.get(form_name(manifest)), lengths_of(manifest)
     if "features" not in manifest:
-        return present(form_of(manifest).schema, lengths)
+        return present(form_of(manifest).schema, lengths_of(manifest))
     try:
-        schema = schema_from_json(manifest["features"])
-        if form:
-            _check_features(schema, present(form.schema, lengths), form_name(manifest))
-        return schema
+        return schema_from_json(manifest["features"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"the manifest's `features` cannot be read ({error}); delete the key, to derive it from the form"
         ) from None
-
-
-def _check_features(found: Schema, expected: Schema, form: str) -> None:
-    """Raise `ValueError` for the first feature that a form does not have, or has and is not found."""
-    for feature in [*expected, *found]:
-        if feature not in found:
-            raise ValueError(f"{feature.name} of form {form} is missing or differs")
-        if feature not in expected:
-            raise ValueError(f"{feature.name[:40]!r} is not a feature of form {form} with these lengths")
 
 
 def common_manifest(listings: Mapping[Path, Listing], paths: Sequence[Path]) -> dict[str, Any] | None:

@@ -142,13 +142,12 @@ def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
         UsageError: none does; the message names the candidates.
     """
     if not data_dir.is_dir():
-        raise UsageError(f"--data_dir={data_dir} is not a folder")
+        raise UsageError(f"--data_dir={data_dir} is not a folder: give the one with the task's files")
     for candidate in row.files.get(split, ()):
         if (data_dir / candidate).is_file():
             return data_dir / candidate
-    raise UsageError(
-        f"--data_dir={data_dir} holds none of {', '.join(row.files.get(split, ()))} for {split} ({row.name})"
-    )
+    wanted = ", ".join(row.files.get(split, ()))
+    raise UsageError(f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}")
 
 
 def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:
@@ -183,7 +182,7 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
                 raise UsageError(f"{where}: {column} is missing or empty; expected {', '.join(row.columns)}")
         examples.append(Example(record["text_a"], record.get("text_b") if row.is_pair else None, label))
     if not examples:
-        raise UsageError(f"{path} holds no example")
+        raise UsageError(f"{path} holds no example: expected a line for each, with {', '.join(row.columns)}")
     return examples
 
 

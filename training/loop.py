@@ -139,12 +139,16 @@ def _resume(run: Run, processes: Processes) -> int | None:
 def _check_continues(plan: RunPlan, seed: int, found: RunState) -> None:
     """Raise `UsageError` unless the checkpoint that was found is one of this run."""
     where = checkpoint_folder(plan.output_dir, found.step)
-    if found.seed != seed:
-        raise UsageError(
-            f"{where} was trained with seed {found.seed}, this run has {seed}: "
-            "use the same seed, or another output folder"
-        )
+    check_seed(seed, found.seed, where)
     check_config(plan.config, plan.complete_config(found.config), where)
+
+
+def check_seed(seed: int, former: int, where: Path) -> None:
+    """Raise `UsageError` unless the checkpoint `where`, of the seed `former`, is one of this seed."""
+    if former != seed:
+        raise UsageError(
+            f"{where} was trained with seed {former}, this run has {seed}: use the same --seed, or another --output_dir"
+        )
 
 
 def check_config(config: Mapping[str, Any], former: Mapping[str, Any], where: Path) -> None:

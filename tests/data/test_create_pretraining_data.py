@@ -118,6 +118,22 @@ def test_same_command_again_overwrites(folder):
     assert (folder / "x.tfrecord").stat().st_size > 0
 
 
+def test_of_a_text_that_is_refused_nothing_held_out_is_left(folder):
+    # One document: with some seeds it is held out, and then nothing is left to learn from.
+    (folder / "corpus.txt").write_text("\n".join(TOKENS[5:9]), encoding="utf-8")
+    before, told = sorted(folder.iterdir()), set()
+    for seed in range(6):
+        more = ("--eval_fraction=0.5", "--objective=masked_lm", f"--random_seed={seed}")
+        with pytest.raises(UsageError) as error:
+            verb.main(parse(verb.Options, arguments(folder, *more)))
+        told.add(str(error.value)[:20])
+        assert sorted(folder.iterdir()) == before
+    assert told == {"--eval_fraction=0.5 ", "--input_file: no exa"}
+    (folder / "corpus.txt").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="--input_file: no example could be made: 0 documents"):
+        verb.main(parse(verb.Options, arguments(folder, "--eval_fraction=0.5")))
+
+
 def test_held_out_documents_are_in_no_training_shard(folder):
     sentences = ["".join(TOKENS[5 + i % 10] + TOKENS[5 + i // 10] + "。") for i in range(100)]
     text = "".join(f"{one}\n{one}{two}\n\n" for one, two in pairwise(sentences))

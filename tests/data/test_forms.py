@@ -119,11 +119,11 @@ def test_manifests_that_this_version_cannot_read_are_one_line(folder):
     ids, *others = manifest["features"]
     for change, message in (
         ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed"),
-        ({"features": [{"name": "input_ids"}]}, "the manifest's `features` cannot be read"),
-        ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, "feature x has dtype O"),
+        ({"features": [{"name": "input_ids"}]}, r"\$.features\[0\]"),
+        ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, r"\$.features\[0\].dtype is 'O'"),
         ({"features": [{**ids, "axes": ["x"]}, *others]}, "input_ids of form one_row is missing or differs"),
         ({"features": others}, "input_ids of form one_row is missing or differs"),
-        ({"features": [ids, {**ids, "name": "x"}, *others]}, "'x' is not a feature of form one_row"),
+        ({"features": [ids, {**ids, "name": "x"}, *others]}, "'x' is none of form one_row"),
     ):
         manifest_path.write_text(json.dumps(manifest | change), encoding="utf-8")
         with pytest.raises(UsageError, match=message) as error:

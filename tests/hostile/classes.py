@@ -30,6 +30,7 @@ CLASSES: Mapping[str, tuple[int, Make]] = {
     "two flags": (3, flags.two_flags),
     "flag path": (5, flags.path_of_a_flag),
     "config file": (4, flags.config_file),
+    "special file": (4, flags.special_file),
     "output is input": (5, flags.same_file),
     "foreign output": (5, flags.foreign_output),
     "reused folder": (3, flags.reused_folder),

@@ -47,7 +47,7 @@ def damaged(random: Random, content: bytes) -> tuple[str, bytes]:
 
 
 # Files, the calls that read them.
-_FILES: dict[str, tuple[str, ...]] = {
+FILES: dict[str, tuple[str, ...]] = {
     "in/records/zh.tfrecord": ("inspect_show_records", "inspect_stats_records", "inspect_verify_records", "pretrain"),
     "in/records/zh.held_out.tfrecord": ("pretrain", "pretrain_from"),
     "in/bare/zh.tfrecord": ("inspect_show_bare", "inspect_stats_bare", "inspect_verify_bare", "pretrain_bare"),
@@ -80,8 +80,8 @@ _REPAIRED = ("in/records/zh.tfrecord", "in/records/zh.held_out.tfrecord")
 
 def bytes_changed(random: Random, seeds: Path) -> Case:
     """A file was damaged."""
-    name = random.choice(list(_FILES))
-    base = BASES[random.choice(_FILES[name])]
+    name = random.choice(list(FILES))
+    base = BASES[random.choice(FILES[name])]
     if name in _REPAIRED and random.random() < 0.4:
         base = BASES["inspect_repair_records"]
     text, content = damaged(random, (seeds / name).read_bytes())
@@ -98,9 +98,9 @@ def _other_file(
 
 def other_kind(random: Random, seeds: Path) -> Case:
     """In the place of a file lies one of another kind, a folder's, or nothing."""
-    name = random.choice(list(_FILES))
-    base = random.choice(_FILES[name])
-    other = random.choice([each for each in _FILES if Path(each).suffix != Path(name).suffix])
+    name = random.choice(list(FILES))
+    base = random.choice(FILES[name])
+    other = random.choice([each for each in FILES if Path(each).suffix != Path(name).suffix])
     text, content = random.choice(
         ((f"is {other}", (seeds / other).read_bytes()), ("is gone", None), ("random", random.randbytes(3000)))
     )

@@ -188,7 +188,7 @@ def test_a_run_that_stays_non_finite_stops_with_what_is_needed_to_replay_it(tmp_
     [
         (
             {"engine": "other seed"},
-            "was trained with seed 5, this run has 6: use the same seed, or another output folder",
+            "was trained with seed 5, this run has 6: use the same --seed, or another --output_dir",
         ),
         (
             {"config": {"width": 8}},
