@@ -44,6 +44,7 @@ Options = TypeVar("Options")
 _CONFIG = "config"
 _METADATA = "flag"
 _SHOWN_CHARACTERS = 200
+_LONGEST_LINE = 2000  # of a message, which may repeat what it found, however long
 _HUGE = 2**1000  # beyond every bound, and a float
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -439,6 +440,8 @@ def _forget_stdout() -> None:
 def _fail(program: str, message: str, code: int) -> NoReturn:
     # A file name may hold bytes that are no text.
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     print(f"{program}: {line}", file=sys.stderr)
     try:
         sys.stdout.flush()

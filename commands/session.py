@@ -240,6 +240,7 @@ class Session:
                 changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
                 if trains:
                     resuming.check_records(folder, checkpoints, as_json(self.config), self.options.seed)
+                    self.check_state(checkpoints)
                 if trains and checkpoints:
                     resuming.check_steps(folder, int(checkpoints[-1].name.removeprefix("step_")), num_steps)
                 # A run that is only scored keeps the flags that it was trained with.
@@ -249,6 +250,19 @@ class Session:
 
             self.together(enter)
             yield
+
+    def check_state(self, checkpoints: Sequence[Path]) -> None:
+        """Raise `UsageError` unless the newest checkpoint has the tensors of this run; no numbers are read."""
+        from training.checkpoints import CorruptCheckpointError, read_state
+
+        # Of a damaged one no more is asked: the one before it is taken.
+        with contextlib.suppress(CorruptCheckpointError):
+            if checkpoints:
+                found = read_state(checkpoints[-1], stored=True, share=(-1, 1))
+                try:
+                    self.engine.check_state(found.tensors)
+                except UsageError as error:
+                    raise UsageError(f"{checkpoints[-1]}: {error}") from None
 
     @contextlib.contextmanager
     def entered_for_seeds(self, reads: Mapping[str, Iterable[str | Path | None]]) -> Iterator[None]:

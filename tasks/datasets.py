@@ -35,6 +35,7 @@ class _RowShape(TypedDict):
     encoding: NotRequired[str]
 
 
+SPLITS = ("train", "dev", "test")
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
 # What published files call the columns; the first name that a header line or a JSON object holds is the column.
@@ -100,6 +101,9 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     check_shape(table, _RowShape, where=f"{path}: [{name}]", fix="write it as in tasks/datasets.toml")
     if (name_of_kind := table.get("kind", "classification")) not in KINDS:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
+    for split in table["files"]:
+        if split not in SPLITS:
+            raise UsageError(f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
     lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
     row = DatasetRow(name=name, **{**table, **lists, "files": files})
@@ -143,11 +147,15 @@ def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
     """
     if not data_dir.is_dir():
         raise UsageError(f"--data_dir={data_dir} is not a folder: give the one with the task's files")
-    for candidate in row.files.get(split, ()):
+    if split not in row.files:
+        raise UsageError(f"--task_name={row.name} names no file for {split}: add {split} to the files of its row")
+    for candidate in row.files[split]:
         if (data_dir / candidate).is_file():
             return data_dir / candidate
-    wanted = ", ".join(row.files.get(split, ()))
-    raise UsageError(f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}")
+    wanted = ", ".join(row.files[split])
+    raise UsageError(
+        f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}: give their folder"
+    )
 
 
 def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:

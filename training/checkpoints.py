@@ -290,7 +290,7 @@ def read_state(
         groups: the groups of tensors to read.
         stored: leave the tensors on disk and return `StoredTensor`s.
         share: (index, count): verify only the files whose number is `index` modulo `count`; other processes verify the
-            others.
+            others. (-1, 1) verifies none.
     """
     try:
         facts = read_json(folder / "state.json", _StateShape, what="a state.json", nonfinite=True)

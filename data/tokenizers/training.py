@@ -81,7 +81,7 @@ def train_wordpiece(
     """
     words, isolated = _count_words(texts, do_lower_case)
     if not words and not isolated:
-        raise UsageError("the input holds no text to learn a vocabulary from; check the files")
+        raise UsageError("--input_file: the text holds nothing to learn a vocabulary from; give other files")
     frequencies = isolated.copy()
     for word, count in words.items():
         for character in word:

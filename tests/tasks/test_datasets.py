@@ -137,6 +137,8 @@ def test_unknown_task_missing_folder_and_missing_file_name_what_was_expected(tmp
         find_file(PAIR, tmp_path / "nowhere", "train")
     with pytest.raises(UsageError, match=r"holds none of train\.txt, train\.tsv for train"):
         find_file(PAIR, tmp_path, "train")
+    with pytest.raises(UsageError, match="names no file for test: add test to the files of its row"):
+        find_file(dataclasses.replace(PAIR, files={"train": ("x",)}), tmp_path, "test")
 
 
 def test_a_row_of_the_user_s_own(tmp_path: Path):
@@ -157,6 +159,7 @@ ROW = '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric =
         ('labels = ["bad", "good"]', 'labels = "bad"', r"\$.labels is 'bad': expected a list"),
         ('labels = ["bad", "good"]', "labels = [0, 1]", r"\$.labels\[0\] is 0: expected text"),
         ('"bad", "good"', '"bad", "bad"', "has the label 'bad' twice"),
+        ("{train =", "{tarin =", "names files for 'tarin'; known: train, dev, test"),
         ('"text_a", "label"', '"text_a", "text_a"', "has the column 'text_a' twice"),
         ('{train = ["t.tsv"]}', '{train = "t.tsv"}', r"is 't.tsv': expected a list|expected a list"),
         ('{train = ["t.tsv"]}', '["t.tsv"]', r"\$.files is a list: expected an object"),
