@@ -34,7 +34,7 @@ from absl import flags as absl_flags
 from absl.app import UsageError
 
 from ground.bounds import BOUNDS, FINITE
-from ground.documents import read_json
+from ground.documents import SURROGATE, read_json
 from ground.files import write_atomically
 from ground.outputs import note_read
 from ground.words import nearest
@@ -166,9 +166,8 @@ class _Flag:
         allowed = self.declaration
         if allowed.choices and value not in allowed.choices:
             raise self._error(value, "one of " + ", ".join(allowed.choices))
-        if self.kind is str and value and (not value.strip() or "\0" in value):
-            kind = "a NUL character" if "\0" in value else "only white space"
-            raise UsageError(f"--{self.name}={value!r}: {kind}; expected text, or leave the flag out")
+        if self.kind is str and value and (kind := _no_text(value)):
+            raise UsageError(f"--{self.name}={value[:_SHOWN_CHARACTERS]!r}: {kind}; expected text, or leave it out")
         if allowed.minimum is not None and not value >= allowed.minimum:
             raise self._error(value, f"at least {allowed.minimum:g}")
         if allowed.maximum is not None and not value <= allowed.maximum:
@@ -184,6 +183,15 @@ class _Flag:
         if len(text) > _SHOWN_CHARACTERS:
             text = text[:_SHOWN_CHARACTERS] + "..."
         return UsageError(f"--{self.name}={text}: expected {expected}")
+
+
+def _no_text(value: str) -> str:
+    """Return why a value is no text, such as a name of a file; empty where it is."""
+    if not value.strip():
+        return "only white space"
+    if SURROGATE.search(value):  # how Python shows bytes of the command line that are no UTF-8
+        return "not UTF-8, by which files and manifests name it"
+    return "a NUL character" if "\0" in value else ""
 
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
@@ -412,11 +420,15 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     program = Path(sys.argv[0]).name
     given = sys.argv[1:] if arguments is None else arguments
+    options = None
     try:
         topic = help_topic(given)
         if topic is not None:
             print(help_text(options_type, program, topic))
-        code = main(parse(options_type, given)) if topic is None else 0
+        code = 0
+        if topic is None:
+            options = parse(options_type, given)
+            code = main(options)
         sys.stdout.flush()  # here, where a reader that left is no error
     except UsageError as error:
         _fail(program, str(error), 2)
@@ -426,10 +438,19 @@ def run(
         sys.exit(141)
     except OSError as error:
         what = "disk full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        _fail(program, f"{what}: {error.filename}" if error.filename else what, 1)
+        _fail(program, f"{what}: {_named(error.filename, options)}" if error.filename else what, 1)
     except KeyboardInterrupt:
         _fail(program, "interrupted", 130)
     sys.exit(code or 0)
+
+
+def _named(path: object, options: Any) -> str:
+    """Return a path with the flag that gave it, if one did."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    for name, value in ({} if options is None else vars(options)).items():
+        if text in (value if isinstance(value, tuple) else (value,)):
+            return f"--{name}={text}"
+    return text
 
 
 def _forget_stdout() -> None:

@@ -5,6 +5,7 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
+import glob
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl.app import UsageError
 from conversion import namings
 from conversion.rules import Naming, Translation
 from ground.documents import read_json
+from ground.files import check_plain
 from modeling.config import Config, load_config
 from training import checkpoints
 
@@ -75,9 +77,11 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
     if kind == "ours":
         checkpoint = _read_ours(where, config)
     elif kind == "tf1":
+        for file in where.parent.glob(f"{glob.escape(where.name)}.*"):
+            check_plain(file)
         checkpoint = _read_tf1(where, config)
     else:
-        file, configuration = where, where.parent / "config.json"
+        file, configuration = check_plain(where), where.parent / "config.json"
         named = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
         if any(name.startswith("backbone/") for name in named):
             tensors = _as_float32(named, where)
@@ -145,7 +149,7 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
 
 def _state_text(path: Path) -> str:
     """Return TF 1's list of checkpoints; of a binary file what looks like text, which names none."""
-    with path.open("rb") as stream:
+    with check_plain(path).open("rb") as stream:
         return stream.read(2**20).decode(errors="replace")
 
 

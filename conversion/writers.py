@@ -22,6 +22,7 @@ from conversion import namings
 from conversion.graphs import Tensors
 from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
+from ground.files import check_plain
 from ground.outputs import RECORD, note_written, was_written
 from modeling.config import Config
 
@@ -181,7 +182,7 @@ def _vocabulary(
     """Return contents by file name; with `do_lower_case` also the files from which transformers builds a tokenizer."""
     contents: dict[str, bytes] = {}
     for path in map(Path, files):
-        content = path.read_bytes()
+        content = check_plain(path).read_bytes()
         try:
             kinds = [form for form in forms if form.is_sentencepiece == (path.suffix == ".model")]
             if not kinds:

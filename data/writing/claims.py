@@ -20,7 +20,7 @@ from absl.app import UsageError
 from data.manifest_shape import read_listing
 from data.writing.output import Output
 from ground.documents import read_json
-from ground.files import write_atomically
+from ground.files import real, write_atomically
 from ground.locks import holding
 from ground.outputs import Target, check_outputs, plain_file, plain_name
 
@@ -44,7 +44,7 @@ def check(output: Output, reads: Mapping[str, Iterable[Any]], num_examples: int 
 
     def ours(path: Path) -> bool:
         name = os.path.relpath(path, output.manifest_path.parent)
-        return plain_file(path, former.get(name)) or (path.resolve() in claims and not path.is_symlink())
+        return plain_file(path, former.get(name)) or (real(path) in claims and not path.is_symlink())
 
     new = [] if output.shard_size and num_examples is None else output.paths(num_examples or 0)
     gone = [output.manifest_path.parent / name for name in former if plain_name(name)]
@@ -61,7 +61,7 @@ def check(output: Output, reads: Mapping[str, Iterable[Any]], num_examples: int 
 
 def claim(output: Output, paths: Iterable[Path]) -> None:
     """Enter the files that a job is about to write, which `check` has seen, in its work folder."""
-    claims = sorted(str(path) for path in _claims(output.work_path) | {path.resolve() for path in paths})
+    claims = sorted(str(path) for path in _claims(output.work_path) | {real(path) for path in paths})
     write_atomically(output.work_path / _CLAIMS, json.dumps(claims), sync=False)
 
 
@@ -107,7 +107,7 @@ def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:
 def locked(output_files: Sequence[str]) -> Iterator[None]:
     """Hold a lock for each output inside; raises `UsageError` where another process writes to one of them."""
     with contextlib.ExitStack() as stack:
-        for name in sorted({str(Path(name).resolve()) for name in output_files if "://" not in name}):
+        for name in sorted({str(real(Path(name))) for name in output_files if "://" not in name}):
             path = Path(name)
             stack.enter_context(holding(path.with_name(f".{path.name}.lock"), f"--output_file={path}"))
         yield

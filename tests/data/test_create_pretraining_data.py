@@ -118,6 +118,13 @@ def test_same_command_again_overwrites(folder):
     assert (folder / "x.tfrecord").stat().st_size > 0
 
 
+def test_a_file_whose_name_is_no_text_is_read_by_a_pattern(folder):
+    (folder / "corpus.txt").rename(folder / "corpus\udc80.txt")
+    verb.main(parse(verb.Options, arguments(folder, f"--input_file={folder}/corpus*.txt")))
+    (told,) = json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))["inputs"]
+    assert told["name"].endswith(r"corpus\udc80.txt")
+
+
 def test_of_a_text_that_is_refused_nothing_held_out_is_left(folder):
     # One document: with some seeds it is held out, and then nothing is left to learn from.
     (folder / "corpus.txt").write_text("\n".join(TOKENS[5:9]), encoding="utf-8")

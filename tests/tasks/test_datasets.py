@@ -167,6 +167,8 @@ ROW = '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric =
         ('metric = "f1"', 'metric = "f1"\nlabel_names = {x = "y"}', "calls 'x' the label 'y', which is none"),
         ("[mood]", "mood = 1\n[other]", "mood is not a table"),
         ("[mood]", "[mood", "not a TOML file of task rows"),
+        ("[mood]", "[mood]\n" + "a." * 100_000 + "a = 1", "a key has more than 64 parts"),
+        ("[mood]", "[mood" + ".a" * 100_000 + "]", "a key has more than 64 parts"),
         ("[mood]", "x = " + "[" * 5000, "nested too deeply"),
         ("[mood]", "x = " + "9" * 5000 + "\n[mood]", "thousands of digits"),
     ],
