@@ -252,17 +252,19 @@ class Session:
             yield
 
     def check_state(self, checkpoints: Sequence[Path]) -> None:
-        """Raise `UsageError` unless the newest checkpoint has the tensors of this run; no numbers are read."""
-        from training.checkpoints import CorruptCheckpointError, read_state
+        """Raise `UsageError` unless the newest whole checkpoint has the tensors of this run; no numbers are read."""
+        from training.checkpoints import CorruptCheckpointError, none_is_whole, read_state
 
-        # Of a damaged one no more is asked: the one before it is taken.
-        with contextlib.suppress(CorruptCheckpointError):
-            if checkpoints:
-                found = read_state(checkpoints[-1], stored=True, share=(-1, 1))
-                try:
-                    self.engine.check_state(found.tensors)
-                except UsageError as error:
-                    raise UsageError(f"{checkpoints[-1]}: {error}") from None
+        for folder in reversed(checkpoints):
+            try:
+                self.engine.check_state(read_state(folder, stored=True, share=(-1, 1)).tensors)
+                return
+            except UsageError as error:
+                raise UsageError(f"{folder}: {error}") from None
+            except CorruptCheckpointError:
+                continue  # the one before it is taken
+        if checkpoints:
+            raise none_is_whole(checkpoints)
 
     @contextlib.contextmanager
     def entered_for_seeds(self, reads: Mapping[str, Iterable[str | Path | None]]) -> Iterator[None]:

@@ -97,6 +97,12 @@ def test_a_checkpoint_of_other_tensors_is_refused_before_its_numbers_are_read(tm
     with pytest.raises(UsageError, match=r"step_00000001: \['model/a', 'optimizer/b'\] does not fit"):
         session.check_state([folder])
     # A damaged one is passed over when the run goes on.
-    (folder / "model.safetensors").write_bytes(b"")
-    session.check_state([folder])
+    later = tmp_path / "step_00000002"
+    later.mkdir()
+    with pytest.raises(UsageError, match=r"step_00000001: .* does not fit"):
+        session.check_state([folder, later])
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(UsageError, match=r"none of the 2 checkpoints in .* can be read: remove that folder"):
+        session.check_state([folder, later])
     session.check_state([])
