@@ -12,6 +12,7 @@ from tests.hostile.case import Base
 
 CONFIG = "in/shared.json"
 TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
+OTHER_TEXT = "in/text.gb18030"
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
 CREATE = {
@@ -95,6 +96,8 @@ BASES: Mapping[str, Base] = {
         _create("create_words", (TEXT, VOCABULARY), objective="structbert", do_whole_word_mask="true", ngram="3"),
         _create("create_dynamic", (TEXT, VOCABULARY), masking="dynamic"),
         _create("create_packed", (TEXT, VOCABULARY), objective="masked_lm", pack_sequences="true"),
+        _create("create_encoding", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, encoding="gb18030"),
+        _create("create_bad_text", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, accept_bad_text="true"),
         _train_tokenizer("train_wordpiece", common_characters="false"),
         _train_tokenizer("train_unigram", model_type="unigram"),
         _inspect("show"),
@@ -122,6 +125,7 @@ BASES: Mapping[str, Base] = {
         _classify(
             "classify_rows", (*_PAIRS, "in/tasks.toml"), task_name="mirrored", task_file="in/tasks.toml", do_eval="true"
         ),
+        _classify("classify_encoding", ("in/pairs_other", *_PAIRS[1:]), data_dir="in/pairs_other", encoding="gb18030"),
         _classify("classify_json", ("in/pairs_json", *_PAIRS[1:]), task_name="afqmc", data_dir="in/pairs_json"),
         _classify(
             "classify_resumed",
@@ -181,6 +185,7 @@ def make_seeds(folder: Path) -> None:
     (folder / VICTIM).parent.mkdir()
     (folder / VICTIM).write_text("Years of work.\n", encoding="utf-8")
     _json_pairs(inside)
+    _other_encoding(inside)
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
@@ -198,6 +203,14 @@ def _json_pairs(inside: Path) -> None:
             json.dumps({"sentence1": a, "sentence2": b, "label": label}, ensure_ascii=False) for a, b, label in rows
         )
         (inside / f"pairs_json/{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _other_encoding(inside: Path) -> None:
+    """Write the text and the pairs in GB 18030 too."""
+    (inside / "pairs_other").mkdir()
+    names = {"text.txt": Path(OTHER_TEXT).name} | {f"pairs/{s}.txt": f"pairs_other/{s}.txt" for s in ("train", "dev")}
+    for name, other in names.items():
+        (inside / other).write_text((inside / name).read_text(encoding="utf-8"), encoding="gb18030")
 
 
 def _checkpoints(inside: Path) -> None:
