@@ -259,7 +259,7 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:
-            raise UsageError(f"the config in {folder / _OUR_STATE} has the unknown key {min(unknown)!r}")
+            raise UsageError(f"{folder / _OUR_STATE}: config has the unknown key {min(unknown)!r}; give --config_file")
         try:
             config = Config.from_json(values)
         except UsageError as error:

@@ -106,6 +106,20 @@ def note_written(folder: Path, verb: str, names: Iterable[str]) -> None:
     write_atomically(folder / RECORD, json.dumps({"files": kept | new}, indent=2, ensure_ascii=False) + "\n")
 
 
+def announce(folder: Path, verb: str, sizes: Mapping[str, int]) -> None:
+    """Enter files of `folder` by the sizes in which they are about to be written; raises `OSError`.
+
+    A kill between the two leaves nothing that the verb does not know as its own: the former size is kept as well.
+    """
+    kept = {name: entry for name, entry in _record(folder).items() if _is_as_written(folder / name, entry)}
+    new = {
+        name: {"verb": verb, "bytes": size}
+        | ({"former": (folder / name).stat().st_size} if was_written(folder / name, verb) else {})
+        for name, size in sorted(sizes.items())
+    }
+    write_atomically(folder / RECORD, json.dumps({"files": kept | new}, indent=2, ensure_ascii=False) + "\n")
+
+
 def was_written(path: Path, verb: str) -> bool:
     """Return whether the record beside a file says that `verb` wrote it, in its present size."""
     entry = _record(path.parent).get(path.name)
@@ -123,7 +137,9 @@ def plain_name(name: object) -> bool:
 
 
 def _is_as_written(path: Path, entry: object) -> bool:
-    return plain_name(path.name) and isinstance(entry, dict) and plain_file(path, entry.get("bytes"))
+    if not plain_name(path.name) or not isinstance(entry, dict):
+        return False
+    return any(plain_file(path, entry.get(size)) for size in ("bytes", "former"))
 
 
 class _Record(TypedDict):

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,16 +78,28 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
         )
     work.mkdir(parents=True, exist_ok=True)
     if not (work / _PLAN).is_file() or (work / _PLAN).read_bytes() != content:
-        for left in sorted(work.iterdir(), key=lambda left: left.name == _PLAN):
-            if left.name != _CLAIMS:
-                left.unlink()
+        _clear(work, [_PLAN])
         write_atomically(work / _PLAN, content, sync=False)
 
 
 def abandon(work: Path) -> None:
     """Remove the work folder of a job, unless it is what proves that shards are of that job."""
     if not (work / _CLAIMS).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_work(work)
+
+
+def remove_work(work: Path) -> None:
+    """Remove the work folder of a job that is done; one that a kill leaves half removed is still known as a job's."""
+    _clear(work, [_PLAN, _CLAIMS])
+    work.rmdir()
+
+
+def _clear(work: Path, last: Sequence[str]) -> None:
+    """Remove the files of a work folder, but for claims that are not among the `last`, which are removed in the end."""
+    names = {entry.name for entry in work.iterdir()} - {_PLAN, _CLAIMS}
+    for name in (*sorted(names), *last):
+        (work / name).unlink(missing_ok=True)
 
 
 def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:

@@ -131,7 +131,7 @@ def test_names_of_a_job_s_files_are_no_proof_that_it_wrote_them(folder: Path, fi
 
 
 def test_what_a_job_left_at_any_moment_is_known_as_its_own(folder: Path):
-    from data.writing.claims import open_work
+    from data.writing.claims import open_work, remove_work
 
     work = folder / "x.partial"
     open_work(work, {"recipe": {"seed": 1}})
@@ -149,7 +149,12 @@ def test_what_a_job_left_at_any_moment_is_known_as_its_own(folder: Path):
         patch.setattr(Path, "unlink", unlink)
         with pytest.raises(KeyboardInterrupt):
             open_work(work, {"recipe": {"seed": 2}})
-    assert [path.name for path in work.iterdir()] == ["plan.json"]
+        assert [path.name for path in work.iterdir()] == ["plan.json"]
+        for name in ("claims.json", "shard-000000.json"):
+            (work / name).write_text('["/x"]')
+        with pytest.raises(KeyboardInterrupt):
+            remove_work(work)
+    assert sorted(path.name for path in work.iterdir()) == ["claims.json", "plan.json"]
     make(folder)
     assert not work.exists()
 

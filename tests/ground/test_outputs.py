@@ -10,7 +10,7 @@ from absl.app import UsageError
 
 from ground.files import write_atomically
 from ground.locks import holding, is_lock
-from ground.outputs import Target, check_outputs, note_read, note_written, plain_name, was_written
+from ground.outputs import Target, announce, check_outputs, note_read, note_written, plain_name, was_written
 
 
 @pytest.fixture
@@ -63,6 +63,22 @@ def test_the_file_of_config_is_read_by_every_verb(source: Path):
         check_outputs({}, [Target(source, "--output", lambda _: True, reads_own=("--config",))])
     finally:
         note_read("--config", None)
+
+
+def test_what_is_announced_is_known_before_and_after_it_is_written(tmp_path: Path):
+    path = tmp_path / "vocab.txt"
+    announce(tmp_path, "verb", {path.name: 3})
+    path.write_text("mine")
+    assert not was_written(path, "verb")
+    path.write_text("abc")
+    assert was_written(path, "verb")
+    announce(tmp_path, "verb", {path.name: 5})
+    assert was_written(path, "verb")
+    path.write_text("abcde")
+    assert was_written(path, "verb")
+    announce(tmp_path, "verb", {path.name: 7})
+    path.write_text("abc")
+    assert not was_written(path, "verb")
 
 
 def test_the_record_of_a_folder_proves_what_a_verb_wrote_as_long_as_it_is_so(tmp_path: Path):

@@ -74,6 +74,8 @@ class Case:
         outputs: what the call may write and change; all else has to stay as it is.
         uses: seeds that lie in the folder.
         trains: whether the steps of training are really computed.
+        killed_at: kill the call at this time of writing, and then make it again; 0 does not.
+        killed_after: seconds later.
     """
 
     kind: str
@@ -87,6 +89,8 @@ class Case:
     outputs: tuple[str, ...]
     files: Mapping[str, Content | None] = dataclasses.field(default_factory=dict)
     trains: bool = False
+    killed_at: int = 0
+    killed_after: float = 0.0
 
     def place(self, seeds: Path, folder: Path) -> None:
         """Lay the files of the case into the empty `folder`."""

@@ -203,7 +203,7 @@ def text(random: Random, seeds: Path) -> Case:
     content = make((seeds / TEXT).read_text(encoding="utf-8"), random)
     if base.verb == "train_tokenizer" and name in ("emoji", "one word"):
         expect = "either"
-    names = (file, "input_file", "text.txt", "UTF", "unknown", "vocab")
+    names = (file, "input_file", "text.txt", "UTF", "unknown", "vocab", "objective")
     return change(base, "text", name, expect, names, flags={"input_file": f"in/{file}"}, files={f"in/{file}": content})
 
 
@@ -386,7 +386,8 @@ def rows(random: Random, seeds: Path) -> Case:
             "one label": "\n".join("\t".join([*line.split("\t")[:2], "1"]) for line in lines).encode(),
         }
         way = random.choice(list(whole))
-        if way in ("empty", "blank", "UTF-16", "GB 18030", "random bytes", "gzip"):
+        # What is compressed is decompressed.
+        if way in ("empty", "blank", "UTF-16", "GB 18030", "random bytes"):
             expect = "refuse" if split == "train" else "either"
         names = (f"{split}.txt", "data_dir", "label")
         return change(base, "rows", f"{name}: {way}", expect, names, files={name: whole[way]})

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.case import CASE, Case
-from tests.hostile.oracle import CLEAN, FAULTS, Verdict, judge, last_line
-from tests.hostile.sandbox import Limits, Observation, adopt_orphans, call_verb, observe
+from tests.hostile.oracle import CLEAN, FAULTS, Verdict, judge, judge_killed, last_line
+from tests.hostile.sandbox import Limits, Observation, adopt_orphans, call_verb, kill_at, observe
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -206,6 +206,17 @@ def attempt(case: Case, seeds: Path, folder: Path, limits: Limits) -> tuple[Obse
     (logs / "elsewhere").mkdir(parents=True)
     case.place(seeds, inside)
     arguments = case.arguments(inside)
+    if case.killed_at:
+
+        def killed() -> None:
+            kill_at(case.killed_at, case.killed_after, inside)
+            call_verb(case.verb, arguments, trains=case.trains)
+
+        seen = observe(killed, inside, logs, limits)
+        if (verdict := judge_killed(case, seen)) is not None:
+            return seen, verdict
+        for log in ("stdout", "stderr"):
+            (logs / log).unlink()
     seen = observe(lambda: call_verb(case.verb, arguments, trains=case.trains), inside, logs, limits)
     # As they are printed: some bytes are no text.
     names = tuple(name.replace(CASE, str(inside)).encode(errors="backslashreplace").decode() for name in case.names)

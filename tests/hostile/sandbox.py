@@ -274,6 +274,43 @@ def call_verb(verb: str, arguments: Sequence[str], *, trains: bool) -> None:
     run(module.main, module.Options, given)
 
 
+def kill_at(number: int, seconds: float, folder: Path) -> None:
+    """Kill this process when it is about to write, make, rename or remove the `number`-th time in `folder`, or later.
+
+    The call of the system that writes may be one of a native library, of which Python sees nothing: some kills come
+    `seconds` later.
+    """
+    begun, left = str(folder), number
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "open":
+            path, mode, flags = arguments
+            if not isinstance(path, str | os.PathLike) or not (
+                flags & _WRITES if mode is None else set("wax+") & {*mode}
+            ):
+                return
+        elif event in _CHANGES and isinstance(arguments[0], str | os.PathLike):
+            path = arguments[0]
+        else:
+            return
+        # `Path.resolve` makes calls of its own.
+        if not os.path.abspath(path).startswith(begun):  # noqa: PTH100
+            return
+        left -= 1
+        if left == 0 and seconds:
+            # Nobody handles this signal: it ends the process as SIGKILL does.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        elif left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+
+
 def _without_compiling(*, trains: bool) -> None:
     """Let TensorFlow compute step by step, which is quicker than compiling; or let the engine not train at all."""
     import tensorflow as tf
