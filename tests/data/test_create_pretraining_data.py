@@ -84,6 +84,8 @@ def test_comma_list_of_outputs(folder, capsys):
         (["--num_shards=2", "--shard_size=9"], "exclude each other"),
         (["--output_file=a,b", "--num_shards=2"], "names 2 files but"),
         (["--output_file=a,a"], "a file is named twice"),
+        (["--output_file=.."], r"--output_file=\.\. is a folder: name a file in it"),
+        (["--output_file=/"], "--output_file=/ is a folder"),
         (["--random_next_sentence", "--objective=masked_lm"], "asks for pairs"),
         (["--input_file=none/*.txt"], "no file matches"),
         (["--max_seq_length=4"], "expected at least 5"),
