@@ -21,6 +21,8 @@ from ground.documents import read_json
 from ground.files import write_atomically
 
 RECORD = ".divan.json"
+MAX_NAME_BYTES = 235
+"""A file system takes 255; the names of unfinished files are somewhat longer than their own."""
 
 
 def never(path: Path) -> bool:
@@ -71,6 +73,9 @@ def check_outputs(reads: Mapping[str, Iterable[str | os.PathLike[str] | None]], 
     by_identity = {key: source for source in sources for key in _identities(source[1])}
     resolved: list[tuple[str, Path, str]] | None = None
     for target in targets:
+        if (size := len(os.fsencode(target.path.name))) > MAX_NAME_BYTES:
+            name = f"{target.path.name[:40]}..."
+            raise UsageError(f"{target.flag}: {name} has {size} bytes, a name has at most {MAX_NAME_BYTES}: shorten it")
         exists = os.path.lexists(target.path)
         own = exists and target.ours(target.path)
         same = next((by_identity[key] for key in _identities(target.path) if key in by_identity), None)

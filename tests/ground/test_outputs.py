@@ -65,6 +65,12 @@ def test_the_file_of_config_is_read_by_every_verb(source: Path):
         note_read("--config", None)
 
 
+def test_a_name_that_no_file_system_takes_is_refused_before_anything_is_written(tmp_path: Path):
+    check_outputs({}, [Target(tmp_path / ("x" * 235), "--output")])
+    with pytest.raises(UsageError, match=r"--output: 文{40}\.\.\. has 237 bytes, a name has at most 235: shorten it"):
+        check_outputs({}, [Target(tmp_path / ("文" * 79), "--output")])
+
+
 def test_what_is_announced_is_known_before_and_after_it_is_written(tmp_path: Path):
     path = tmp_path / "vocab.txt"
     announce(tmp_path, "verb", {path.name: 3})
