@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ground.documents import read_json
 from ground.files import write_atomically
 
 RECORD = ".divan.json"
+_LEFT_OVER = re.compile(r"\.(.+)\.\d+\.tmp")  # as `ground.files.write_atomically` names what it has not finished
 MAX_NAME_BYTES = 235
 """A file system takes 255; the names of unfinished files are somewhat longer than their own."""
 
@@ -129,6 +131,15 @@ def was_written(path: Path, verb: str) -> bool:
     """Return whether the record beside a file says that `verb` wrote it, in its present size."""
     entry = _record(path.parent).get(path.name)
     return isinstance(entry, dict) and entry.get("verb") == verb and _is_as_written(path, entry)
+
+
+def is_left_over(path: Path, verb: str) -> bool:
+    """Return whether a file is what a kill left of the record beside it, or of a file that `verb` had announced."""
+    found = _LEFT_OVER.fullmatch(path.name)
+    if found is None or path.is_symlink() or not path.is_file():
+        return False
+    entry = _record(path.parent).get(found[1])
+    return found[1] == RECORD or (isinstance(entry, dict) and entry.get("verb") == verb)
 
 
 def plain_file(path: Path, size: object) -> bool:

@@ -10,7 +10,16 @@ from absl.app import UsageError
 
 from ground.files import write_atomically
 from ground.locks import holding, is_lock
-from ground.outputs import Target, announce, check_outputs, note_read, note_written, plain_name, was_written
+from ground.outputs import (
+    Target,
+    announce,
+    check_outputs,
+    is_left_over,
+    note_read,
+    note_written,
+    plain_name,
+    was_written,
+)
 
 
 @pytest.fixture
@@ -69,6 +78,15 @@ def test_a_name_that_no_file_system_takes_is_refused_before_anything_is_written(
     check_outputs({}, [Target(tmp_path / ("x" * 235), "--output")])
     with pytest.raises(UsageError, match=r"--output: 文{40}\.\.\. has 237 bytes, a name has at most 235: shorten it"):
         check_outputs({}, [Target(tmp_path / ("文" * 79), "--output")])
+
+
+def test_what_a_kill_leaves_of_the_record_and_of_what_was_announced_is_known(tmp_path: Path):
+    announce(tmp_path, "verb", {"parity.json": 3})
+    for name in ("..divan.json.77.tmp", ".parity.json.7.tmp", ".notes.7.tmp", ".parity.json.tmp", "parity.json.7.tmp"):
+        (tmp_path / name).write_text("")
+    known = {path.name for path in tmp_path.iterdir() if is_left_over(path, "verb")}
+    assert known == {"..divan.json.77.tmp", ".parity.json.7.tmp"}
+    assert not is_left_over(tmp_path / ".parity.json.7.tmp", "another")
 
 
 def test_what_is_announced_is_known_before_and_after_it_is_written(tmp_path: Path):

@@ -119,10 +119,15 @@ def _tar(content: bytes) -> bytes:
     return stream.getvalue()
 
 
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
 def _zip(content: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("text.txt", content)
+        # A date of its own, and not the present one.
+        archive.writestr(zipfile.ZipInfo("text.txt"), content, zipfile.ZIP_DEFLATED)
     return stream.getvalue()
 
 
@@ -159,15 +164,15 @@ _TEXTS: dict[str, tuple[str, Callable[[str, Random], bytes], Expectation]] = {
     "Parquet": ("text.txt", lambda t, r: b"PAR1" + r.randbytes(9000) + b"PAR1", "refuse"),
     "an ELF file": ("text.txt", lambda t, r: b"\x7fELF\2\1\1" + bytes(9) + r.randbytes(9000), "refuse"),
     "a tar": ("text.txt", lambda t, r: _tar(t.encode()), "refuse"),
-    "a tar.gz": ("text.tar.gz", lambda t, r: gzip.compress(_tar(t.encode())), "refuse"),
+    "a tar.gz": ("text.tar.gz", lambda t, r: _gzip(_tar(t.encode())), "refuse"),
     "a zip": ("text.zip", lambda t, r: _zip(t.encode()), "refuse"),
     "a zip called text": ("text.txt", lambda t, r: _zip(t.encode()), "refuse"),
-    "gzip": ("text.txt.gz", lambda t, r: gzip.compress(t.encode()), "succeed"),
-    "gzip called text": ("text.txt", lambda t, r: gzip.compress(t.encode()), "either"),
+    "gzip": ("text.txt.gz", lambda t, r: _gzip(t.encode()), "succeed"),
+    "gzip called text": ("text.txt", lambda t, r: _gzip(t.encode()), "either"),
     "text called gzip": ("text.txt.gz", lambda t, r: t.encode(), "either"),
-    "gzip in gzip": ("text.txt.gz", lambda t, r: gzip.compress(gzip.compress(t.encode())), "refuse"),
-    "gzip cut short": ("text.txt.gz", lambda t, r: gzip.compress(t.encode())[:-200], "refuse"),
-    "gzip and more": ("text.txt.gz", lambda t, r: gzip.compress(t.encode()) + r.randbytes(99), "either"),
+    "gzip in gzip": ("text.txt.gz", lambda t, r: _gzip(_gzip(t.encode())), "refuse"),
+    "gzip cut short": ("text.txt.gz", lambda t, r: _gzip(t.encode())[:-200], "refuse"),
+    "gzip and more": ("text.txt.gz", lambda t, r: _gzip(t.encode()) + r.randbytes(99), "either"),
     "a gzip bomb": ("text.txt.gz", lambda t, r: _bomb(), "refuse"),
     "xz cut short": ("text.txt.xz", lambda t, r: lzma.compress(t.encode())[:-200], "refuse"),
     "bz2 cut short": ("text.txt.bz2", lambda t, r: bz2.compress(t.encode())[:-200], "refuse"),
@@ -380,7 +385,7 @@ def rows(random: Random, seeds: Path) -> Case:
             "a BOM": b"\xef\xbb\xbf" + content,
             "CR alone": content.replace(b"\n", b"\r"),
             "random bytes": random.randbytes(3000),
-            "gzip": gzip.compress(content, mtime=0),
+            "gzip": _gzip(content),
             "JSON": b'[{"text_a": "x"}]',
             "no labels": "\n".join("\t".join(line.split("\t")[:2]) for line in lines).encode(),
             "one label": "\n".join("\t".join([*line.split("\t")[:2], "1"]) for line in lines).encode(),
