@@ -164,7 +164,7 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
 def _place_file(folder: Path, target: Path) -> None:
     """Copy weights to the file `target`, config and vocabulary beside it; raise `UsageError` rather than replace."""
     from conversion.writers import VERB
-    from ground.outputs import RECORD, note_written, was_written
+    from ground.outputs import RECORD, announce, was_written
 
     suffixes = (".json", ".txt", ".model")
     beside = {
@@ -178,10 +178,10 @@ def _place_file(folder: Path, target: Path) -> None:
             raise UsageError(f"{other} exists and is another file; name a file in a new folder")
         if not same:
             new[name] = content
+    new[target.name] = (folder / "pytorch_model.bin").read_bytes()
+    announce(target.parent, VERB, {name: len(content) for name, content in new.items()})
     for name, content in new.items():
         write_atomically(target.with_name(name), content)
-    write_atomically(target, (folder / "pytorch_model.bin").read_bytes())
-    note_written(target.parent, VERB, [target.name, *new])
 
 
 def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
@@ -215,7 +215,7 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], out
 
     from conversion.readers import few_names, read_checkpoint
     from conversion.writers import VERB
-    from ground.outputs import note_written
+    from ground.outputs import announce
 
     print(f"{checkpoint.path} ({checkpoint.source_format}) -> {output} ({written.naming})")
     if checkpoint.unused:
@@ -244,8 +244,9 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], out
     for name, value in differences.items():
         print(f"  {name:22} {value:.1e}")
     if written.directory.is_dir():
-        write_atomically(written.directory / "parity.json", json.dumps(differences, indent=2) + "\n")
-        note_written(written.directory, VERB, ["parity.json"])
+        content = json.dumps(differences, indent=2) + "\n"
+        announce(written.directory, VERB, {"parity.json": len(content)})
+        write_atomically(written.directory / "parity.json", content)
     # A comparison that is not at most the tolerance includes NaN.
     if not all(value <= _TOLERANCE for value in differences.values()):
         print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {output}")

@@ -5,10 +5,11 @@ create_pretrain_data.sh is an example of its use.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -287,8 +288,20 @@ def main(options: Options) -> int:
                 names = (held_out,) if part.held_out else options.output_file
                 make_with_beam(options, inputs, part, names, target)
             else:
-                make_here(options, inputs, part, target, tokenizer)
+                with nothing_held_out(None if part.held_out else Output((Path(held_out),))):
+                    make_here(options, inputs, part, target, tokenizer)
     return 0
+
+
+@contextlib.contextmanager
+def nothing_held_out(made: Output | None) -> Iterator[None]:
+    """Remove what was held out of a text that is then refused inside, so that nothing of it is left."""
+    try:
+        yield
+    except UsageError:
+        if made is not None:
+            remove_former_held_out(made)
+        raise
 
 
 def check_outputs(options: Options, inputs: Sequence[Path], outputs: Sequence[Output], held_out: Output) -> None:

@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     from data.tokenizers.training import train_sentencepiece, train_wordpiece
     from data.tokenizers.wordpiece import vocabulary_bytes
     from ground.files import write_atomically
-    from ground.outputs import Target, check_outputs, note_written, was_written
+    from ground.outputs import Target, announce, check_outputs, was_written
 
     inputs, output = expand_inputs(options.input_file), Path(options.output_file)
     check_outputs({"--input_file": inputs}, [Target(output, "--output_file", lambda path: was_written(path, VERB))])
@@ -122,8 +122,8 @@ def main(options: Options) -> None:
             max_sentences=options.max_sentences,
             **chosen,
         )
+    announce(output.parent, VERB, {output.name: len(content)})
     write_atomically(output, content)
-    note_written(output.parent, VERB, [output.name])
 
     kind = "vocab_file" if options.model_type == "wordpiece" else "spm_model_file"
     tokenizer = load_tokenizer(**{kind: output}, do_lower_case=options.do_lower_case)

@@ -26,7 +26,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -34,7 +34,7 @@ from absl import flags as absl_flags
 from absl.app import UsageError
 
 from ground.bounds import BOUNDS, FINITE
-from ground.documents import read_json
+from ground.documents import SURROGATE, read_json
 from ground.files import write_atomically
 from ground.outputs import note_read
 from ground.words import nearest
@@ -44,6 +44,7 @@ Options = TypeVar("Options")
 _CONFIG = "config"
 _METADATA = "flag"
 _SHOWN_CHARACTERS = 200
+_LONGEST_LINE = 2000  # of a message, which may repeat what it found, however long
 _HUGE = 2**1000  # beyond every bound, and a float
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -166,6 +167,8 @@ class _Flag:
         allowed = self.declaration
         if allowed.choices and value not in allowed.choices:
             raise self._error(value, "one of " + ", ".join(allowed.choices))
+        if self.kind is str and value and (kind := _no_text(value)):
+            raise UsageError(f"--{self.name}={value[:_SHOWN_CHARACTERS]!r}: {kind}; expected text, or leave it out")
         if allowed.minimum is not None and not value >= allowed.minimum:
             raise self._error(value, f"at least {allowed.minimum:g}")
         if allowed.maximum is not None and not value <= allowed.maximum:
@@ -183,6 +186,15 @@ class _Flag:
         return UsageError(f"--{self.name}={text}: expected {expected}")
 
 
+def _no_text(value: str) -> str:
+    """Return why a value is no text, such as a name of a file; empty where it is."""
+    if not value.strip():
+        return "only white space"
+    if SURROGATE.search(value):  # how Python shows bytes of the command line that are no UTF-8
+        return "not UTF-8, by which files and manifests name it"
+    return "a NUL character" if "\0" in value else ""
+
+
 _BOOLEANS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
 
 
@@ -195,6 +207,13 @@ class _Parser(absl_flags.ArgumentParser[Any]):
 
     def parse(self, argument: Any) -> Any:
         return self._spec.parsed(argument) if isinstance(argument, str) else argument
+
+
+class _FlagValues(absl_flags.FlagValues):
+    """Names no flags to absl, whose search for the nearest one takes minutes, or fails, where a name is long."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
 
 
 def _flags_of(options_type: type) -> dict[str, _Flag]:
@@ -231,7 +250,7 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
     for an unknown flag, a wrong value, a stray argument or missing required flags.
     """
     specs = _flags_of(options_type)
-    values = absl_flags.FlagValues()
+    values = _FlagValues()
     for spec in specs.values():
         if spec.kind is bool and not (spec.many or spec.optional):
             defined = absl_flags.BooleanFlag(spec.name, None, spec.declaration.help)
@@ -244,21 +263,23 @@ def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
             absl_flags.DEFINE_alias(alias, spec.name, flag_values=values)
     absl_flags.DEFINE_string(_CONFIG, None, "JSON file of flags", flag_values=values)
     values.set_gnu_getopt(True)
-    names = [name for name in values if name not in ("undefok", "flagfile")]
+    names = [*specs, *(alias for spec in specs.values() for alias in spec.declaration.aliases), _CONFIG]
     try:
         rest = values(["program", *arguments])[1:]
     except absl_flags.UnrecognizedFlagError as error:
-        bare = error.flagname.removeprefix("no") if error.flagname not in names else error.flagname
-        closest = nearest(bare, names)
-        raise UsageError(f"unknown flag --{error.flagname}; the nearest is --{closest}") from None
+        typed = error.flagname[:_SHOWN_CHARACTERS]
+        closest = nearest(typed.removeprefix("no"), names)
+        raise UsageError(f"unknown flag --{typed}; the nearest is --{closest}") from None
     except absl_flags.Error as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}; write flags as --name=value, true and false as --name and --noname") from None
     if rest:
         raise UsageError(
             f"unexpected argument {rest[0]!r}; write flags as --name=value, true and false as --name and --noname, "
             "lists with commas, and put patterns in quotes"
         )
     config: str | None = values[_CONFIG].value
+    if config is not None and not config.strip():
+        raise UsageError(f"--{_CONFIG}={config}: no path; name a JSON file of flags, or leave the flag out")
     given = {} if config is None else _read_config(config, specs)
     note_read("--config", config)
     given |= {name: values[name].value for name in specs if values[name].present}
@@ -400,11 +421,15 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     program = Path(sys.argv[0]).name
     given = sys.argv[1:] if arguments is None else arguments
+    options = None
     try:
         topic = help_topic(given)
         if topic is not None:
             print(help_text(options_type, program, topic))
-        code = main(parse(options_type, given)) if topic is None else 0
+        code = 0
+        if topic is None:
+            options = parse(options_type, given)
+            code = main(options)
         sys.stdout.flush()  # here, where a reader that left is no error
     except UsageError as error:
         _fail(program, str(error), 2)
@@ -414,10 +439,19 @@ def run(
         sys.exit(141)
     except OSError as error:
         what = "disk full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        _fail(program, f"{what}: {error.filename}" if error.filename else what, 1)
+        _fail(program, f"{what}: {_named(error.filename, options)}" if error.filename else what, 1)
     except KeyboardInterrupt:
         _fail(program, "interrupted", 130)
     sys.exit(code or 0)
+
+
+def _named(path: object, options: Any) -> str:
+    """Return a path with the flag that gave it, if one did."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    for name, value in ({} if options is None else vars(options)).items():
+        if text in (value if isinstance(value, tuple) else (value,)):
+            return f"--{name}={text}"
+    return text
 
 
 def _forget_stdout() -> None:
@@ -428,6 +462,8 @@ def _forget_stdout() -> None:
 def _fail(program: str, message: str, code: int) -> NoReturn:
     # A file name may hold bytes that are no text.
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     print(f"{program}: {line}", file=sys.stderr)
     try:
         sys.stdout.flush()

@@ -75,7 +75,7 @@ def open_records(options: Any) -> Records:
         )
     held_out_shards = shards.where(is_held_out)
     if options.eval_input_file:
-        held_out_shards = Shards.find(options.eval_input_file)
+        held_out_shards = Shards.find(options.eval_input_file, "--eval_input_file")
     if options.do_eval and not held_out_shards.paths:
         raise UsageError(
             f"--do_eval: none of {', '.join(options.input_file)} is held out; make the records with --eval_fraction, "

@@ -87,6 +87,7 @@ _RUN_NAMES = (
     "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl"
 )
 _SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
+_INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.
 _READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")
 
@@ -134,7 +135,7 @@ def compare(folder: Path, options: Any, run: RunFile, *, trains: bool, goes_on: 
         former = RunFile.read(folder)
         for (flag, name), (old, new) in _facts(former, run).items():
             if old != new:
-                raise _another(folder, f"--{flag}", name, old, new, "give the former one")
+                raise _another(folder, flag, name, old, new, "give the former one")
         if trains and goes_on:
             changes += _compare_data(folder, former.data, run.data)
     if trains and goes_on:
@@ -145,16 +146,16 @@ def compare(folder: Path, options: Any, run: RunFile, *, trains: bool, goes_on: 
 def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, Any]]:
     """Return what is the same in every part of a run, by the flag that it comes from and its name."""
     pretraining = run.row is None and former.row is None
-    facts = {("objective" if pretraining else "task_name", "task"): (_task(former), _task(run))}
+    facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
         for name in ("kind", "columns", "labels"):
-            facts["task_name", name] = (getattr(former.row, name), getattr(run.row, name))
+            facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])
-        facts["input_file" if pretraining else "vocab_file", "a tokenizer"] = short
+        facts[_INPUT if pretraining else _TOKENIZER, "a tokenizer"] = short
     for field in dataclasses.fields(run.config):
         name = field.name
-        facts["bert_config_file", name] = (getattr(former.config, name), getattr(run.config, name))
+        facts["--bert_config_file", name] = (getattr(former.config, name), getattr(run.config, name))
     return facts
 
 
@@ -170,7 +171,7 @@ def _compare_data(folder: Path, former: Mapping[str, Any], data: Mapping[str, An
     for name in data.keys() & former.keys():
         if former[name] != data[name]:
             if name == "training data":
-                flag = "--input_file" if "training examples" in data else "--data_dir"
+                flag = _INPUT if "training examples" in data else "--data_dir"
                 raise _another(folder, flag, name, former[name], data[name], "give the former data")
             changes.append(f"{name} {former[name]} -> {data[name]}")
     return sorted(changes)
@@ -216,7 +217,7 @@ def _former_flags(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str, Any]) -> None:
+def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str, Any], seed: int) -> None:
     """Raise `UsageError` for metrics or a newest checkpoint by which the run cannot go on, before anything is written.
 
     A checkpoint that is damaged is no matter here: the one before it is taken.
@@ -224,7 +225,8 @@ def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str
     from modeling.config import Config
     from training.checkpoints import CorruptCheckpointError, read_state
     from training.hooks import read_metrics
-    from training.loop import check_config
+    from training.loop import check_config, check_seed
+    from training.run import LoopProgress
 
     read_metrics(folder / "metrics.jsonl")
     with contextlib.suppress(CorruptCheckpointError):
@@ -235,6 +237,11 @@ def check_records(folder: Path, checkpoints: Sequence[Path], config: Mapping[str
             except UsageError as error:
                 raise UsageError(f"{checkpoints[-1] / 'state.json'}: config: {error}") from None
             check_config(config, former, checkpoints[-1])
+            check_seed(seed, found.seed, checkpoints[-1])
+            try:
+                LoopProgress.of(found)
+            except UsageError as error:
+                raise UsageError(f"{checkpoints[-1] / 'state.json'}: {error}") from None
 
 
 def check_steps(folder: Path, reached: int, num_steps: int) -> None:

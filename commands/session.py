@@ -240,9 +240,10 @@ class Session:
                 if not self.options.dry_run:
                     stack.enter_context(self.held())
                 checkpoints = list_checkpoints(folder)
-                if trains:
-                    resuming.check_records(folder, checkpoints, as_json(self.config))
                 changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
+                if trains:
+                    resuming.check_records(folder, checkpoints, as_json(self.config), self.options.seed)
+                    self.check_state(checkpoints)
                 if trains and checkpoints:
                     resuming.check_steps(folder, int(checkpoints[-1].name.removeprefix("step_")), num_steps)
                 # A run that is only scored keeps the flags that it was trained with.
@@ -252,6 +253,21 @@ class Session:
 
             self.together(enter)
             yield
+
+    def check_state(self, checkpoints: Sequence[Path]) -> None:
+        """Raise `UsageError` unless the newest whole checkpoint has the tensors of this run; no numbers are read."""
+        from training.checkpoints import CorruptCheckpointError, none_is_whole, read_state
+
+        for folder in reversed(checkpoints):
+            try:
+                self.engine.check_state(read_state(folder, stored=True, share=(-1, 1)).tensors)
+                return
+            except UsageError as error:
+                raise UsageError(f"{folder}: {error}") from None
+            except CorruptCheckpointError:
+                continue  # the one before it is taken
+        if checkpoints:
+            raise none_is_whole(checkpoints)
 
     @contextlib.contextmanager
     def entered_for_seeds(self, reads: Mapping[str, Iterable[str | Path | None]]) -> Iterator[None]:

@@ -5,6 +5,7 @@ backbone tensor that no rule names is an error, and the graph is detected from n
 """
 
 import dataclasses
+import glob
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +17,13 @@ from absl.app import UsageError
 from conversion import namings
 from conversion.rules import Naming, Translation
 from ground.documents import read_json
+from ground.files import check_plain
 from modeling.config import Config, load_config
 from training import checkpoints
 
 _SHOWN_NAMES = 4
+# A view may show a number many times: a table of zeros, and not a hundred thousand times what is stored.
+_SMALL_BYTES = 1 << 26
 _OUR_TENSORS, _OUR_STATE, _OUR_RUN = "model*.safetensors", "state.json", "run.json"
 _TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
 _STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -73,9 +77,11 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
     if kind == "ours":
         checkpoint = _read_ours(where, config)
     elif kind == "tf1":
+        for file in where.parent.glob(f"{glob.escape(where.name)}.*"):
+            check_plain(file)
         checkpoint = _read_tf1(where, config)
     else:
-        file, configuration = where, where.parent / "config.json"
+        file, configuration = check_plain(where), where.parent / "config.json"
         named = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
         if any(name.startswith("backbone/") for name in named):
             tensors = _as_float32(named, where)
@@ -143,7 +149,7 @@ def _locate_in_folder(folder: Path, prefer_best: bool) -> tuple[str, Path]:
 
 def _state_text(path: Path) -> str:
     """Return TF 1's list of checkpoints; of a binary file what looks like text, which names none."""
-    with path.open("rb") as stream:
+    with check_plain(path).open("rb") as stream:
         return stream.read(2**20).decode(errors="replace")
 
 
@@ -234,7 +240,12 @@ def _torch_file(path: Path) -> dict[str, np.ndarray]:
             if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
                 kind = f"{value.dtype} tensor of layout {value.layout}"
                 raise UsageError(f"{path}: {name} is a {kind}; expected a dense one of real numbers")
-            tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
+            if value.nbytes > max(_SMALL_BYTES, value.untyped_storage().nbytes()):
+                shape = " x ".join(map(str, value.shape))
+                raise UsageError(
+                    f"{path}: {name} has the shape {shape}, of far more numbers than are stored; {expected}"
+                )
+            tensors[name] = (value.float() if value.is_floating_point() else value).detach().numpy()
     return tensors
 
 
@@ -251,7 +262,7 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:
-            raise UsageError(f"the config in {folder / _OUR_STATE} has the unknown key {min(unknown)!r}")
+            raise UsageError(f"{folder / _OUR_STATE}: config has the unknown key {min(unknown)!r}; give --config_file")
         try:
             config = Config.from_json(values)
         except UsageError as error:

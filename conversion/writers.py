@@ -22,7 +22,8 @@ from conversion import namings
 from conversion.graphs import Tensors
 from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
-from ground.outputs import RECORD, note_written, was_written
+from ground.files import check_plain
+from ground.outputs import RECORD, is_left_over, note_written, was_written
 from modeling.config import Config
 
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
@@ -181,7 +182,7 @@ def _vocabulary(
     """Return contents by file name; with `do_lower_case` also the files from which transformers builds a tokenizer."""
     contents: dict[str, bytes] = {}
     for path in map(Path, files):
-        content = path.read_bytes()
+        content = check_plain(path).read_bytes()
         try:
             kinds = [form for form in forms if form.is_sentencepiece == (path.suffix == ".model")]
             if not kinds:
@@ -272,7 +273,7 @@ def writing_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name == RECORD or was_written(path, VERB)
+    return path.name == RECORD or was_written(path, VERB) or is_left_over(path, VERB)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -310,7 +310,7 @@ def check_partners(counts: Mapping[str, int], recipe: Recipe) -> None:
 
 def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
     """Return the error for an input without a single example."""
-    if recipe.held_out and not counts.get("tokens"):
+    if recipe.held_out and not counts.get("tokens") and counts.get("read_documents", 0):
         return UsageError(
             f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
             "documents: raise it, or set it to 0"
@@ -330,6 +330,7 @@ def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
             "blank line between documents, or give --objective=masked_lm"
         )
     return UsageError(
-        f"no example could be made: {counts.get('documents', 0)} documents, {counts.get('sentences', 0)} "
-        f"sentences and {counts.get('tokens', 0)} tokens in the input; check that it is text"
+        f"--input_file: no example could be made: {counts.get('documents', 0)} documents, "
+        f"{counts.get('sentences', 0)} sentences and {counts.get('tokens', 0)} tokens in the input; "
+        "check that it is text"
     )

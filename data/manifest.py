@@ -24,7 +24,7 @@ from data.recipe import Recipe, Vocabulary
 from data.schema import Lengths, Schema, present, schema_from_json, schema_to_json, widths_of
 from data.segmentation import segmenter_version
 from data.tokenizers import Tokenizer
-from ground.files import write_atomically
+from ground.files import printable, real, write_atomically
 
 SUFFIX = ".manifest.json"
 Manifest = Mapping[str, Any]
@@ -71,7 +71,7 @@ def describe(
         **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if recipe.dynamic else {}),
         "segmenter": segmenter_version(recipe.segmenter) if recipe.whole_word else "none",
         "versions": versions(recipe),
-        "inputs": [{"name": str(path), "bytes": stamp(path)[0]} for path in inputs],
+        "inputs": [{"name": printable(path), "bytes": stamp(path)[0]} for path in inputs],
     }
 
 
@@ -154,15 +154,15 @@ def find_manifests(paths: Sequence[Path]) -> dict[Path, Listing]:
         UsageError: a manifest cannot be read.
     """
     listed: dict[Path, Listing] = {}
-    wanted = {path.resolve() for path in paths}
+    wanted = {real(path) for path in paths}
     for folder in {path.parent for path in paths}:
         for manifest_path in sorted(folder.glob("*" + SUFFIX)):
             manifest = read_listing(manifest_path)
-            entries = {(folder / shard["name"]).resolve(): shard for shard in manifest["shards"]}
+            entries = {real(folder / shard["name"]): shard for shard in manifest["shards"]}
             if not wanted.isdisjoint(entries):
                 check_manifest(manifest, manifest_path)
             listed.update({path: Listing(manifest, entry) for path, entry in entries.items()})
-    return {path: listed[path.resolve()] for path in paths if path.resolve() in listed}
+    return {path: listed[real(path)] for path in paths if real(path) in listed}
 
 
 def form_name(manifest: Manifest | None) -> str:
@@ -279,7 +279,7 @@ def correct(path: Path, examples: int, sha256: str) -> int | None:
     for manifest_path in path.parent.glob("*" + SUFFIX):
         manifest = read_listing(manifest_path)
         for shard in manifest["shards"]:
-            if (path.parent / shard["name"]).resolve() == path.resolve():
+            if real(path.parent / shard["name"]) == real(path):
                 lost = shard["examples"] - examples
                 shard.update(examples=examples, bytes=path.stat().st_size, sha256=sha256)
                 manifest["num_examples"] -= lost

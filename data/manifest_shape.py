@@ -16,7 +16,7 @@ from data.continuation import Continuation
 from data.forms import FORMS
 from data.objectives import OBJECTIVES
 from data.pairing import PAIRINGS
-from data.schema import present
+from data.schema import present, schema_to_json
 from data.word_order import MAX_TOKENS, WordOrder
 from ground.bounds import BOUNDS
 from ground.documents import check_shape, read_json
@@ -132,13 +132,22 @@ class FlagsShape(TypedDict, total=False):
     do_lower_case: bool
 
 
+class FeatureShape(TypedDict):
+    """The fields of `data.schema.Feature`."""
+
+    name: str
+    axes: list[str]
+    dtype: Literal["int32", "float32"]
+    stored: bool
+
+
 class ManifestShape(TypedDict):
     """A whole manifest."""
 
     objective: str
     form: NotRequired[str | None]
     recipe: RecipeShape
-    features: NotRequired[Any]  # `data.manifest.schema_of` checks it.
+    features: NotRequired[list[FeatureShape]]
     lengths: NotRequired[dict[str, Length]]
     max_seq_length: Annotated[int, Meta(ge=1, le=int(BOUNDS["max_seq_length"].most))]
     max_predictions_per_seq: Length
@@ -163,7 +172,7 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     """Raise `UsageError`, one line that names `path`, for a manifest by which no shards can be read."""
     check_shape(manifest, ManifestShape, where=str(path), fix=FIX)
     try:
-        for check in (_check_counts, _check_recipe, _check_lengths, _check_dynamic):
+        for check in (_check_counts, _check_recipe, _check_lengths, _check_dynamic, _check_features):
             check(manifest)
     except UsageError as error:
         raise UsageError(f"{path}: {error}; {FIX}") from None
@@ -190,12 +199,40 @@ def _widest(manifest: Mapping[str, Any]) -> int:
     return max(sum(lengths.values()), manifest["max_seq_length"])
 
 
+def _form_name(manifest: Mapping[str, Any]) -> str:
+    objective = OBJECTIVES.get(manifest["objective"])
+    packed = manifest["recipe"].get("packing")
+    return "packed" if packed else manifest.get("form") or (objective.form if objective else "one_row")
+
+
+def _lengths(manifest: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return the lengths by name; manifests of earlier versions have three."""
+    return manifest.get("lengths") or {
+        "tokens": manifest["max_seq_length"],
+        "predictions": manifest["max_predictions_per_seq"],
+        "shuffled": manifest.get("max_word_order_per_seq", 0),
+    }
+
+
+def _check_features(manifest: Mapping[str, Any]) -> None:
+    form = FORMS.get(_form_name(manifest))
+    if form is None or "features" not in manifest:
+        return
+    expected = schema_to_json(present(form.schema, _lengths(manifest)))
+    for feature in expected:
+        if feature not in manifest["features"]:
+            raise UsageError(f"features: {feature['name']} of form {_form_name(manifest)} is missing or differs")
+    for feature in manifest["features"]:
+        if feature not in expected:
+            raise UsageError(f"features: {feature['name'][:40]!r} is none of form {_form_name(manifest)}")
+
+
 def _check_lengths(manifest: Mapping[str, Any]) -> None:
     lengths, recipe = manifest.get("lengths"), manifest["recipe"]
     _agree("max_seq_length", manifest["max_seq_length"], recipe["max_seq_length"], "the recipe")
     _agree("objective", manifest["objective"], recipe["objective"], "the recipe")
     objective = OBJECTIVES.get(manifest["objective"])
-    name = "packed" if recipe.get("packing") else manifest.get("form") or (objective.form if objective else "one_row")
+    name = _form_name(manifest)
     form = FORMS.get(name)
     if objective:
         _agree("num_pair_labels", manifest["num_pair_labels"], PAIRINGS[objective.pairing].num_labels, "the objective")

@@ -26,9 +26,9 @@ class Shards:
     listings: dict[Path, Listing]
 
     @classmethod
-    def find(cls, patterns: str | Sequence[str]) -> Shards:
+    def find(cls, patterns: str | Sequence[str], flag: str = "--input_file") -> Shards:
         """Return the files of patterns (`expand_shards`) with their manifests; raises `UsageError`."""
-        paths = expand_shards(patterns)
+        paths = expand_shards(patterns, flag)
         return cls(tuple(paths), find_manifests(paths))
 
     def where(self, keep: Callable[[dict[str, Any] | None], bool]) -> Shards:
@@ -43,8 +43,12 @@ class Shards:
         return str(first) if len(self.paths) == 1 else f"{len(self.paths)} files from {first} to {last}"
 
 
-def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
+def expand_shards(patterns: str | Sequence[str], flag: str = "--input_file") -> list[Path]:
     """Return the files of glob patterns (a sequence, or separated by commas), none twice and no manifest.
+
+    Args:
+        patterns: of the files.
+        flag: that gives them, for messages.
 
     Raises:
         UsageError: a pattern matches nothing.
@@ -59,9 +63,9 @@ def expand_shards(patterns: str | Sequence[str]) -> list[Path]:
         if not files:
             advice = f"it is a folder; give {name}/*.tfrecord" if Path(name).is_dir() else ""
             raise UsageError(
-                f"no record file matches {name!r}: {advice or 'write some with create_pretraining_data.py'}"
+                f"{flag}={name}: no record file matches: {advice or 'write some with create_pretraining_data.py'}"
             )
         paths.update(dict.fromkeys(files))
     if not paths:
-        raise UsageError("no record files given: expected paths or patterns, separated by commas")
+        raise UsageError(f"{flag}: no record files given: expected paths or patterns, separated by commas")
     return list(paths)

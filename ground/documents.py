@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 from absl.app import UsageError
 
+from ground.files import check_plain
+
 MAX_BYTES = 64 * 2**20
 """A config has kilobytes and the manifest of 100,000 shards 20 megabytes; what is larger is another kind of file."""
 MAX_DEPTH = 64
@@ -32,6 +34,8 @@ _KINDS = {
     "array": "a list",
     "null": "null",
 }
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can spell and no UTF-8 file can hold."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _MAX_SHOWN = 40
 
@@ -85,6 +89,10 @@ def parse_json(
 def read_toml(path: str | Path, shape: Any = Any, *, what: str, fix: str = "") -> Any:
     """Return the tables of a TOML file; the arguments and errors are those of `read_json`."""
     content = _content(Path(path), what, fix, MAX_BYTES, str(path))
+    # Python's reader takes minutes over a key of many parts.
+    heads = (line.partition(b"=")[0] for line in content.split(b"\n") if b"=" in line or line.lstrip()[:1] == b"[")
+    if any(head.count(b".") > MAX_DEPTH for head in heads):
+        raise _unreadable(str(path), what, f"a key has more than {MAX_DEPTH} parts", fix)
     try:
         value = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
@@ -126,7 +134,7 @@ def check_shape(value: Any, shape: Any, *, where: str, fix: str = "") -> Any:
 
 
 def _content(path: Path, what: str, fix: str, max_bytes: int, where: str) -> bytes:
-    with path.open("rb") as stream:
+    with check_plain(path).open("rb") as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise UsageError(

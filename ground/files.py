@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from absl.app import UsageError
 
 
 @contextlib.contextmanager
@@ -18,6 +21,28 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def check_plain(path: Path) -> Path:
+    """Return `path`; raises `UsageError` where it is neither a file nor a folder, `OSError` where nothing is there.
+
+    A pipe would be waited for until somebody writes to it, and some devices have no end.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise UsageError(f"{path} is a {kind}: expected a file; write its content to one")
+    return path
+
+
+def real(path: Path) -> Path:
+    """Return the absolute path without links; links in a ring, an error for `Path.resolve`, are left as they are."""
+    return Path(os.path.realpath(path))
+
+
+def printable(path: Path) -> str:
+    """Return a path as text that a UTF-8 file can hold; bytes that are no UTF-8 are written as in Python."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def open_new(path: Path, mode: str = "xb") -> IO[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from ground.documents import read_json
 from ground.files import write_atomically
 
 RECORD = ".divan.json"
+_LEFT_OVER = re.compile(r"\.(.+)\.\d+\.tmp")  # as `ground.files.write_atomically` names what it has not finished
+MAX_NAME_BYTES = 235
+"""A file system takes 255; the names of unfinished files are somewhat longer than their own."""
 
 
 def never(path: Path) -> bool:
@@ -71,6 +75,9 @@ def check_outputs(reads: Mapping[str, Iterable[str | os.PathLike[str] | None]], 
     by_identity = {key: source for source in sources for key in _identities(source[1])}
     resolved: list[tuple[str, Path, str]] | None = None
     for target in targets:
+        if (size := len(os.fsencode(target.path.name))) > MAX_NAME_BYTES:
+            name = f"{target.path.name[:40]}..."
+            raise UsageError(f"{target.flag}: {name} has {size} bytes, a name has at most {MAX_NAME_BYTES}: shorten it")
         exists = os.path.lexists(target.path)
         own = exists and target.ours(target.path)
         same = next((by_identity[key] for key in _identities(target.path) if key in by_identity), None)
@@ -106,10 +113,33 @@ def note_written(folder: Path, verb: str, names: Iterable[str]) -> None:
     write_atomically(folder / RECORD, json.dumps({"files": kept | new}, indent=2, ensure_ascii=False) + "\n")
 
 
+def announce(folder: Path, verb: str, sizes: Mapping[str, int]) -> None:
+    """Enter files of `folder` by the sizes in which they are about to be written; raises `OSError`.
+
+    A kill between the two leaves nothing that the verb does not know as its own: the former size is kept as well.
+    """
+    kept = {name: entry for name, entry in _record(folder).items() if _is_as_written(folder / name, entry)}
+    new = {
+        name: {"verb": verb, "bytes": size}
+        | ({"former": (folder / name).stat().st_size} if was_written(folder / name, verb) else {})
+        for name, size in sorted(sizes.items())
+    }
+    write_atomically(folder / RECORD, json.dumps({"files": kept | new}, indent=2, ensure_ascii=False) + "\n")
+
+
 def was_written(path: Path, verb: str) -> bool:
     """Return whether the record beside a file says that `verb` wrote it, in its present size."""
     entry = _record(path.parent).get(path.name)
     return isinstance(entry, dict) and entry.get("verb") == verb and _is_as_written(path, entry)
+
+
+def is_left_over(path: Path, verb: str) -> bool:
+    """Return whether a file is what a kill left of the record beside it, or of a file that `verb` had announced."""
+    found = _LEFT_OVER.fullmatch(path.name)
+    if found is None or path.is_symlink() or not path.is_file():
+        return False
+    entry = _record(path.parent).get(found[1])
+    return found[1] == RECORD or (isinstance(entry, dict) and entry.get("verb") == verb)
 
 
 def plain_file(path: Path, size: object) -> bool:
@@ -123,7 +153,9 @@ def plain_name(name: object) -> bool:
 
 
 def _is_as_written(path: Path, entry: object) -> bool:
-    return plain_name(path.name) and isinstance(entry, dict) and plain_file(path, entry.get("bytes"))
+    if not plain_name(path.name) or not isinstance(entry, dict):
+        return False
+    return any(plain_file(path, entry.get(size)) for size in ("bytes", "former"))
 
 
 class _Record(TypedDict):

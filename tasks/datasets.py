@@ -16,7 +16,7 @@ from msgspec import Meta
 from data.corpus.compression import open_text
 from data.corpus.encodings import find_encoding
 from data.corpus.look import look
-from ground.documents import check_shape, json_line, read_toml
+from ground.documents import SURROGATE, check_shape, json_line, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
 from tasks.text_scores import UNITS
@@ -39,6 +39,7 @@ class _RowShape(TypedDict):
     units: NotRequired[str]
 
 
+SPLITS = ("train", "dev", "test")
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
 # What published files call the columns; the first name that a header line or a JSON object holds is the column.
@@ -116,6 +117,9 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     check_shape(table, _RowShape, where=f"{path}: [{name}]", fix="write it as in tasks/datasets.toml")
     if (name_of_kind := table.get("kind", "classification")) not in KINDS:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
+    for split in table["files"]:
+        if split not in SPLITS:
+            raise UsageError(f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
     lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
     names = {column: tuple(words) for column, words in table.get("names", {}).items()}
@@ -164,12 +168,15 @@ def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
         UsageError: none does; the message names the candidates.
     """
     if not data_dir.is_dir():
-        raise UsageError(f"--data_dir={data_dir} is not a folder")
-    for candidate in row.files.get(split, ()):
+        raise UsageError(f"--data_dir={data_dir} is not a folder: give the one with the task's files")
+    if split not in row.files:
+        raise UsageError(f"--task_name={row.name} names no file for {split}: add {split} to the files of its row")
+    for candidate in row.files[split]:
         if (data_dir / candidate).is_file():
             return data_dir / candidate
+    wanted = ", ".join(row.files[split])
     raise UsageError(
-        f"--data_dir={data_dir} holds none of {', '.join(row.files.get(split, ()))} for {split} ({row.name})"
+        f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}: give their folder"
     )
 
 
@@ -204,7 +211,7 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
                 raise UsageError(f"{where}: {column} is missing or empty; expected {', '.join(row.columns)}")
         examples.append(Example(record["text_a"], record.get("text_b") if row.is_pair else None, label))
     if not examples:
-        raise UsageError(f"{path} holds no example")
+        raise UsageError(f"{path} holds no example: expected a line for each, with {', '.join(row.columns)}")
     return examples
 
 
@@ -259,6 +266,10 @@ def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, 
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
             record[column] = value if isinstance(value, str) else _as_text(value, where)
+            if half := SURROGATE.search(record[column]):
+                raise UsageError(
+                    f"{where}: {name} has \\u{ord(half[0]):04x}, half of a character; expected text, write both halves"
+                )
         yield line_number, record
 
 

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -49,6 +49,9 @@ class _PlaceShape(TypedDict):
     name: str
     shape: list[Annotated[int, Meta(ge=0, lt=2**48)]]
     starts: list[Annotated[int, Meta(ge=0, lt=2**48)]]
+
+
+_NO_FILES = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class _StateShape(TypedDict):
@@ -290,7 +293,7 @@ def read_state(
         groups: the groups of tensors to read.
         stored: leave the tensors on disk and return `StoredTensor`s.
         share: (index, count): verify only the files whose number is `index` modulo `count`; other processes verify the
-            others.
+            others. (-1, 1) verifies none.
     """
     try:
         facts = read_json(folder / "state.json", _StateShape, what="a state.json", nonfinite=True)
@@ -321,6 +324,10 @@ def read_state(
         return RunState(facts["step"], facts["seed"], facts["config"], facts["progress"], state)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{error.filename} is missing") from None
+    except OSError as error:
+        if error.errno not in _NO_FILES:
+            raise  # such as a right that is missing: nothing is known of the checkpoint
+        raise CorruptCheckpointError(f"{error.filename}: {error.strerror}") from None
     except UsageError as error:
         raise CorruptCheckpointError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -358,11 +365,15 @@ def latest_state(
                 flush=True,
             )
     if folders:
-        raise UsageError(
-            f"none of the {len(folders)} checkpoints in {output_dir / 'checkpoints'} can be read: "
-            "remove that folder to start over"
-        )
+        raise none_is_whole(folders)
     return None
+
+
+def none_is_whole(folders: Sequence[Path]) -> UsageError:
+    """Return the error for checkpoints that are all damaged."""
+    return UsageError(
+        f"none of the {len(folders)} checkpoints in {folders[0].parent} can be read: remove that folder to start over"
+    )
 
 
 def rotate(output_dir: Path, keep: int, *, spared_step: int | None = None) -> None:

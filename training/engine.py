@@ -191,6 +191,10 @@ class Engine(Protocol):
         """
         ...
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `UsageError` unless `load_state` could set `state`: names and shapes match."""
+        ...
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Set all of `state()`, but for `step`; raises `UsageError` unless names and shapes match.
 
@@ -312,7 +316,7 @@ def check_state(state: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
         if got != expected:
             raise UsageError(
                 f"the state does not fit this run: {name} is {_shape_text(got)}, expected {_shape_text(expected)}; "
-                "use the flags of the run that wrote it, or another output folder"
+                "use the flags of the run that wrote it, or another --output_dir"
             )
 
 

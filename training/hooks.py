@@ -18,7 +18,7 @@ import keras
 from absl.app import UsageError
 
 from ground.documents import check_shape, parse_json
-from ground.files import write_atomically
+from ground.files import check_plain, write_atomically
 from ground.progress import Progress, format_duration, format_value
 from training.checkpoints import checkpoint_folder
 from training.engine import Batch, is_norm_of_brick
@@ -172,7 +172,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises `UsageError` for a line that no run wrote.
     """
     records = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = check_plain(path).read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

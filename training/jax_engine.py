@@ -143,6 +143,10 @@ class JaxEngine:
         """
         return {name: _on_host(value, whole=whole) for name, value in self._named_state().items()}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `UsageError` naming the first tensor of `state` that is missing, unknown or misshapen."""
+        check_state(state, self._named_state())
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Set all of `state()`; raises `UsageError` naming the first tensor that is missing, unknown or misshapen."""
         targets = self._named_state()

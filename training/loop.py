@@ -139,12 +139,16 @@ def _resume(run: Run, processes: Processes) -> int | None:
 def _check_continues(plan: RunPlan, seed: int, found: RunState) -> None:
     """Raise `UsageError` unless the checkpoint that was found is one of this run."""
     where = checkpoint_folder(plan.output_dir, found.step)
-    if found.seed != seed:
-        raise UsageError(
-            f"{where} was trained with seed {found.seed}, this run has {seed}: "
-            "use the same seed, or another output folder"
-        )
+    check_seed(seed, found.seed, where)
     check_config(plan.config, plan.complete_config(found.config), where)
+
+
+def check_seed(seed: int, former: int, where: Path) -> None:
+    """Raise `UsageError` unless the checkpoint `where`, of the seed `former`, is one of this seed."""
+    if former != seed:
+        raise UsageError(
+            f"{where} was trained with seed {former}, this run has {seed}: use the same --seed, or another --output_dir"
+        )
 
 
 def check_config(config: Mapping[str, Any], former: Mapping[str, Any], where: Path) -> None:
@@ -153,7 +157,7 @@ def check_config(config: Mapping[str, Any], former: Mapping[str, Any], where: Pa
         if config.get(key) != former.get(key):
             raise UsageError(
                 f"{where} is of another model: {key} is {former.get(key)!r}, this run has "
-                f"{config.get(key)!r}; use the same configuration, or another output folder"
+                f"{config.get(key)!r}; give the former --bert_config_file, or another --output_dir"
             )
 
 

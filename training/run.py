@@ -6,9 +6,10 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from absl.app import UsageError
+from msgspec import Meta
 
 from ground.documents import check_shape
 from ground.progress import format_flops, format_value
@@ -16,6 +17,8 @@ from training.checkpoints import RunState
 from training.engine import Batch, Engine
 
 Record = dict[str, float]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 def count_examples(batch: Batch) -> int:
@@ -84,22 +87,22 @@ class RunPlan:
 class LoopProgress:
     """The state of the loop that every checkpoint holds."""
 
-    evaluated_step: int = 0
+    evaluated_step: Count = 0
     evaluation: Record = dataclasses.field(default_factory=dict)
     best: float | None = None
-    best_step: int = 0
-    evaluations_without_improvement: int = 0
-    seconds: float = 0.0
+    best_step: Count = 0
+    evaluations_without_improvement: Count = 0
+    seconds: Seconds = 0.0
     """Time spent in training steps, without evaluations and saving."""
     recent_losses: list[float] = dataclasses.field(default_factory=list)
     """Losses of the last steps that were not skipped, oldest first; the limit of a spike is computed from them."""
     loss_limit: float | None = None
     """A loss above this limit is a spike; None while too few losses are known."""
-    batches_passed_over: int = 0
+    batches_passed_over: Count = 0
     """Batches that rollbacks passed over: step s learns from batch s + batches_passed_over."""
-    return_step: int = 0
+    return_step: Count = 0
     """Step of the checkpoint that a rollback goes back to: the newest one written at a regular step."""
-    rollbacks: int = 0
+    rollbacks: Count = 0
     """Rollbacks to that checkpoint so far."""
 
     @classmethod

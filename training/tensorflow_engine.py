@@ -148,6 +148,10 @@ class TensorFlowEngine:
         """
         return {name: value.numpy() for name, value in self._state(self._held).items()}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `UsageError` naming the first tensor of `state` that is missing, unknown or misshapen."""
+        check_state(state, self._state({}))
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Set all of `state()`; raises `UsageError` naming the first tensor that is missing, unknown or misshapen."""
         self._held = {}

@@ -41,7 +41,9 @@ __all__ = [
 
 
 def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
-    """Return the files of comma-separated glob patterns, sorted within each, none twice; `tfds:NAME` is kept.
+    """Return the files of --input_file: comma-separated glob patterns, sorted within each; none twice.
+
+    `tfds:NAME` is kept.
 
     Raises:
         UsageError: a pattern matches no file, or there is none.
@@ -50,7 +52,7 @@ def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
         patterns = [patterns]
     names = [name.strip() for pattern in patterns for name in pattern.split(",") if name.strip()]
     if not names:
-        raise UsageError("no input given; expected files or glob patterns, separated by commas")
+        raise UsageError("--input_file: no input given; expected files or glob patterns, separated by commas")
     paths: dict[Path, None] = {}
     for name in names:
         path = Path(name).expanduser()
@@ -64,7 +66,7 @@ def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
             found = sorted(p for p in matches if p.is_file() and (p.name[0] != "." or path.name[0] == "."))
         if not found:
             hint = f"a folder; did you mean {path / '*'}" if path.is_dir() else "no file matches; check the path"
-            raise UsageError(f"input {name!r}: {hint}")
+            raise UsageError(f"--input_file={name}: {hint}")
         paths.update(dict.fromkeys(found))
     return list(paths)
 

@@ -15,10 +15,9 @@ from data.corpus.encodings import Report
 from data.corpus.lines import decode, line_number, lines, row_at, seek_document, seek_line, without_nuls
 from data.corpus.sentences import short_sentences, split_sentences
 from data.corpus.spans import Counts, Span
-from ground.documents import json_line
+from ground.documents import SURROGATE, json_line
 
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def file_documents(span: Span, counts: Counts, text_field: str, report: Report) -> Iterator[list[str]]:
@@ -91,9 +90,8 @@ def _json_text(line: str, text_field: str) -> str:
 
 def running_text(text: str, counts: Counts) -> list[str]:
     """Return the sentences of running text, with its repairs counted."""
-    if _SURROGATE.search(text):
-        # JSON can spell half of a surrogate pair, which no UTF-8 file can hold.
-        text, replaced = _SURROGATE.subn("\ufffd", text)
+    if SURROGATE.search(text):
+        text, replaced = SURROGATE.subn("\ufffd", text)
         counts.invalid_sequences += replaced
     sentences = split_sentences(without_nuls(text, counts))
     counts.split_lines += sum(len(sentence) > limits.MAX_LINE_CHARACTERS for sentence in sentences)

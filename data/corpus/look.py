@@ -75,6 +75,8 @@ _CANDIDATES = (
     ("euc_kr", _HANGUL),
 )
 _SHIFTED = ("iso2022_jp", "iso2022_kr", "iso2022_jp_2")
+# A run of letters and digits that is two and a half bytes a character, between the marks of UTF-7.
+_UTF_7 = re.compile(rb"\+[A-Za-z0-9+/]{6,}(?![A-Za-z0-9+/=])")
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -127,6 +129,8 @@ def look(path: Path, encoding: str) -> str:
     if damage > limits.MAX_INVALID or encoding != UTF8:
         worst = samples[0 if damages[0] > limits.MAX_INVALID else damages.index(damage)]
         guess = _by_mark(head) or guess_encoding(worst.content[:_GUESS_BYTES])
+    elif _looks_like_utf_7(head[:_GUESS_BYTES]):
+        return "it looks like utf-7: give --encoding=utf-7"
     if damage <= limits.MAX_INVALID and not _evidently_other(head, encoding, guess):
         return ""
     said = f"{damage:.1%} of its bytes are not {encoding}" if damage > limits.MAX_INVALID else f"not {encoding}"
@@ -195,6 +199,8 @@ def guess_encoding(content: bytes) -> str:
     for name in _WIDE:
         if _looks_wide(content, name):
             return name
+    if _looks_like_utf_7(content):
+        return "utf-7"
     text, invalid = _decoded(content, UTF8)
     if invalid + len(_CONTROLS.findall(text)) <= limits.MAX_INVALID * len(content):
         return UTF8
@@ -208,6 +214,13 @@ def guess_encoding(content: bytes) -> str:
     # Western and Central Europe's differ in few letters: the commoner one comes first.
     best = "cp1252" if best == "cp1250" and "cp1252" in found else best
     return "" if best in ("utf_8", "ascii") else codecs.lookup(best).name
+
+
+def _looks_like_utf_7(content: bytes) -> bool:
+    """Whether ASCII text is for a good part runs of UTF-7, which make text full of what Chinese is full of."""
+    if sum(map(len, _UTF_7.findall(content))) < _PLAUSIBLE * len(content) or not content.isascii():
+        return False
+    return _score(content, "utf-7", _SIMPLIFIED + _TRADITIONAL + _KANA + _HANGUL) >= _PLAUSIBLE
 
 
 def _looks_wide(content: bytes, encoding: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data.tfrecord.decoding import Column
 from data.tfrecord.encoding import Rows
+from data.tfrecord.frames import MalformedRecordError
 
 if TYPE_CHECKING:
     from data.pairing import Pairs
@@ -63,6 +64,7 @@ class Segments:
 
         `widths` are those of the rows that the segments fill: of one row together, of several one each.
         """
+        _check_whole_numbers(columns)
         ids, starts = columns["input_ids"], columns["token_boundary"]
         lengths = np.diff(ids.splits)
         ends = columns["first_segment_length"]
@@ -85,6 +87,7 @@ class Segments:
     @classmethod
     def from_record(cls, columns: Mapping[str, Column], width: int) -> Segments:
         """Return the examples of compact records, padded to `width`; raises `MalformedRecordError`."""
+        _check_whole_numbers(columns)
         lengths = np.diff(columns["input_ids"].splits)
         ends = columns["first_segment_length"]
         inner = ends.matrix(len(ends.values) // max(len(lengths), 1))
@@ -94,6 +97,13 @@ class Segments:
             np.concatenate([np.zeros((len(lengths), 1), np.int64), inner, lengths[:, None]], axis=1),
             columns["next_sentence_labels"].matrix(1)[:, 0],
         )
+
+
+def _check_whole_numbers(columns: Mapping[str, Column]) -> None:
+    """Raise `MalformedRecordError` where a feature of compact records holds other numbers."""
+    for name in COMPACT_FEATURES:
+        if columns[name].values.dtype.kind != "i":
+            raise MalformedRecordError(f"{name} holds {columns[name].values.dtype} values; expected whole numbers")
 
 
 def join_pairs(tokens: np.ndarray, pairs: Pairs, template: Template, num_texts: int, width: int) -> Segments:

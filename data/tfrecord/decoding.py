@@ -142,7 +142,7 @@ class Column:
         wrong = np.flatnonzero(lengths != width)
         if len(wrong):
             raise MalformedRecordError(f"{lengths[wrong[0]]} values where {width} are expected")
-        return self.values.reshape(-1, width)
+        return self.values.reshape(len(lengths), width)
 
     def array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return the values as [N, *shape]; raises `MalformedRecordError` where a record has another number of them."""

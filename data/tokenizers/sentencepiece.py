@@ -20,7 +20,7 @@ from absl.app import UsageError
 
 from data.tokenizers import Encoding
 from data.tokenizers.template import Template
-from ground.files import write_atomically
+from ground.files import check_plain, write_atomically
 from ground.ragged import span_indices
 
 MARK = "▁"
@@ -95,7 +95,7 @@ class SentencePieceTokenizer:
     def load(cls, model_file: Path, *, do_lower_case: bool = True) -> SentencePieceTokenizer:
         """Load a `.model` file; do_lower_case acts on ALBERT's layout only."""
         try:
-            return cls(model_file.read_bytes(), do_lower_case=do_lower_case)
+            return cls(check_plain(model_file).read_bytes(), do_lower_case=do_lower_case)
         except UsageError as error:
             raise UsageError(f"{model_file}: {error}") from None
 

@@ -81,7 +81,7 @@ def train_wordpiece(
     """
     words, isolated = _count_words(texts, do_lower_case)
     if not words and not isolated:
-        raise UsageError("the input holds no text to learn a vocabulary from; check the files")
+        raise UsageError("--input_file: the text holds nothing to learn a vocabulary from; give other files")
     frequencies = isolated.copy()
     for word, count in words.items():
         for character in word:
@@ -225,10 +225,28 @@ def _check_coverage(share: float) -> None:
         )
 
 
-def _reason(error: RuntimeError) -> str:
-    """Return SentencePiece's reason, or the condition that did not hold, in brackets behind its place in the source."""
+def _refusal(error: RuntimeError, vocab_size: int, reserved: int) -> UsageError:
+    """Return what SentencePiece's error means for the flags.
+
+    Its message ends with a reason, or with the condition that did not hold in brackets behind a place in the source.
+    """
     place, _, told = str(error).rpartition("] ")
-    return told.strip() or f"this does not hold: {place.partition('[')[2]}"
+    if "sentences_.empty()" in place or "all_chars_count" in place:
+        return UsageError("--input_file: the text holds no sentence to learn from; give other files")
+    if most := re.search(r"too high.*<= (\d+)", told):
+        return UsageError(
+            f"--vocab_size={vocab_size}: the text of --input_file is enough for at most {int(most[1]) + reserved} "
+            "tokens; give more text or a smaller --vocab_size"
+        )
+    if least := re.search(r"smaller than required_chars.* vs (\d+)", told):
+        return UsageError(
+            f"--vocab_size={vocab_size}: the characters of --input_file alone are {int(least[1]) + reserved} tokens; "
+            "give so many or more, or a smaller --character_coverage"
+        )
+    reason = told.strip() or f"this does not hold: {place.partition('[')[2]}"
+    return UsageError(
+        f"--input_file: SentencePiece cannot learn --vocab_size={vocab_size} tokens from this text: {reason}"
+    )
 
 
 def train_sentencepiece(
@@ -262,19 +280,20 @@ def train_sentencepiece(
     from data.tokenizers.sentencepiece import prepare
 
     _check_coverage(character_coverage)
+    reserved = 0
     if layout == "albert":
         texts = (prepare(text, do_lower_case=do_lower_case) for text in texts)
         layout_settings: dict[str, Any] = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
         layout_settings |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "user_defined_symbols": _ALBERT_SYMBOLS}
     else:
         layout_settings = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-        vocab_size -= 2
+        reserved = 2
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=model,
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - reserved,
             model_type=model_type,
             character_coverage=character_coverage,
             input_sentence_size=max_sentences,
@@ -284,5 +303,5 @@ def train_sentencepiece(
             **layout_settings,
         )
     except RuntimeError as error:
-        raise UsageError(f"SentencePiece cannot learn {vocab_size} pieces from this text: {_reason(error)}") from None
+        raise _refusal(error, vocab_size, reserved) from None
     return model.getvalue()

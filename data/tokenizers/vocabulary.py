@@ -12,6 +12,8 @@ from pathlib import Path
 
 from absl.app import UsageError
 
+from ground.files import check_plain
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 MAX_TOKENS = 1 << 21
@@ -26,7 +28,7 @@ def read_vocabulary(path: Path) -> list[str]:
     Raises:
         UsageError: the file is no such vocabulary, or a line of it is blank, a repetition or of several columns.
     """
-    size = path.stat().st_size
+    size = check_plain(path).stat().st_size
     if size > MAX_BYTES:
         raise UsageError(f"{path}: {size:,} bytes; expected a vocabulary, a token a line, of at most {MAX_BYTES:,}")
     lines = _lines(path, path.read_bytes())

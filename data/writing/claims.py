@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,15 @@ from absl.app import UsageError
 from data.manifest_shape import read_listing
 from data.writing.output import Output
 from ground.documents import read_json
-from ground.files import write_atomically
+from ground.files import real, write_atomically
 from ground.locks import holding
 from ground.outputs import Target, check_outputs, plain_file, plain_name
 
 _CLAIMS, _PLAN = "claims.json", "plan.json"
-_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|(span|piece|shard)-\d{{6}}[-.\w]*|\..+\.tmp|\.nfs\w+")
+_WORK = r"(span|piece|shard)-\d{6}[-.\w]*"
+_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|{_WORK}|\.({_CLAIMS}|{_PLAN}|{_WORK})(\.\d+)?\.tmp|\.nfs\w+")
+# What the two files begin with, a rename that a crash of the machine emptied aside.
+_SIGNATURES = {_CLAIMS: b'["', _PLAN: b'{"recipe": {'}
 _PROOF = "no manifest beside it lists it with its size"
 
 
@@ -41,7 +43,7 @@ def check(output: Output, reads: Mapping[str, Iterable[Any]], num_examples: int 
 
     def ours(path: Path) -> bool:
         name = os.path.relpath(path, output.manifest_path.parent)
-        return plain_file(path, former.get(name)) or (path.resolve() in claims and not path.is_symlink())
+        return plain_file(path, former.get(name)) or (real(path) in claims and not path.is_symlink())
 
     new = [] if output.shard_size and num_examples is None else output.paths(num_examples or 0)
     gone = [output.manifest_path.parent / name for name in former if plain_name(name)]
@@ -58,12 +60,14 @@ def check(output: Output, reads: Mapping[str, Iterable[Any]], num_examples: int 
 
 def claim(output: Output, paths: Iterable[Path]) -> None:
     """Enter the files that a job is about to write, which `check` has seen, in its work folder."""
-    claims = sorted(str(path) for path in _claims(output.work_path) | {path.resolve() for path in paths})
+    claims = sorted(str(path) for path in _claims(output.work_path) | {real(path) for path in paths})
     write_atomically(output.work_path / _CLAIMS, json.dumps(claims), sync=False)
 
 
 def open_work(work: Path, plan: Mapping[str, Any]) -> None:
     """Keep a work folder that the same plan left, and clear any other, but for its claims.
+
+    The plan begins with its recipe, and is removed last: by it a later job knows the folder as that of a job.
 
     Raises `UsageError` for a folder of somebody else.
     """
@@ -74,16 +78,28 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
         )
     work.mkdir(parents=True, exist_ok=True)
     if not (work / _PLAN).is_file() or (work / _PLAN).read_bytes() != content:
-        for left in list(work.iterdir()):
-            if left.name != _CLAIMS:
-                left.unlink()
+        _clear(work, [_PLAN])
         write_atomically(work / _PLAN, content, sync=False)
 
 
 def abandon(work: Path) -> None:
     """Remove the work folder of a job, unless it is what proves that shards are of that job."""
     if not (work / _CLAIMS).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_work(work)
+
+
+def remove_work(work: Path) -> None:
+    """Remove the work folder of a job that is done; one that a kill leaves half removed is still known as a job's."""
+    _clear(work, [_PLAN, _CLAIMS])
+    work.rmdir()
+
+
+def _clear(work: Path, last: Sequence[str]) -> None:
+    """Remove the files of a work folder, but for claims that are not among the `last`, which are removed in the end."""
+    names = {entry.name for entry in work.iterdir()} - {_PLAN, _CLAIMS}
+    for name in (*sorted(names), *last):
+        (work / name).unlink(missing_ok=True)
 
 
 def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:
@@ -102,7 +118,7 @@ def remove_former(manifest_path: Path, current: Iterable[str] = ()) -> None:
 def locked(output_files: Sequence[str]) -> Iterator[None]:
     """Hold a lock for each output inside; raises `UsageError` where another process writes to one of them."""
     with contextlib.ExitStack() as stack:
-        for name in sorted({str(Path(name).resolve()) for name in output_files if "://" not in name}):
+        for name in sorted({str(real(Path(name))) for name in output_files if "://" not in name}):
             path = Path(name)
             stack.enter_context(holding(path.with_name(f".{path.name}.lock"), f"--output_file={path}"))
         yield
@@ -122,12 +138,25 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _is_of_a_job(work: Path) -> bool:
-    """Whether a folder holds nothing but what a job keeps there; a folder that was made and not yet filled is one."""
-    return (
-        not work.is_symlink()
-        and work.is_dir()
-        and all(_OF_A_JOB.fullmatch(entry.name) and not entry.is_dir() for entry in list(work.iterdir()))
-    )
+    """Whether a folder holds nothing but what a job keeps there; a folder that was made and not yet filled is one.
+
+    Parts of the work prove nothing by their names alone: the plan lies beside them.
+    """
+    if work.is_symlink() or not work.is_dir():
+        return False
+    entries = {entry.name: entry for entry in list(work.iterdir())}
+    if not all(_OF_A_JOB.fullmatch(name) and not entry.is_dir() for name, entry in entries.items()):
+        return False
+    planned = _PLAN in entries or not any(re.fullmatch(_WORK, name) for name in entries)
+    return planned and all(_begins(entries[name], begin) for name, begin in _SIGNATURES.items() if name in entries)
+
+
+def _begins(path: Path, begin: bytes) -> bool:
+    """Whether a file is a plain one, and empty or of this beginning."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(begin)) in (begin, b"")
 
 
 def _claims(work: Path) -> set[Path]:

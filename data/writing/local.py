@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +91,7 @@ def create_examples(
     content = known | manifest.tally(counts + written, shards) | {"flags": dict(flags or {})}
     claims.remove_former(output.manifest_path, (shard["name"] for shard in shards))
     write_atomically(output.manifest_path, manifest.to_bytes(content))
-    shutil.rmtree(work)
+    claims.remove_work(work)
     return Result(content, pool.seconds)
 
 

@@ -35,6 +35,8 @@ class Output:
                 f"--output_file names {len(self.files)} files but --num_shards and --shard_size make "
                 "numbered files of one name: give one name, or leave the other flag out"
             )
+        if folder := next((path for path in self.files if path.name in ("", "..") or path.is_dir()), None):
+            raise UsageError(f"--output_file={folder} is a folder: name a file in it, such as {folder / 'x.tfrecord'}")
         if len({path.parent for path in self.files}) > 1:
             # A manifest lists files of its own folder alone, and readers look for it there.
             raise UsageError(

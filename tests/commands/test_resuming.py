@@ -14,10 +14,13 @@ import run_classifier
 import run_pretraining
 from commands import resuming
 from commands.flags import write_config
+from ground.documents import as_json
 from ground.outputs import check_outputs
 from modeling.config import Config
 from tasks.datasets import find_row
 from tasks.run_file import RunFile, TokenizerFile
+from training.checkpoints import RunState, write_state
+from training.run import LoopProgress
 
 VERBS = {"run_pretraining": run_pretraining, "run_classifier": run_classifier}
 SHAPE: dict[str, Any] = dict(  # noqa: C408
@@ -77,7 +80,7 @@ OTHER_RUNS = [
     ),
     (
         run_of(tokenizer=TokenizerFile(fingerprint="1" * 64)),
-        r"--vocab_file: .*a tokenizer 000000000000, this run has 1",
+        r"--vocab_file, --spm_model_file or --do_lower_case: .*a tokenizer 000000000000, this run has 1",
     ),
     (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), labels=("1", "0"))), r"labels 0,1, this run has 1,0"),
     (run_of(row=None, objective="albert"), r"--task_name: .*task lcqmc_pair, this run has albert"),
@@ -155,3 +158,24 @@ def test_a_folder_that_no_run_wrote_keeps_its_files(tmp_path: Path, name: str):
     (tmp_path / "dev_predictions.tsv").write_text("")
     with pytest.raises(UsageError, match="which --data_dir reads"):
         check_outputs({"--data_dir": [tmp_path / "dev_predictions.tsv"]}, resuming.targets(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 7}, "step_00000001 was trained with seed 7, this run has 12345"),
+        ({"progress": {"recent_losses": 3}}, r"state.json: .*\$.recent_losses is 3: expected a list; remove it"),
+        ({"progress": {"unknown": 3}}, "state.json: .*unknown key 'unknown'"),
+        ({"config": {"hidden_size": "wide"}}, "state.json: config: "),
+    ],
+)
+def test_a_checkpoint_by_which_no_run_goes_on_is_refused_before_anything_is_written(tmp_path: Path, change, message):
+    config = as_json(dataclasses.asdict(Config(**SHAPE)))
+    state = RunState(1, 12345, config, dataclasses.asdict(LoopProgress()), {})
+    folder = tmp_path / "step_00000001"
+    write_state(folder, state)
+    resuming.check_records(tmp_path, [folder], config, 12345)
+    facts = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(facts | change))
+    with pytest.raises(UsageError, match=message):
+        resuming.check_records(tmp_path, [folder], config, 12345)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from absl.app import UsageError
 
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
 from modeling import Config
+from training.checkpoints import RunState, write_state
 
 SHAPE: dict[str, Any] = {
     "family": "bert",
@@ -82,3 +84,25 @@ def test_finish_writes_scores_as_json_and_as_lines(tmp_path, capsys: pytest.Capt
     assert json.loads((tmp_path / "eval_results.json").read_text()) == {"global_step": 7, "loss": 0.5, "accuracy": 0.25}
     assert (tmp_path / "eval_results.txt").read_text() == "accuracy = 0.25\nglobal_step = 7\nloss = 0.5\n"
     assert "the title" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_tensors_is_refused_before_its_numbers_are_read(tmp_path: Path):
+    def check(state: Any) -> None:
+        raise UsageError(f"{sorted(state)} does not fit")
+
+    session = Session(types.SimpleNamespace(), None)  # pyright: ignore[reportArgumentType]
+    session.engine = types.SimpleNamespace(check_state=check)  # pyright: ignore[reportAttributeAccessIssue]
+    folder = tmp_path / "step_00000001"
+    write_state(folder, RunState(1, 2, {}, {}, {"model/a": np.zeros(3, np.float32), "optimizer/b": np.zeros(2)}))
+    with pytest.raises(UsageError, match=r"step_00000001: \['model/a', 'optimizer/b'\] does not fit"):
+        session.check_state([folder])
+    # A damaged one is passed over when the run goes on.
+    later = tmp_path / "step_00000002"
+    later.mkdir()
+    with pytest.raises(UsageError, match=r"step_00000001: .* does not fit"):
+        session.check_state([folder, later])
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(UsageError, match=r"none of the 2 checkpoints in .* can be read: remove that folder"):
+        session.check_state([folder, later])
+    session.check_state([])

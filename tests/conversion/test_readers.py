@@ -205,6 +205,27 @@ def test_weights_that_transformers_saved_itself(tmp_path: Path):
     np.testing.assert_array_equal(got, query.detach().numpy().T)
 
 
+def test_parameters_that_were_saved_as_they_are_are_weights(tmp_path: Path):
+    import torch
+
+    tensors = random_tensors("bert")
+    named = _structbert(tensors, "", False)
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in named.items()}
+    torch.save(parameters, tmp_path / "pytorch_model.bin")
+    _assert_same(read_checkpoint(tmp_path / "pytorch_model.bin").tensors, tensors)
+
+
+def test_a_view_of_far_more_numbers_than_are_stored_is_refused(tmp_path: Path):
+    import torch
+
+    named = {"bert.embeddings.word_embeddings.weight": torch.zeros(1).expand(10**6, 10**6)}
+    torch.save(named, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        UsageError, match=r"word_embeddings.weight has the shape 1000000 x 1000000, of far more numbers"
+    ):
+        read_checkpoint(tmp_path / "pytorch_model.bin")
+
+
 def test_bfloat16_weights_are_read_as_float32(tmp_path: Path):
     import ml_dtypes
 

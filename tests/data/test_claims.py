@@ -109,6 +109,56 @@ def test_a_folder_that_is_no_jobs_is_kept(folder: Path):
     assert (folder / "x.partial/thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"plan.json": "my plan"},
+        {"claims.json": "my claims"},
+        {"claims.json": '{"mine": []}'},
+        {"span-000000.tokens": "mine"},
+        {"plan.json": '{"recipe": {}}', ".notes.tmp": "mine"},
+    ],
+    ids=str,
+)
+def test_names_of_a_job_s_files_are_no_proof_that_it_wrote_them(folder: Path, files: dict[str, str]):
+    (folder / "x.partial").mkdir()
+    for name, text in files.items():
+        (folder / "x.partial" / name).write_text(text)
+    before = content(folder)
+    with pytest.raises(UsageError, match=r"x.partial exists and is not known .*holds other files than a job's"):
+        make(folder)
+    assert content(folder) == before
+
+
+def test_what_a_job_left_at_any_moment_is_known_as_its_own(folder: Path):
+    from data.writing.claims import open_work, remove_work
+
+    work = folder / "x.partial"
+    open_work(work, {"recipe": {"seed": 1}})
+    (work / "span-000000.tokens").write_bytes(b"1")
+    (work / ".claims.json.77.tmp").write_bytes(b"[")
+    # Killed while another plan clears it: the plan is the last file to go.
+    original = Path.unlink
+    with pytest.MonkeyPatch.context() as patch:
+
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            if path.name == "plan.json":
+                raise KeyboardInterrupt
+            original(path, missing_ok=missing_ok)
+
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            open_work(work, {"recipe": {"seed": 2}})
+        assert [path.name for path in work.iterdir()] == ["plan.json"]
+        for name in ("claims.json", "shard-000000.json"):
+            (work / name).write_text('["/x"]')
+        with pytest.raises(KeyboardInterrupt):
+            remove_work(work)
+    assert sorted(path.name for path in work.iterdir()) == ["claims.json", "plan.json"]
+    make(folder)
+    assert not work.exists()
+
+
 def test_a_tokenizer_is_not_written_over_text_nor_over_other_files(folder: Path):
     options = [
         f"--input_file={folder / 'corpus.txt'}",

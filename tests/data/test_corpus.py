@@ -215,11 +215,11 @@ def test_inputs_expand_to_sorted_files_without_repetition(tmp_path: Path):
 
 
 def test_usage_errors_of_inputs(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"input '.*/\*\.txt': no file matches; check the path"):
+    with pytest.raises(UsageError, match=r"--input_file=.*/\*\.txt: no file matches; check the path"):
         expand_inputs(f"{tmp_path}/*.txt")
-    with pytest.raises(UsageError, match=r"input '.*': a folder; did you mean .*/\*"):
+    with pytest.raises(UsageError, match=r"--input_file=.*: a folder; did you mean .*/\*"):
         expand_inputs(str(tmp_path))
-    with pytest.raises(UsageError, match=r"input '\.': a folder; did you mean \*"):
+    with pytest.raises(UsageError, match=r"--input_file=\.: a folder; did you mean \*"):
         expand_inputs(".")
     with pytest.raises(UsageError, match="no input given; expected files or glob patterns"):
         expand_inputs(" , ")

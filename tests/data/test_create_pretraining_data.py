@@ -84,6 +84,8 @@ def test_comma_list_of_outputs(folder, capsys):
         (["--num_shards=2", "--shard_size=9"], "exclude each other"),
         (["--output_file=a,b", "--num_shards=2"], "names 2 files but"),
         (["--output_file=a,a"], "a file is named twice"),
+        (["--output_file=.."], r"--output_file=\.\. is a folder: name a file in it"),
+        (["--output_file=/"], "--output_file=/ is a folder"),
         (["--random_next_sentence", "--objective=masked_lm"], "asks for pairs"),
         (["--input_file=none/*.txt"], "no file matches"),
         (["--max_seq_length=4"], "expected at least 5"),
@@ -116,6 +118,29 @@ def test_same_command_again_overwrites(folder):
     for _ in range(2):
         verb.main(parse(verb.Options, arguments(folder)))
     assert (folder / "x.tfrecord").stat().st_size > 0
+
+
+def test_a_file_whose_name_is_no_text_is_read_by_a_pattern(folder):
+    (folder / "corpus.txt").rename(folder / "corpus\udc80.txt")
+    verb.main(parse(verb.Options, arguments(folder, f"--input_file={folder}/corpus*.txt")))
+    (told,) = json.loads((folder / "x.manifest.json").read_text(encoding="utf-8"))["inputs"]
+    assert told["name"].endswith(r"corpus\udc80.txt")
+
+
+def test_of_a_text_that_is_refused_nothing_held_out_is_left(folder):
+    # One document: with some seeds it is held out, and then nothing is left to learn from.
+    (folder / "corpus.txt").write_text("\n".join(TOKENS[5:9]), encoding="utf-8")
+    before, told = sorted(folder.iterdir()), set()
+    for seed in range(6):
+        more = ("--eval_fraction=0.5", "--objective=masked_lm", f"--random_seed={seed}")
+        with pytest.raises(UsageError) as error:
+            verb.main(parse(verb.Options, arguments(folder, *more)))
+        told.add(str(error.value)[:20])
+        assert sorted(folder.iterdir()) == before
+    assert told == {"--eval_fraction=0.5 ", "--input_file: no exa"}
+    (folder / "corpus.txt").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="--input_file: no example could be made: 0 documents"):
+        verb.main(parse(verb.Options, arguments(folder, "--eval_fraction=0.5")))
 
 
 def test_held_out_documents_are_in_no_training_shard(folder):

@@ -17,7 +17,7 @@ import plan_training
 from commands.flags import parse
 from data import objectives
 from data.forms import FORMS, Segments, Side
-from data.forms.segments import join_pairs
+from data.forms.segments import COMPACT_FEATURES, join_pairs
 from data.forms.sides import original_ids, side_problems
 from data.masking import Masking, hide_tokens
 from data.objectives import OBJECTIVES, Objective
@@ -25,6 +25,8 @@ from data.randomness import keys
 from data.reading import PretrainingDataset
 from data.recipe import Recipe
 from data.schema import Feature, padding, present, schema_from_json, schema_to_json, shapes
+from data.tfrecord.decoding import Column
+from data.tfrecord.frames import MalformedRecordError
 from data.tokenizers.training import train_sentencepiece
 from data.word_order import WordOrder
 
@@ -122,11 +124,14 @@ def test_manifests_that_this_version_cannot_read_are_one_line(folder):
     make(folder)
     manifest_path = folder / "x.manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    ids, *others = manifest["features"]
     for change, message in (
         ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed, source_target"),
-        ({"features": [{"name": "input_ids"}]}, "the manifest's `features` cannot be read"),
-        ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, "feature x has dtype O"),
-        ({"features": [{"name": "x", "axes": [1e300], "dtype": "int32", "stored": True}]}, "an axis 1e.300, of which"),
+        ({"features": [{"name": "input_ids"}]}, r"\$.features\[0\]"),
+        ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, r"\$.features\[0\].dtype is 'O'"),
+        ({"features": [{**ids, "axes": ["x"]}, *others]}, "input_ids of form one_row is missing or differs"),
+        ({"features": others}, "input_ids of form one_row is missing or differs"),
+        ({"features": [ids, {**ids, "name": "x"}, *others]}, "'x' is none of form one_row"),
     ):
         manifest_path.write_text(json.dumps(manifest | change), encoding="utf-8")
         with pytest.raises(UsageError, match=message) as error:
@@ -363,3 +368,19 @@ def test_segments_of_compact_records_come_back(folder):
     for name in ("ids", "bounds", "label"):
         np.testing.assert_array_equal(getattr(again, name), getattr(segments, name))
     np.testing.assert_array_equal(again.word_starts, (ids > 5) & (np.arange(6) < segments.lengths[:, None]))
+
+
+@pytest.mark.parametrize("name", COMPACT_FEATURES)
+def test_compact_records_of_other_numbers_are_malformed(name: str):
+    splits = np.array([0, 1, 2])
+    columns = {each: Column(np.ones(2, np.int64), splits) for each in COMPACT_FEATURES}
+    assert Segments.from_record(columns, 3).ids.shape == (2, 3)
+    columns[name] = Column(np.ones(2, np.float32), splits)
+    with pytest.raises(MalformedRecordError, match=f"{name} holds float32 values; expected whole numbers"):
+        Segments.from_record(columns, 3)
+    with pytest.raises(MalformedRecordError, match=f"{name} holds float32 values"):
+        Segments.problems(columns, None)
+
+
+def test_a_feature_without_values_is_a_matrix_without_columns():
+    assert Column(np.zeros(0, np.int64), np.zeros(4, np.int64)).matrix(0).shape == (3, 0)

@@ -46,6 +46,7 @@ ENCODED = [
     (JAPANESE, "euc_jp", "euc_jp"),
     (JAPANESE, "iso2022_jp", "iso2022_jp"),
     (KOREAN, "euc_kr", "euc_kr"),
+    *((text, "utf-7", "utf-7") for text in (CHINESE, TRADITIONAL, JAPANESE, KOREAN)),
     (ENGLISH, "utf-16-le", "utf-16-le"),
     (FRENCH, "latin-1", "cp1252"),
     (RUSSIAN, "cp1251", "cp1251"),

@@ -323,7 +323,7 @@ def test_documents_of_one_word_cannot_be_paired(tmp_path, tokenizer):
 def test_another_plan_starts_anew(tmp_path, tokenizer):
     work = Output((tmp_path / "x.tfrecord",)).work_path
     work.mkdir()
-    (work / "plan.json").write_text("{}")
+    (work / "plan.json").write_text('{"recipe": {}}')
     (work / "span-000000.json").write_text(json.dumps({"files": {}, "counts": {"examples": 1}, "seconds": {}}))
     manifest, _ = make(tmp_path, tokenizer)
     assert manifest["num_examples"] > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
 from pathlib import Path
 
@@ -218,5 +219,24 @@ def test_usage_errors(tmp_path: Path):
     path.write_bytes(model.getvalue())
     with pytest.raises(app.UsageError, match=r"model lacks \[SEP\], \[MASK\], <pad>, which ALBERT's layout needs"):
         load_tokenizer(spm_model_file=path)
-    with pytest.raises(app.UsageError, match=r"SentencePiece cannot learn 5000 pieces from this text: .*too high"):
-        train_sentencepiece(TEXT, vocab_size=5000)
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings", "message"),
+    [
+        (TEXT, {"vocab_size": 5000}, r"--vocab_size=5000: the text of --input_file is enough for at most \d+ tokens"),
+        ([], {}, "--input_file: the text holds no sentence to learn from"),
+        ([" \t"], {}, "--input_file: the text holds no sentence to learn from"),
+        (TEXT, {"vocab_size": 9}, r"--vocab_size=9: the characters of --input_file alone are \d+ tokens"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["albert", "xlmr"])
+def test_text_that_is_no_vocabulary_is_refused_with_the_flag_to_change(texts, settings, message, layout):
+    with pytest.raises(app.UsageError, match=message) as told:
+        train_sentencepiece(texts, layout=layout, **settings)
+    if texts is TEXT:
+        # The number that is named is the one from which it works.
+        size = int(re.findall(r"(\d+) tokens", str(told.value))[0])
+        train_sentencepiece(TEXT, layout=layout, vocab_size=size)
+        with pytest.raises(app.UsageError):
+            train_sentencepiece(TEXT, layout=layout, vocab_size=size + (1 if settings["vocab_size"] > 9 else -1))

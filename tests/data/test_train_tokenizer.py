@@ -180,12 +180,14 @@ def test_usage_errors(tmp_path: Path):
         app.UsageError, match=r"vocab_size 1000 is below the \d+ of special tokens and characters; raise"
     ):
         train_wordpiece(TEXT, vocab_size=1000)
-    with pytest.raises(app.UsageError, match="the input holds no text to learn a vocabulary from; check the files"):
+    with pytest.raises(
+        app.UsageError, match="--input_file: the text holds nothing to learn a vocabulary from; give other"
+    ):
         train_wordpiece(["", " \n"])
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n", encoding="utf-8")
     output = tmp_path / "out" / "vocab.txt"
-    with pytest.raises(app.UsageError, match="the input holds no text"):
+    with pytest.raises(app.UsageError, match="the text holds nothing"):
         train_tokenizer.main(train_tokenizer.Options(input_file=(str(empty),), output_file=str(output)))
     assert not output.parent.exists()
 

@@ -1,10 +1,13 @@
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
+from absl.app import UsageError
 
-from ground.files import naming, write_atomically
+from ground.documents import read_json
+from ground.files import check_plain, naming, real, write_atomically
 
 
 def test_writes_text_and_bytes_and_creates_folders(tmp_path):
@@ -37,3 +40,26 @@ def test_naming_names_what_a_full_disk_leaves_unnamed():
 
     with pytest.raises(OSError, match=r"No space left on device: 'x\.txt'"):
         fill()
+
+
+def test_pipes_sockets_and_devices_are_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("socket")
+    Path("zero").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "a pipe"), ("socket", "a socket"), ("zero", "a device")):
+        with pytest.raises(UsageError, match=f"^{name} is {kind}: expected a file"):
+            check_plain(Path(name))
+        with pytest.raises(UsageError, match=f"^{name} is {kind}: expected a file"):
+            read_json(name, what="a config")
+    with pytest.raises(FileNotFoundError):
+        check_plain(Path("nothing"))
+    assert check_plain(Path()) == Path()
+
+
+def test_links_in_a_ring_have_a_path(tmp_path):
+    (tmp_path / "ring").symlink_to("ring")
+    assert real(tmp_path / "ring").name == "ring"
+    (tmp_path / "link").symlink_to("file")
+    assert real(tmp_path / "link") == real(tmp_path) / "file"

@@ -10,7 +10,16 @@ from absl.app import UsageError
 
 from ground.files import write_atomically
 from ground.locks import holding, is_lock
-from ground.outputs import Target, check_outputs, note_read, note_written, plain_name, was_written
+from ground.outputs import (
+    Target,
+    announce,
+    check_outputs,
+    is_left_over,
+    note_read,
+    note_written,
+    plain_name,
+    was_written,
+)
 
 
 @pytest.fixture
@@ -63,6 +72,37 @@ def test_the_file_of_config_is_read_by_every_verb(source: Path):
         check_outputs({}, [Target(source, "--output", lambda _: True, reads_own=("--config",))])
     finally:
         note_read("--config", None)
+
+
+def test_a_name_that_no_file_system_takes_is_refused_before_anything_is_written(tmp_path: Path):
+    check_outputs({}, [Target(tmp_path / ("x" * 235), "--output")])
+    with pytest.raises(UsageError, match=r"--output: 文{40}\.\.\. has 237 bytes, a name has at most 235: shorten it"):
+        check_outputs({}, [Target(tmp_path / ("文" * 79), "--output")])
+
+
+def test_what_a_kill_leaves_of_the_record_and_of_what_was_announced_is_known(tmp_path: Path):
+    announce(tmp_path, "verb", {"parity.json": 3})
+    for name in ("..divan.json.77.tmp", ".parity.json.7.tmp", ".notes.7.tmp", ".parity.json.tmp", "parity.json.7.tmp"):
+        (tmp_path / name).write_text("")
+    known = {path.name for path in tmp_path.iterdir() if is_left_over(path, "verb")}
+    assert known == {"..divan.json.77.tmp", ".parity.json.7.tmp"}
+    assert not is_left_over(tmp_path / ".parity.json.7.tmp", "another")
+
+
+def test_what_is_announced_is_known_before_and_after_it_is_written(tmp_path: Path):
+    path = tmp_path / "vocab.txt"
+    announce(tmp_path, "verb", {path.name: 3})
+    path.write_text("mine")
+    assert not was_written(path, "verb")
+    path.write_text("abc")
+    assert was_written(path, "verb")
+    announce(tmp_path, "verb", {path.name: 5})
+    assert was_written(path, "verb")
+    path.write_text("abcde")
+    assert was_written(path, "verb")
+    announce(tmp_path, "verb", {path.name: 7})
+    path.write_text("abc")
+    assert not was_written(path, "verb")
 
 
 def test_the_record_of_a_folder_proves_what_a_verb_wrote_as_long_as_it_is_so(tmp_path: Path):

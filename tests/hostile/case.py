@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +23,17 @@ class Link:
 
     target: str
     hard: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """What is no file: a `pipe` or `socket` that nobody writes to, or a `folder`."""
+
+    kind: str
+
+
+Content = bytes | Link | Special
+"""What lies under a name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +74,8 @@ class Case:
         outputs: what the call may write and change; all else has to stay as it is.
         uses: seeds that lie in the folder.
         trains: whether the steps of training are really computed.
+        killed_at: kill the call at this time of writing, and then make it again; 0 does not.
+        killed_after: seconds later.
     """
 
     kind: str
@@ -71,8 +87,10 @@ class Case:
     names: tuple[str, ...]
     uses: tuple[str, ...]
     outputs: tuple[str, ...]
-    files: Mapping[str, bytes | Link | None] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Content | None] = dataclasses.field(default_factory=dict)
     trains: bool = False
+    killed_at: int = 0
+    killed_after: float = 0.0
 
     def place(self, seeds: Path, folder: Path) -> None:
         """Lay the files of the case into the empty `folder`."""
@@ -94,7 +112,11 @@ class Case:
                 remove(target)
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                link(target, content, folder)
+                remove(target)
+                if isinstance(content, Link):
+                    link(target, content, folder)
+                else:
+                    make_special(target, content.kind)
 
     def arguments(self, folder: Path) -> list[str]:
         """Return the flags as they are typed in `folder`."""
@@ -109,11 +131,21 @@ def remove(path: Path) -> None:
 
 
 def link(path: Path, to: Link, folder: Path) -> None:
-    remove(path)
     if to.hard:
         path.hardlink_to(folder / to.target)
     else:
         path.symlink_to(folder / to.target)
+
+
+def make_special(path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        # A socket's name is short, wherever its folder is.
+        with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
 
 
 def change(
@@ -125,7 +157,7 @@ def change(
     *,
     flags: Mapping[str, str | None] | None = None,
     further: Sequence[str] = (),
-    files: Mapping[str, bytes | Link | None] | None = None,
+    files: Mapping[str, Content | None] | None = None,
     uses: Sequence[str] = (),
     outputs: Sequence[str] | None = None,
     trains: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -21,8 +22,18 @@ def control(random: Random, seeds: Path) -> Case:
     )
 
 
+def killed(random: Random, seeds: Path) -> Case:
+    """An ordinary call is killed while it writes; what it reads stays as it is, and made again it succeeds."""
+    verb = random.choice(("convert_checkpoint", "run_classifier", ""))
+    base = BASES[random.choice([name for name, base in BASES.items() if base.outputs and verb in ("", base.verb)])]
+    at, after = random.randrange(1, 60), random.choice((0.0, random.random() * 0.01))
+    case = change(base, "killed", f"{base.name} at {at}, {1000 * after:.1f} ms later", "succeed", ())
+    return dataclasses.replace(case, killed_at=at, killed_after=after)
+
+
 CLASSES: Mapping[str, tuple[int, Make]] = {
     "control": (5, control),
+    "killed": (3, killed),
     "flag value": (9, flags.value_of_a_flag),
     "flag size": (3, flags.size_of_a_flag),
     "flag name": (3, flags.name_of_a_flag),
@@ -30,6 +41,7 @@ CLASSES: Mapping[str, tuple[int, Make]] = {
     "two flags": (3, flags.two_flags),
     "flag path": (5, flags.path_of_a_flag),
     "config file": (4, flags.config_file),
+    "special file": (4, flags.special_file),
     "output is input": (5, flags.same_file),
     "foreign output": (5, flags.foreign_output),
     "reused folder": (3, flags.reused_folder),

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.hostile.case import CASE, Base, Case, Expectation, Link, change
+from tests.hostile.case import CASE, Base, Case, Content, Expectation, Link, Special, change
 from tests.hostile.seeds import BASES, CONFIG, TEXT, VICTIM, VOCABULARY
 
 LONG = "x" * 5000
@@ -112,9 +112,16 @@ def value_of_a_flag(random: Random, seeds: Path) -> Case:
     outputs = (*base.outputs, value.split("/")[0]) if flag.name in base.writes else base.outputs
     text = f"--{flag.name}={value[:80]}"
     outputs = tuple(each for each in outputs if each not in ("in", "", ".", ".."))
+    if value == "." and base.verb.startswith("run_"):
+        outputs += (*_RUN_FILES, "checkpoints/", "best/", "tensorboard/")
     parts = Path(value).parts[:-1] if flag.name in base.writes else ()
-    names = (flag.name, " ".join(value.split())[:50] or flag.name, *parts, *_others(base))
+    names = (flag.name, *_shown(value), *parts, *_others(base))
     return change(base, "flag value", text, expect, names, flags={flag.name: value}, outputs=outputs, uses=[TEXT])
+
+
+def _shown(value: str) -> tuple[str, ...]:
+    """Return how a message may show a value; white space becomes one space, or is written as in Python."""
+    return tuple(text for text in (" ".join(value.split())[:50], repr(value)[1:-1][:50]) if text)
 
 
 def _others(base: Base) -> tuple[str, ...]:
@@ -184,7 +191,8 @@ def name_of_a_flag(random: Random, seeds: Path) -> Case:
 def missing_flag(random: Random, seeds: Path) -> Case:
     """A flag of the ordinary call is left out."""
     base = any_base(random)
-    name = random.choice(list(base.flags))
+    # Without a number of steps a run takes its day.
+    name = random.choice([name for name in base.flags if name not in _LONG_RUNS])
     names = (name, "missing", "nothing to do", *_others(base))
     return change(base, "flag left out", f"without --{name}", "either", names, flags={name: None})
 
@@ -200,13 +208,13 @@ def two_flags(random: Random, seeds: Path) -> Case:
         value = "1"
     flags = (*first.flags, f"--{flag.name}={value}")
     both = f"{first.change} --{flag.name}={value[:80]}"
-    names = (*first.names, flag.name, " ".join(value.split())[:50] or flag.name)
+    names = (*first.names, flag.name, *_shown(value))
     return dataclasses.replace(first, kind="two flags", flags=flags, change=both, expect="either", names=names)
 
 
 # Actions of inspect_records.py that read no vocabulary.
 _WORDLESS = ("verify", "repair")
-_PLACES: dict[str, bytes | Link | None] = {
+_PLACES: dict[str, Content | None] = {
     "missing": None,
     "missing/below": None,
     f"{TEXT}/below": None,
@@ -259,13 +267,51 @@ def path_of_a_flag(random: Random, seeds: Path) -> Case:
     return change(base, "flag path", f"--{name}={given[:80]}", expect, names, flags={name: given}, files=files)
 
 
+SPECIAL: dict[str, Content] = {
+    "a pipe": Special("pipe"),
+    "a socket": Special("socket"),
+    "a folder": Special("folder"),
+    "/dev/null": Link("/dev/null"),
+    "/dev/zero": Link("/dev/zero"),
+    "/dev/full": Link("/dev/full"),
+    "a link to nowhere": Link("nowhere"),
+    "links in a ring": Link("in/ring"),
+}
+"""What cannot be read to its end, or is empty for ever."""
+
+
+def special_file(random: Random, seeds: Path) -> Case:
+    """A flag names, or a folder holds, a pipe, a socket, a device or a ring of links in the place of a file."""
+    from tests.hostile.contents import FILES
+
+    way = random.choice(list(SPECIAL))
+    files: dict[str, Content | None] = {"in/ring": Link("in/ring")} if way == "links in a ring" else {}
+    if random.random() < 0.5:
+        name = random.choice(list(FILES))
+        base = BASES[random.choice(FILES[name])]
+        names = (Path(name).name, Path(name).parent.name, "--output_dir", *_others(base))
+        text, files = f"{name} is {way}", {**files, name: SPECIAL[way]}
+        return change(base, "special file", text, "either", names, files=files)
+    base = any_base(random)
+    name = random.choice([name for name in base.reads if base.flags.get(name)])
+    # Some verbs tell kinds of files apart by the end of their names.
+    ending = Path(base.flags[name]).suffix
+    place = f"in/odd{ending}"
+    given = way if way.startswith("/") and random.random() < 0.5 else place
+    optional = name == "vocab_file" and (base.flags.get("action") in _WORDLESS or base.verb.startswith("convert"))
+    expect: Expectation = "either" if optional else "refuse"
+    names = (name, Path(given).name, *_others(base))
+    text, files = f"--{name}={given}: {way}", {**files, place: SPECIAL[way]}
+    return change(base, "special file", text, expect, names, flags={name: given}, files=files)
+
+
 def same_file(random: Random, seeds: Path) -> Case:
     """What is written is what is read, under any of its names."""
     base = any_base(random, writes=True)
     target = random.choice(base.writes)
     reads = [name for name in base.reads if base.flags.get(name) and "*" not in base.flags[name]]
     source = base.flags[random.choice(reads)] if reads else VOCABULARY
-    forms: list[tuple[str, str, dict[str, bytes | Link | None]]] = [
+    forms: list[tuple[str, str, dict[str, Content | None]]] = [
         ("the same", source, {}),
         ("by dots", f"in/../{source}", {}),
         ("by ./", f"./{source}", {}),
@@ -330,9 +376,12 @@ def foreign_output(random: Random, seeds: Path) -> Case:
         places = [value, f"{value}/notes.txt", f"{value}/config.json", f"{value}/vocab.txt", "out", f"{value}/sub/x"]
         places += [f"{value}/pytorch_model.bin", f"{value}/model.safetensors", f"{value}/state.json"]
     place = random.choice(places)
-    content: bytes | Link = mine
-    if random.random() < 0.25:
+    content: Content = mine
+    way = random.random()
+    if way < 0.25:
         content = Link(VICTIM)
+    elif way < 0.35:
+        content = Special(random.choice(("pipe", "socket")))
     manifest = place.endswith("manifest.json")
     if manifest and random.random() < 0.7:
         shard = random.choice(("../victim/thesis.txt", f"{CASE}/victim/thesis.txt", "notes.txt", "../in/text.txt", "."))
@@ -344,7 +393,7 @@ def foreign_output(random: Random, seeds: Path) -> Case:
     expect: Expectation = "refuse" if place == value and target != "output_dir" else "either"
     if place == "out":
         files, expect = {place: content}, "refuse"
-    text = f"a foreign {place}" + (f" -> {VICTIM}" if isinstance(content, Link) else "")
+    text = f"a foreign {place}" + ("" if isinstance(content, bytes) else f": {content}")
     return change(base, "foreign output", text, expect, names, files=files, outputs=outputs, uses=["victim"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 
 from tests.hostile.case import Case
 from tests.hostile.sandbox import Observation
@@ -55,6 +56,23 @@ def judge(case: Case, seen: Observation) -> Verdict:
     if not found:
         return Verdict("refused" if refused(case, seen) else "succeeded")
     return Verdict(min(kinds, key=FAULTS.index), tuple(found))
+
+
+def judge_killed(case: Case, seen: Observation) -> Verdict | None:
+    """Return the verdict on a call that was to be killed; None where it was, and everything that it reads is left."""
+    if seen.code not in (-signal.SIGKILL, -signal.SIGALRM):
+        return judge(case, seen)
+    found = [
+        f"input changed: {name} {'is gone' if name not in seen.after else 'has other content'} by a kill"
+        for name, content in seen.before.items()
+        if seen.after.get(name) != content and not name.startswith(case.outputs)
+    ]
+    found += [
+        f"left-overs: {name}" for name in seen.after if name not in seen.before and not name.startswith(case.outputs)
+    ]
+    if seen.strays:
+        found.append("process left: a process outlives the call")
+    return Verdict(min((fault.split(":")[0] for fault in found), key=FAULTS.index), tuple(found)) if found else None
 
 
 def message_lines(case: Case, seen: Observation) -> list[str]:

@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,6 +182,7 @@ def _live(call: Callable[[], None], folder: Path, logs: Path, limits: Limits) ->
         _limit(limits)
         for name in ("TMPDIR", "HOME"):
             os.environ[name] = str(logs / "elsewhere")
+        tempfile.tempdir = None  # what the parent found
         call()
         code = 0
     except SystemExit as stop:
@@ -216,6 +218,8 @@ def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Nobody pulls the plug, and a disk takes longer to sync than a call to answer.
+    os.fsync = lambda _: None
     # SIGXCPU at the soft limit ends the process; of the parent's time nothing is counted.
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 2))
     fork, started = os.fork, [0]
@@ -268,6 +272,43 @@ def call_verb(verb: str, arguments: Sequence[str], *, trains: bool) -> None:
         parity.largest_differences = lambda *given: {"not compared": 0.0}
     given = module.as_flags(arguments) if verb == "inspect_records" else arguments
     run(module.main, module.Options, given)
+
+
+def kill_at(number: int, seconds: float, folder: Path) -> None:
+    """Kill this process when it is about to write, make, rename or remove the `number`-th time in `folder`, or later.
+
+    The call of the system that writes may be one of a native library, of which Python sees nothing: some kills come
+    `seconds` later.
+    """
+    begun, left = str(folder), number
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "open":
+            path, mode, flags = arguments
+            if not isinstance(path, str | os.PathLike) or not (
+                flags & _WRITES if mode is None else set("wax+") & {*mode}
+            ):
+                return
+        elif event in _CHANGES and isinstance(arguments[0], str | os.PathLike):
+            path = arguments[0]
+        else:
+            return
+        # `Path.resolve` makes calls of its own.
+        if not os.path.abspath(path).startswith(begun):  # noqa: PTH100
+            return
+        left -= 1
+        if left == 0 and seconds:
+            # Nobody handles this signal: it ends the process as SIGKILL does.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        elif left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
 
 def _without_compiling(*, trains: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from tests.hostile.case import Base
 
 CONFIG = "in/shared.json"
 TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
+OTHER_TEXT = "in/text.gb18030"
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
 CREATE = {
@@ -104,6 +106,8 @@ BASES: Mapping[str, Base] = {
             target_length_range="4,16",
             max_target_length="20",
         ),
+        _create("create_encoding", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, encoding="gb18030"),
+        _create("create_bad_text", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, accept_bad_text="true"),
         _train_tokenizer("train_wordpiece", common_characters="false"),
         _train_tokenizer("train_unigram", model_type="unigram"),
         _inspect("show"),
@@ -141,6 +145,7 @@ BASES: Mapping[str, Base] = {
         _classify(
             "classify_rows", (*_PAIRS, "in/tasks.toml"), task_name="mirrored", task_file="in/tasks.toml", do_eval="true"
         ),
+        _classify("classify_encoding", ("in/pairs_other", *_PAIRS[1:]), data_dir="in/pairs_other", encoding="gb18030"),
         _classify("classify_json", ("in/pairs_json", *_PAIRS[1:]), task_name="afqmc", data_dir="in/pairs_json"),
         _classify(
             "classify_resumed",
@@ -168,7 +173,8 @@ BASES: Mapping[str, Base] = {
         _convert("convert_from_file", "in/shared/model.safetensors", config_file=CONFIG, vocab_file=VOCABULARY),
         _convert("convert_from_bin", "in/torch", vocab_file=VOCABULARY),
         _convert("convert_run", "in/tuned"),
-        _convert("list", "in/transformers", list="true"),
+        # It writes nothing, whatever --output says.
+        dataclasses.replace(_convert("list", "in/transformers", list="true"), writes=()),
         Base(
             "convert_albert",
             "convert_albert_tf_checkpoint_to_pytorch",
@@ -200,6 +206,7 @@ def make_seeds(folder: Path) -> None:
     (folder / VICTIM).parent.mkdir()
     (folder / VICTIM).write_text("Years of work.\n", encoding="utf-8")
     _json_pairs(inside)
+    _other_encoding(inside)
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
@@ -217,6 +224,14 @@ def _json_pairs(inside: Path) -> None:
             json.dumps({"sentence1": a, "sentence2": b, "label": label}, ensure_ascii=False) for a, b, label in rows
         )
         (inside / f"pairs_json/{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _other_encoding(inside: Path) -> None:
+    """Write the text and the pairs in GB 18030 too."""
+    (inside / "pairs_other").mkdir()
+    names = {"text.txt": Path(OTHER_TEXT).name} | {f"pairs/{s}.txt": f"pairs_other/{s}.txt" for s in ("train", "dev")}
+    for name, other in names.items():
+        (inside / other).write_text((inside / name).read_text(encoding="utf-8"), encoding="gb18030")
 
 
 def _checkpoints(inside: Path) -> None:

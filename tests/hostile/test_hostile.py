@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.case import Base, Case, Expectation, Link, change
-from tests.hostile.oracle import judge
+from tests.hostile.oracle import judge, judge_killed
 from tests.hostile.run import ROOT, table
-from tests.hostile.sandbox import Limits, observe
+from tests.hostile.sandbox import Limits, kill_at, observe
 
 CASES = 300
 # A fork of a process that holds TensorFlow takes 20 ms: few are enough to see that they are counted.
@@ -67,7 +68,7 @@ def test_every_class_has_its_share_of_the_cases(tried):
 def test_a_case_is_a_function_of_seed_and_index(tried):
     from tests.hostile.classes import kind_of, make_case
 
-    # The runner makes every case twice; those classes import TensorFlow and PyTorch.
+    # The runner makes some cases twice; those classes import TensorFlow and PyTorch.
     indices = [n for n in range(150) if kind_of(n) not in ("records", "tensors", "safetensors header", "torch file")]
     one, same, other = ([make_case(seed, n, tried[0]) for n in indices] for seed in (5, 5, 6))
     assert one == same
@@ -169,6 +170,31 @@ def test_the_judge_sees_what_is_planted(plant: Callable[[], object], expect: Exp
         seen = observe(plant, folder, logs, LIMITS)  # pyright: ignore[reportArgumentType]
     verdict = judge(case, seen)
     assert verdict.outcome == outcome, (verdict, seen)
+
+
+@pytest.mark.parametrize(("at", "left"), [(1, []), (2, ["out"]), (3, ["out", "out/a"]), (4, ["out", "out/b"])])
+def test_a_call_is_killed_where_it_writes(at: int, left: list[str], tmp_path: Path):
+    folder, logs = tmp_path / "case", tmp_path / "logs"
+    (logs / "elsewhere").mkdir(parents=True)
+    folder.mkdir()
+
+    def write() -> None:
+        kill_at(at, 0.0, folder)
+        writes("out/a")
+        Path("out/a").rename("out/b")
+        Path("victim").write_text("other")
+
+    case = planted()
+    case.place(tmp_path, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = observe(write, folder, logs, LIMITS)
+    assert seen.code == -signal.SIGKILL
+    assert [name.rstrip("/") for name in sorted(seen.after) if name not in seen.before] == left
+    assert judge_killed(case, seen) is None
+    changed = dataclasses.replace(seen, after={**seen.after, "victim": "other"})
+    assert (verdict := judge_killed(case, changed)) is not None
+    assert verdict.outcome == "input changed"
 
 
 def test_files_of_a_case_lie_where_it_says(tmp_path: Path):

@@ -140,6 +140,8 @@ def test_unknown_task_missing_folder_and_missing_file_name_what_was_expected(tmp
         find_file(PAIR, tmp_path / "nowhere", "train")
     with pytest.raises(UsageError, match=r"holds none of train\.txt, train\.tsv for train"):
         find_file(PAIR, tmp_path, "train")
+    with pytest.raises(UsageError, match="names no file for test: add test to the files of its row"):
+        find_file(dataclasses.replace(PAIR, files={"train": ("x",)}), tmp_path, "test")
 
 
 def test_a_row_of_the_user_s_own(tmp_path: Path):
@@ -160,6 +162,7 @@ ROW = '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric =
         ('labels = ["bad", "good"]', 'labels = "bad"', r"\$.labels is 'bad': expected a list"),
         ('labels = ["bad", "good"]', "labels = [0, 1]", r"\$.labels\[0\] is 0: expected text"),
         ('"bad", "good"', '"bad", "bad"', "has the label 'bad' twice"),
+        ("{train =", "{tarin =", "names files for 'tarin'; known: train, dev, test"),
         ('"text_a", "label"', '"text_a", "text_a"', "has the column 'text_a' twice"),
         ('{train = ["t.tsv"]}', '{train = "t.tsv"}', r"is 't.tsv': expected a list|expected a list"),
         ('{train = ["t.tsv"]}', '["t.tsv"]', r"\$.files is a list: expected an object"),
@@ -167,6 +170,8 @@ ROW = '[mood]\ncolumns = ["text_a", "label"]\nlabels = ["bad", "good"]\nmetric =
         ('metric = "f1"', 'metric = "f1"\nlabel_names = {x = "y"}', "calls 'x' the label 'y', which is none"),
         ("[mood]", "mood = 1\n[other]", "mood is not a table"),
         ("[mood]", "[mood", "not a TOML file of task rows"),
+        ("[mood]", "[mood]\n" + "a." * 100_000 + "a = 1", "a key has more than 64 parts"),
+        ("[mood]", "[mood" + ".a" * 100_000 + "]", "a key has more than 64 parts"),
         ("[mood]", "x = " + "[" * 5000, "nested too deeply"),
         ("[mood]", "x = " + "9" * 5000 + "\n[mood]", "thousands of digits"),
     ],
@@ -197,6 +202,7 @@ def test_rows_that_are_no_utf8_text_are_one_line(tmp_path: Path, content: bytes)
         ('{"sentence1": ' + "[" * 100_000, "nested too deeply"),
         ('{"sentence1": ' + "9" * 5_000 + "}", "thousands of digits"),
         ("7", "not a JSON object but int"),
+        (r'{"sentence1": "a", "sentence2": "b\ud800", "label": 1}', r"sentence2 has \\ud800, half of a character"),
     ],
 )
 def test_a_wrong_json_line_is_named(tmp_path: Path, line: str, message: str):

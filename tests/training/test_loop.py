@@ -188,9 +188,12 @@ def test_a_run_that_stays_non_finite_stops_with_what_is_needed_to_replay_it(tmp_
     [
         (
             {"engine": "other seed"},
-            "was trained with seed 5, this run has 6: use the same seed, or another output folder",
+            "was trained with seed 5, this run has 6: use the same --seed, or another --output_dir",
         ),
-        ({"config": {"width": 8}}, "is of another model: width is 6, this run has 8; use the same configuration"),
+        (
+            {"config": {"width": 8}},
+            "is of another model: width is 6, this run has 8; give the former --bert_config_file",
+        ),
         ({"config": {"width": 6, "extra": 1}}, "is of another model: extra is None, this run has 1"),
         ({"early_stopping_evaluations": 1}, "early stopping needs an evaluation and the metric that decides"),
         (
