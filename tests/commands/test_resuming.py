@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,3 +157,21 @@ def test_a_folder_that_no_run_wrote_keeps_its_files(tmp_path: Path, name: str):
     (tmp_path / "dev_predictions.tsv").write_text("")
     with pytest.raises(UsageError, match="which --data_dir reads"):
         check_outputs({"--data_dir": [tmp_path / "dev_predictions.tsv"]}, resuming.targets(tmp_path))
+
+
+def test_what_tells_data_apart_stays_as_checkpoints_hold_it(tmp_path: Path):
+    """A run that an earlier version began goes on: digests have the form that its folder holds."""
+    (tmp_path / "a").write_bytes(b"one")
+    sha256 = hashlib.sha256(b"one").hexdigest()[:12]
+    files = {"train": tmp_path / "a", "test": tmp_path / "absent"}
+    assert resuming.data_of_files(files) == {"training data": sha256}
+    assert resuming.data_of_files(files | {"dev": tmp_path / "a"}) == {
+        "training data": sha256,
+        "development data": sha256,
+    }
+    part = SimpleNamespace(origins=lambda: ["one", "two"], num_examples=7)
+    digest = hashlib.sha256(b"one\ntwo").hexdigest()[:12]
+    expected = {"training data": digest, "training examples": 7}
+    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=None)) == expected  # pyright: ignore
+    expected |= {"held-out data": digest, "held-out examples": 7}
+    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=part)) == expected  # pyright: ignore

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import create_pretraining_data
 import train_tokenizer
 from commands.flags import parse
-from data.corpus import Counts, Span, check_inputs, find_encoding, limits, plan_spans, read_documents
+from data.corpus import Counts, Span, check_inputs, encodings, find_encoding, limits, plan_spans, read_documents
 from data.corpus.look import guess_encoding, look
 from data.examples import check_text
 from data.tfrecord.frames import frame
@@ -198,6 +198,35 @@ def test_spans_and_documents_are_those_of_utf8(tmp_path_factory, text: str, enco
             counts, others = Counts(), Counts()
             assert list(read_documents(one, counts)) == list(read_documents(two, others))
             assert counts == others
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(PIECES, min_size=1, max_size=60).map("".join),
+    st.sampled_from(["gb18030", "utf-16", "utf-7"]),
+    st.lists(st.integers(0, 900), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_a_stream_is_where_it_was_sought_and_enters_where_it_can(tmp_path_factory, text, encoding, offsets, random):
+    """Any moves of a stream with any entry: the bytes behind are those of UTF-8, and what lies before is not read."""
+    plain, content = text.encode(), text.encode(encoding)
+    path = tmp_path_factory.getbasetemp() / "surveyed.txt"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "READ_BYTES", 16)
+        # The cache of surveys knows a file by its time, which may be that of the example before.
+        entries, size = encodings._survey.__wrapped__(path, len(content), 0, encoding)
+        assert size == len(plain)
+        entry = random.choice(entries)
+        raw, places = io.BytesIO(content), []
+        stream = encodings.Utf8Stream(raw, encoding, entry)
+        stream.seek(min(entry.text, size))
+        assert raw.tell() == (entry.source if entry.text else 0), "decoded from the beginning"
+        for offset in offsets:
+            places.append(stream.seek(min(offset, size)))
+            assert stream.tell() == places[-1] == min(offset, size)
+            assert stream.read(20) == plain[offset : offset + len(plain)][: stream.tell() - places[-1]]
+        assert encodings.Utf8Stream(io.BytesIO(content), encoding, entry).readall() == plain
 
 
 def test_invalid_sequences_of_an_encoding_are_mended_and_counted(tmp_path: Path):

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data.pairing import PAIRINGS, Block, Pairs, chunk_and_pair, make_divisible, pack, truncate
+from data.recipe import Vocabulary
+from data.tokenizers.wordpiece import WordPieceTokenizer
 
 
 def block_of(documents):
@@ -200,3 +202,10 @@ def test_packing_fills_no_bin_too_far_and_leaves_no_two_that_would_fit_into_one(
     assert (filled <= capacity).all()
     assert (filled > 0).all()
     assert len(filled) < 2 or np.sort(filled)[:2].sum() > capacity
+
+
+@pytest.mark.parametrize("marks", ["", "，。", "，、；：。！？,;:.!?"])
+def test_clauses_end_at_marks_that_the_vocabulary_has_and_never_at_a_special_token(marks: str):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "国", "-", *marks]
+    vocabulary = Vocabulary.of(WordPieceTokenizer(tokens))
+    assert [tokens[i] for i in np.flatnonzero(vocabulary.clause_ends)] == list(marks)
