@@ -130,7 +130,7 @@ def test_held_bytes_are_those_of_float32_weights_and_two_slots():
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
 @pytest.mark.parametrize("half", [False, True])
 def test_collectives_are_those_of_the_papers(micro_batches: int, half: bool):
-    """ZeRO (Rajbhandari et al. 2020, section 7): two gathers and a scatter a micro-batch. Megatron: four sums a block."""
+    """ZeRO (Rajbhandari et al. 2020, section 7): a micro-batch has two gathers and a scatter. Megatron: four sums."""
     layout = Layout(
         batch_size=64, length=128, predictions=20, micro_batches=micro_batches, half_precision=half, data_parts=4
     )
