@@ -7,7 +7,7 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tfrecord.decoding import decode_examples
+from data.tfrecord.decoding import Column, MalformedRecordError, decode_examples
 from data.tfrecord.encoding import encode_examples
 from data.tfrecord.files import RecordFile
 from data.tfrecord.frames import masked_crc32c
@@ -249,3 +249,21 @@ def test_negative_and_large_integers_are_refused():
     for value in (-1, 2**31):
         with pytest.raises(ValueError, match="varints"):
             encode_examples({"x": np.asarray([[value]])})
+
+
+@given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 3), st.sampled_from(["int32", "float32"]))
+def test_a_column_is_an_array_of_any_shape_or_refused(shape, rows, dtype):
+    width = int(np.prod(shape, dtype=int))
+    values = np.arange(rows * width)
+    column = Column(values, np.arange(rows + 1) * width)
+    if width:
+        found = column.array(tuple(shape), dtype)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, values.reshape(rows, *shape))
+    if rows:
+        with pytest.raises(MalformedRecordError, match=f"{width} values where {width + 1} are expected"):
+            column.array((width + 1,), dtype)
+    np.testing.assert_array_equal(column.padded(width + 2)[:, :width], values.reshape(rows, width))
+    if rows and width:
+        with pytest.raises(MalformedRecordError, match=f"{width} values where at most {width - 1} are expected"):
+            column.padded(width - 1)

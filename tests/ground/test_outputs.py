@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -140,3 +141,12 @@ def test_a_lock_that_its_holder_removed_meanwhile_is_made_anew(tmp_path: Path, m
         with pytest.raises(UsageError, match="x is in use"), holding(path, "x"):
             pass
     assert not path.exists()
+
+
+def test_of_a_longer_note_of_a_dead_holder_nothing_stays(tmp_path: Path):
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps({"pid": 1, "command": "x" * 500}))
+    with holding(path, "x"):
+        assert json.loads(path.read_bytes())["pid"] == os.getpid()
+        with pytest.raises(UsageError, match=rf"x is in use by process {os.getpid()} on"), holding(path, "x"):
+            pass

@@ -230,3 +230,39 @@ def test_throughput_leaves_out_the_first_call_of_every_shape(calls):
         seen.add(rows)
         assert run.units_per_second == (units / seconds if seconds else 0.0)
         assert run.progress.seconds == sum(duration for duration, _ in itertools.islice(calls, number))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+@given(scores=st.lists(st.sampled_from([0.0, 0.5, 0.7, 0.9, float("nan")]), min_size=1, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_the_best_weights_are_the_first_of_the_best_score(lower, scores):
+    kept, told, engine = [], [], CountingEngine()
+
+    class Noting(Hook):
+        def evaluated(self, run: Run, metrics: Any, is_best: bool) -> None:
+            told.append(is_best)
+
+    def write(folder: Path, state: Any, **names: Any) -> None:
+        kept.extend([state.step] * (folder.name == "best"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "write_state", write)
+        patch.setattr(loop, "latest_state", lambda *arguments, **names: None)
+        patch.setattr(loop, "rotate", lambda *arguments, **names: None)
+        outcome = train(
+            Path("/nowhere"),
+            engine=engine,
+            num_steps=len(scores),
+            eval_every_steps=1,
+            best_metric="score",
+            lower_is_better=lower,
+            hooks=[Noting()],
+            prefetch_batches=0,
+            evaluate=lambda: {"score": scores[engine.step - 1]},
+        )[1]
+    numbers = [score for score in scores if score == score]
+    best = (min(numbers) if lower else max(numbers)) if numbers else None
+    assert outcome.best == best
+    assert outcome.best_step == (scores.index(best) + 1 if best is not None else 0)
+    assert kept == [step for step, is_best in enumerate(told, 1) if is_best]
+    assert kept[-1:] == [outcome.best_step][: len(numbers)]
