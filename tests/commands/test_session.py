@@ -15,8 +15,10 @@ from absl.app import UsageError
 import run_pretraining
 from commands import session as of_session
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
+from commands.weights import restore
 from data.objectives import OBJECTIVES
 from modeling import Config
+from training import checkpoints, processes
 
 SHAPE: dict[str, Any] = {
     "family": "bert",
@@ -145,3 +147,13 @@ def test_a_head_of_pairs_may_be_left_over_only_where_none_is_scored(objective: s
     unused = any(re.fullmatch(pattern, "sentence_pair/kernel") for pattern in seen["allow_unexpected"])
     assert unused is not bool(OBJECTIVES[objective].labels)
     assert not any(re.fullmatch(pattern, "masked_lm/output_bias") for pattern in seen["allow_unexpected"])
+
+
+@pytest.mark.parametrize("only_reads", [False, True])
+def test_processes_look_for_the_newest_checkpoint_together(monkeypatch: pytest.MonkeyPatch, tmp_path, only_reads: bool):
+    seen: list[Any] = []
+    monkeypatch.setattr(checkpoints, "latest_state", lambda *given, **names: seen.append((given, names)))
+    monkeypatch.setattr(processes, "current", lambda: "all of them")
+    with pytest.raises(UsageError, match="holds no checkpoint; train with --do_train, or give --init_checkpoint"):
+        restore(None, None, output_dir=str(tmp_path), only_reads=only_reads)  # pyright: ignore
+    assert seen == [((tmp_path,), {"processes": "all of them", "only_reads": only_reads})]
