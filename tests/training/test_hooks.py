@@ -266,3 +266,20 @@ def test_the_best_weights_are_the_first_of_the_best_score(lower, scores):
     assert outcome.best_step == (scores.index(best) + 1 if best is not None else 0)
     assert kept == [step for step, is_best in enumerate(told, 1) if is_best]
     assert kept[-1:] == [outcome.best_step][: len(numbers)]
+
+
+@given(st.floats(0, 1e6), st.sampled_from([0.0, 3e9]), st.sampled_from([0.0, 2e15]))
+def test_speed_has_what_is_known(units, flops, peak):
+    plan = RunPlan(
+        num_steps=1,
+        output_dir=Path(),
+        config={},
+        unit="tokens",
+        flops_per_unit=flops,
+        peak_flops_per_second=peak,
+    )
+    run = Run(CountingEngine(), plan, units_per_second=units)
+    expected = {"tokens_per_second": units} | ({"flops_per_second": units * flops} if flops else {})
+    expected |= {"flop_utilization": units * flops / peak} if flops and peak else {}
+    assert run.speed() == (expected if units else {})
+    assert list(run.speed_texts()) == [*["tokens/s"] * bool(units), *["FLOP/s"] * bool(units and flops)]

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 import types
 
@@ -125,3 +126,13 @@ def test_a_tensor_has_on_one_device_the_bytes_of_its_shard(shape, dtype):
     halves = types.SimpleNamespace(shard_shape=lambda whole: (whole[0] // 2, *whole[1:]))
     cut = types.SimpleNamespace(sharding=halves, shape=(8, *shape), dtype=array.dtype)
     assert planning._bytes_on_one(cut) == 4 * planning._bytes_on_one(array)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_row_of_the_chips_holds_what_data_sheets_have_in_common(name):
+    """NVIDIA's tensor cores take TF32 at half the rate of bfloat16; a TPU has one rate. No figure is off by a power."""
+    chip = CHIPS[name]
+    half, single = dataclasses.astuple(chip)[:2]
+    assert half / single == pytest.approx(1 if name in GENERATIONS else 2, rel=0.02)
+    assert 1e14 < half < 1e15
+    assert 15 * 2**30 < chip.memory_bytes < 150e9
