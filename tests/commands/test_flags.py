@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -181,3 +182,19 @@ def test_help_that_nobody_reads_to_its_end_is_quiet():
     )
     assert ended.stderr == "inspect_records.py: disk full\n"
     assert ended.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "0", "TF_ENABLE_ONEDNN_OPTS": "0"}]
+)
+def test_a_verb_settles_its_environment_unless_the_user_has(monkeypatch, given):
+    usual = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}
+    seen: dict[str, str | None] = {}
+    for name in usual:
+        monkeypatch.setenv(name, "x")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run(lambda options: seen.update({name: os.environ.get(name) for name in usual}), Options, NEEDED)
+    assert seen == usual | given

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,3 +181,21 @@ def test_a_checkpoint_by_which_no_run_goes_on_is_refused_before_anything_is_writ
     (folder / "state.json").write_text(json.dumps(facts | change))
     with pytest.raises(UsageError, match=message):
         resuming.check_records(tmp_path, [folder], config, 12345)
+
+
+def test_what_tells_data_apart_stays_as_checkpoints_hold_it(tmp_path: Path):
+    """A run that an earlier version began goes on: digests have the form that its folder holds."""
+    (tmp_path / "a").write_bytes(b"one")
+    sha256 = hashlib.sha256(b"one").hexdigest()[:12]
+    files = {"train": tmp_path / "a", "test": tmp_path / "absent"}
+    assert resuming.data_of_files(files) == {"training data": sha256}
+    assert resuming.data_of_files(files | {"dev": tmp_path / "a"}) == {
+        "training data": sha256,
+        "development data": sha256,
+    }
+    part = SimpleNamespace(origins=lambda: ["one", "two"], num_examples=7)
+    digest = hashlib.sha256(b"one\ntwo").hexdigest()[:12]
+    expected = {"training data": digest, "training examples": 7}
+    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=None)) == expected  # pyright: ignore
+    expected |= {"held-out data": digest, "held-out examples": 7}
+    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=part)) == expected  # pyright: ignore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 from absl.app import UsageError
 
+import run_pretraining
+from commands import session as of_session
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
+from commands.weights import restore
+from data.objectives import OBJECTIVES
 from modeling import Config
+from training import checkpoints, processes
 from training.checkpoints import RunState, write_state
 
 SHAPE: dict[str, Any] = {
@@ -106,3 +112,72 @@ def test_a_checkpoint_of_other_tensors_is_refused_before_its_numbers_are_read(tm
     with pytest.raises(UsageError, match=r"none of the 2 checkpoints in .* can be read: remove that folder"):
         session.check_state([folder, later])
     session.check_state([])
+
+
+def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(of_session, "check_batch", lambda *values: seen.append(values))
+    monkeypatch.setattr(of_session, "found_devices", lambda: ("CPU", 1))
+    flags = {"do_train": True, "do_eval": True, "do_predict": False, "gradient_accumulation_steps": 4}
+    options = types.SimpleNamespace(bert_config_file="x", train_batch_size=64, eval_batch_size=8, **flags)
+    session: Any = types.SimpleNamespace(config=Config(**SHAPE), options=options)
+    fits = {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 512}
+    Session.check_fit(session, **fits)
+    Session.check_fit(session, **fits, scored=7)
+    rows = [("train_batch_size", 64, 512, 4), ("eval_batch_size", 8, 512, 1)]
+    assert seen == [
+        (session.config, flag, size, length, scored, parts) for scored in (0, 7) for flag, size, length, parts in rows
+    ]
+    for wrong in ({"vocab_size": 16}, {"max_seq_length": 513}):
+        with pytest.raises(UsageError, match=r"^v has 16 entries but x has|^max_seq_length=513 but x has positions"):
+            Session.check_fit(session, **fits | wrong)
+
+
+class ReachedError(Exception):
+    """The check that a test waits for."""
+
+
+def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatch):
+    def check_fit(**values: Any) -> None:
+        raise ReachedError(values)
+
+    training = types.SimpleNamespace(max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7)
+    records = types.SimpleNamespace(
+        training=training, held_out=None, tokenizer_facts=lambda *of: {"vocab_size": 15, "file": "v"}
+    )
+    session = types.SimpleNamespace(
+        together=lambda function: records, start=lambda: Config(**SHAPE), check_fit=check_fit
+    )
+    monkeypatch.setattr(Session, "check", lambda *values: session)
+    options = run_pretraining.Options(do_train=True, input_file=("x",), output_dir="x", bert_config_file="x")
+    with pytest.raises(ReachedError) as reached:
+        run_pretraining.main(options)
+    assert reached.value.args == ({"vocab_size": 15, "vocabulary": "v", "max_seq_length": 128, "scored": 27},)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_head_of_pairs_may_be_left_over_only_where_none_is_scored(objective: str):
+    seen: dict[str, Any] = {}
+
+    def restore(checkpoint: str, **names: Any) -> int:
+        seen.update(names, checkpoint=checkpoint)
+        return 9
+
+    session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(step=0), restore=restore)
+    given = {"input_file": ("x",), "output_dir": "x", "bert_config_file": "x", "init_checkpoint": "c"}
+    run_pretraining.load_weights(session, run_pretraining.Options(do_eval=True, objective=objective, **given))
+    assert session.engine.step == 9
+    assert seen["checkpoint"] == "c"
+    unused = any(re.fullmatch(pattern, "sentence_pair/kernel") for pattern in seen["allow_unexpected"])
+    assert unused is not bool(OBJECTIVES[objective].labels)
+    assert not any(re.fullmatch(pattern, "masked_lm/output_bias") for pattern in seen["allow_unexpected"])
+
+
+@pytest.mark.parametrize("only_reads", [False, True])
+def test_processes_look_for_the_newest_checkpoint_together(monkeypatch: pytest.MonkeyPatch, tmp_path, only_reads: bool):
+    seen: list[Any] = []
+    monkeypatch.setattr(checkpoints, "latest_state", lambda *given, **names: seen.append((given, names)))
+    monkeypatch.setattr(processes, "current", lambda: "all of them")
+    with pytest.raises(UsageError, match="holds no checkpoint; train with --do_train, or give --init_checkpoint"):
+        restore(None, None, output_dir=str(tmp_path), only_reads=only_reads)  # pyright: ignore
+    assert seen == [((tmp_path,), {"processes": "all of them", "only_reads": only_reads})]

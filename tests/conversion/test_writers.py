@@ -9,9 +9,12 @@ from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors
 
 from conversion import writers
+from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
+from conversion.rules import Naming
 from conversion.writers import write_ours, write_tf1, write_transformers, writing_directory
 from modeling.config import Config
+from tasks.kinds import HeadOptions
 
 TF1_GRAPHS = [
     "bert",
@@ -226,3 +229,10 @@ def test_written_config_of_albert_zh_is_in_its_own_dialect(tmp_path: Path):
     values = json.loads((tmp_path / "out" / "albert_config.json").read_text())
     assert values["ln_type"] == "preln"
     assert not values.keys() & {"family", "sharing"}
+
+
+@pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.model_type or "tf1")
+def test_other_programs_are_told_the_dropout_of_our_heads(naming: Naming):
+    names = [name for name in naming.config_constants if name.startswith("classifier_dropout")]
+    assert bool(names) is bool(naming.class_prefix)
+    assert all(naming.config_constants[name] == HeadOptions().dropout for name in names)

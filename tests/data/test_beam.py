@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections import Counter
 
@@ -74,3 +75,19 @@ def test_shard_without_examples_is_an_empty_file(folder):
 def test_mistakes_are_one_line(folder):
     with pytest.raises(UsageError, match="--shard_size cannot be had with --runner"):
         run(folder, "x", "--runner=DirectRunner", "--shard_size=4")
+
+
+def test_the_entry_of_a_shard_is_that_of_its_file(tmp_path, monkeypatch):
+    from data.writing import beam
+
+    monkeypatch.setattr(beam, "_check", lambda *arguments, **names: None)
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(b"of an earlier run")
+    writer = beam._WriteShard(["other", str(path)], None, accept_bad_text=False)
+    records = [(7, b"seven"), (2, b"two"), (7, b"also seven")]
+    ((shard, entry),) = writer.process((1, records), [])
+    content = b"twoalso sevenseven"
+    assert path.read_bytes() == content
+    expected = {"name": path.name, "examples": 3, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert (shard, entry) == (1, expected)
+    assert list(tmp_path.iterdir()) == [path]

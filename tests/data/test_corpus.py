@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.corpus import Counts, Span, expand_inputs, limits, plan_spans, read_documents, split_sentences
+from data.corpus.compression import open_bytes
 
 DOCUMENTS = [["第一句。", "第二句。"], ["Another document."], ["最后", "一篇"]]
 PLAIN = "\n\n".join("\n".join(document) for document in DOCUMENTS).encode()
@@ -310,3 +311,14 @@ def test_tfds_is_read_by_ranges_of_examples(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UsageError, match="@test needs tensorflow_datasets; pip install tensorflow-datasets"):
         plan_spans([path])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_what_is_read_of_a_file_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack):
+    monkeypatch.setattr(limits, "READ_BYTES", 64)
+    text = "\n".join(f"第{number}行 {number * 7919}" for number in range(4000)).encode()
+    path, told = write(tmp_path / "text", pack(text)), []
+    with open_bytes(path, told.append) as stream:
+        assert stream.read() == text
+    assert sum(told) == path.stat().st_size
+    assert min(told) >= 0

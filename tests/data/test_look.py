@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import create_pretraining_data
 import train_tokenizer
 from commands.flags import parse
-from data.corpus import Counts, Span, check_inputs, find_encoding, limits, plan_spans, read_documents
+from data.corpus import Counts, Span, check_inputs, encodings, find_encoding, limits, plan_spans, read_documents
 from data.corpus.look import guess_encoding, look
 from data.examples import check_text
 from data.tfrecord.frames import frame
@@ -199,6 +199,49 @@ def test_spans_and_documents_are_those_of_utf8(tmp_path_factory, text: str, enco
             counts, others = Counts(), Counts()
             assert list(read_documents(one, counts)) == list(read_documents(two, others))
             assert counts == others
+
+
+class Counting(io.BytesIO):
+    """Counts what is read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        part = super().read(size)
+        self.count += len(part)
+        return part
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(PIECES, min_size=9, max_size=60).map("".join),
+    st.sampled_from(["gb18030", "utf-16", "utf-7"]),
+    st.floats(0, 1),
+    st.lists(st.floats(0, 1), min_size=1, max_size=6),
+)
+def test_a_stream_is_where_it_was_sought_and_enters_where_it_can(tmp_path_factory, text, encoding, place, shares):
+    """Any moves of a stream with any entry: the bytes behind are those of UTF-8, and what lies before is not read."""
+    plain, content = text.encode(), text.encode(encoding)
+    path = tmp_path_factory.getbasetemp() / "surveyed.txt"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "READ_BYTES", 16)
+        # Without its cache: that knows a file by a time, which may be that of the example before.
+        entries, size = encodings._survey.__wrapped__(path, len(content), 0, encoding)
+        assert size == len(plain)
+        entry = entries[round(place * (len(entries) - 1))]
+        raw = Counting(content)
+        stream = encodings.Utf8Stream(raw, encoding, entry)
+        assert stream.seek(entry.text) == entry.text
+        assert raw.count == 0, "it was decoded from the beginning"
+        for share in shares:
+            offset = round(share * size)
+            assert stream.seek(offset) == stream.tell() == offset
+            part = stream.read(5)
+            assert part == plain[offset : offset + len(part)]
+            assert part or offset == size
+        stream.seek(size // 2)
+        assert stream.readall() == plain[size // 2 :]
 
 
 def test_invalid_sequences_of_an_encoding_are_mended_and_counted(tmp_path: Path):

@@ -14,7 +14,8 @@ from absl.app import UsageError
 import create_pretraining_data
 from commands.flags import parse
 from data import inspection
-from data.manifest import find_manifests
+from data.manifest import _check_agreement, find_manifests
+from data.manifest_shape import _check_lengths
 from data.reading import PretrainingDataset
 from data.writing.output import Output
 
@@ -161,3 +162,32 @@ def test_what_is_no_json_says_why(content: bytes, reason: str, tmp_path: Path):
 def test_shards_go_to_one_folder():
     with pytest.raises(UsageError, match=r"--output_file=a/x,b/y: files of several folders"):
         Output((Path("a/x"), Path("b/y")))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("recipe", "word_order"), None),
+        (("recipe", "word_order", "rate"), 0.5),
+        (("recipe", "word_order", "tokens"), 2),
+        (("max_word_order_per_seq",), 9),
+        (("max_word_order_per_seq",), 0),
+    ],
+)
+def test_shuffled_positions_are_as_many_as_the_recipe_makes(path: tuple, value: Any):
+    manifest = json.loads((RECORDS / "structbert_dynamic.manifest.json").read_text(encoding="utf-8"))
+    _check_lengths(manifest)
+    with pytest.raises(UsageError, match=r"max_word_order_per_seq is \d+ but \d+ by"):
+        _check_lengths(changed(manifest, path, value))
+
+
+def test_a_manifest_without_word_order_agrees_with_one_that_shuffles_nothing():
+    """Versions before word order wrote no such key; their shards are read together with later ones."""
+    manifest = json.loads((RECORDS / "bert.manifest.json").read_text(encoding="utf-8"))
+    assert manifest["max_word_order_per_seq"] == 0
+    older = {name: value for name, value in manifest.items() if name != "max_word_order_per_seq"}
+    for one, other in ((older, manifest), (manifest, older), (older, older)):
+        _check_agreement((Path("a"), one), (Path("b"), other))
+    for name, value in {"max_word_order_per_seq": 1, "max_seq_length": 33, "objective": "x", "masking": "x"}.items():
+        with pytest.raises(UsageError, match=f"a has {name}={value} but b has {name}="):
+            _check_agreement((Path("a"), older | {name: value}), (Path("b"), manifest))

@@ -6,7 +6,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from data.pairing import PAIRINGS, Block, Pairs, chunk_and_pair, make_divisible, pack, truncate
+from data import pairing
+from data.pairing import PAIRINGS, Block, Chunks, Pairs, chunk_and_pair, make_divisible, pack, truncate
+from data.recipe import Vocabulary
+from data.tokenizers.wordpiece import WordPieceTokenizer
 
 
 def block_of(documents):
@@ -200,3 +203,57 @@ def test_packing_fills_no_bin_too_far_and_leaves_no_two_that_would_fit_into_one(
     assert (filled <= capacity).all()
     assert (filled > 0).all()
     assert len(filled) < 2 or np.sort(filled)[:2].sum() > capacity
+
+
+@pytest.mark.parametrize("marks", ["", "，。", "，、；：。！？,;:.!?"])
+def test_clauses_end_at_marks_that_the_vocabulary_has_and_never_at_a_special_token(marks: str):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "国", "-", *marks]
+    vocabulary = Vocabulary.of(WordPieceTokenizer(tokens))
+    assert [tokens[i] for i in np.flatnonzero(vocabulary.clause_ends)] == list(marks)
+
+
+several = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(several, st.integers(0, 99), st.integers(-3, 40))
+def test_a_random_partner_is_of_another_document_and_as_long_as_wanted(shape, seed, wanted):
+    block = block_of(shape)
+    count = 40
+    number = np.arange(count) % block.num_documents
+    chunks = Chunks(block.begin[number], block.end[number], number, np.full(count, 9))
+    begin, limit = pairing._elsewhere(chunks, block, np.random.default_rng(seed))
+    end = pairing._filling(block, begin, limit, np.full(count, wanted))
+    for own, first, last, stop in zip(number, begin, limit, end, strict=True):
+        (other,) = [i for i in range(block.num_documents) if block.begin[i] <= first < block.end[i]]
+        assert other != own or block.num_documents == 1
+        assert last == block.end[other]
+        lengths = np.diff(block.sentences)[first:last]
+        enough = [n for n in range(1, len(lengths) + 1) if lengths[:n].sum() >= max(1, wanted)]
+        assert stop - first == min(enough, default=len(lengths))
+
+
+def test_every_other_document_and_sentence_may_be_the_partner():
+    block = block_of([[1] * 3, [1] * 2, [1], [1] * 4])
+    chunks = Chunks(*(np.full(2000, value) for value in (3, 5, 1, 9)))
+    begin, _ = pairing._elsewhere(chunks, block, np.random.default_rng(1))
+    found = np.bincount(begin, minlength=10)
+    assert found[3:5].sum() == 0
+    share = np.asarray([1 / 9] * 3 + [0] * 2 + [1 / 3] + [1 / 12] * 4)
+    np.testing.assert_allclose(found / 2000, share, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, row in PAIRINGS.items() if row.num_labels > 1 and row.min_documents > 1]
+)
+def test_the_fewest_sentences_of_every_label_are_as_declared(name: str):
+    row = PAIRINGS[name]
+
+    def labels(sentences: int) -> set[int]:
+        block = block_of([[2] * sentences, [2] * sentences])
+        chunks = Chunks(*(np.full(500, value) for value in (0, sentences, 0, 40)))
+        return set(row.pair(chunks, block, np.random.default_rng(0))[0].label.tolist())
+
+    assert labels(row.min_sentences) == set(range(row.num_labels))
+    if row.min_sentences > 2:
+        assert labels(row.min_sentences - 1) < set(range(row.num_labels))

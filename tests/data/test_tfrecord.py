@@ -7,7 +7,7 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tfrecord.decoding import decode_examples
+from data.tfrecord.decoding import Column, MalformedRecordError, _decode_varints, decode_examples
 from data.tfrecord.encoding import encode_examples
 from data.tfrecord.files import RecordFile
 from data.tfrecord.frames import masked_crc32c
@@ -249,3 +249,45 @@ def test_negative_and_large_integers_are_refused():
     for value in (-1, 2**31):
         with pytest.raises(ValueError, match="varints"):
             encode_examples({"x": np.asarray([[value]])})
+
+
+@given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 3), st.sampled_from(["int32", "float32"]))
+def test_a_column_is_an_array_of_any_shape_or_refused(shape, rows, dtype):
+    width = int(np.prod(shape, dtype=int))
+    values = np.arange(rows * width)
+    column = Column(values, np.arange(rows + 1) * width)
+    if width:
+        found = column.array(tuple(shape), dtype)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, values.reshape(rows, *shape))
+    if rows:
+        with pytest.raises(MalformedRecordError, match=f"{width} values where {width + 1} are expected"):
+            column.array((width + 1,), dtype)
+    np.testing.assert_array_equal(column.padded(width + 2)[:, :width], values.reshape(rows, width))
+    if rows and width:
+        with pytest.raises(MalformedRecordError, match=f"{width} values where at most {width - 1} are expected"):
+            column.padded(width - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0x00, 0x01, 0x7F, 0x80, 0xFF]), max_size=4), min_size=1, max_size=5))
+def test_varints_are_those_of_the_definition(runs):
+    """Seven bits a byte, the lowest first; the top bit says that another byte follows: a run may not end there."""
+    content, sizes = (
+        np.asarray([byte for run in runs for byte in run], np.uint8),
+        np.asarray([len(run) for run in runs]),
+    )
+    values, splits, bad = _decode_varints(content, sizes)
+    assert bad.tolist() == [bool(run) and run[-1] >= 0x80 for run in runs]
+    if bad.any():
+        return
+    expected = []
+    for run in runs:
+        found, shift = [0], 0
+        for byte in run:
+            found[-1] |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                found, shift = [*found, 0], 0
+        expected.append(found[:-1])
+    assert [values[begin:end].tolist() for begin, end in pairwise(splits)] == expected

@@ -76,3 +76,10 @@ def test_a_model_given_as_a_vocabulary_names_its_flag(tmp_path: Path):
     path.write_bytes(b"\x0a\xff\xfe")
     with pytest.raises(UsageError, match="--spm_model_file"):
         read_vocabulary(path)
+
+
+def test_text_is_lower_cased_unless_told_otherwise(tmp_path: Path):
+    path = write(tmp_path / "vocab.txt", LINES)
+    a, unknown = TOKENS.index("a"), TOKENS.index("[UNK]")
+    assert load_tokenizer(vocab_file=path).encode("A a") == [a, a]
+    assert load_tokenizer(vocab_file=path, do_lower_case=False).encode("A a") == [unknown, a]

@@ -234,3 +234,16 @@ def test_equal_to_transformers_on_ordinary_text(tmp_path: Path, lower: bool):
     ]
     for sample in samples:
         assert ours.encode(sample) == theirs.encode(sample, add_special_tokens=False), sample
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["a", "##b"], "ab"),
+        (["un", "##believ", "##able", "b"], "unbelievable b"),
+        (["a", "##b", "##a", "中", "国", "a"], "aba中国a"),
+        (["#", "a"], "# a"),
+    ],
+)
+def test_decoding_joins_pieces_of_any_length(uncased, tokens, text):
+    assert uncased.decode([uncased.vocabulary.index(token) for token in tokens]) == text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import filelock
 import pytest
 from absl.app import UsageError
 
@@ -161,3 +163,30 @@ def test_a_file_of_somebody_else_is_no_lock(tmp_path: Path):
     with pytest.raises(UsageError, match="is not the lock of a run: move it away"), holding(tmp_path / ".lock", "x"):
         pass
     assert (tmp_path / ".lock").read_text() == "my notes"
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between opening and locking the holder ends: the file that was opened has no name any more and locks nothing."""
+    path, lock, removed = tmp_path / ".lock", filelock.lock_descriptor, []
+
+    def after_removal(descriptor: int, *, blocking: bool) -> bool:
+        if len(removed) < 2:
+            removed.append(path.unlink())
+        return lock(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(filelock, "lock_descriptor", after_removal)
+    with holding(path, "x"):
+        assert len(removed) == 2
+        assert is_lock(path)
+        with pytest.raises(UsageError, match="x is in use"), holding(path, "x"):
+            pass
+    assert not path.exists()
+
+
+def test_of_a_longer_note_of_a_dead_holder_nothing_stays(tmp_path: Path):
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps({"pid": 1, "command": "x" * 500}))
+    with holding(path, "x"):
+        assert json.loads(path.read_bytes())["pid"] == os.getpid()
+        with pytest.raises(UsageError, match=rf"x is in use by process {os.getpid()} on"), holding(path, "x"):
+            pass

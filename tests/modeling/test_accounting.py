@@ -11,7 +11,15 @@ from modeling_cases import CONFIGS
 from on_jax import environment_on_jax
 
 from modeling import PretrainingModel, count_parameters, load_config
-from modeling.accounting import Layout, collective_bytes, flops_per_example, parameter_count, step_memory
+from modeling.accounting import (
+    Layout,
+    collective_bytes,
+    declared_model,
+    flops_per_example,
+    parameter_count,
+    step_memory,
+)
+from modeling.computation import Sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 BERT = load_config(ROOT / "albert_config/bert_config_large_en.json")
@@ -117,3 +125,28 @@ def test_held_bytes_are_those_of_float32_weights_and_two_slots():
     assert step_memory(BERT, cut).held["average"] == weights / 4
     assert collective_bytes(BERT, layout) == {}
     assert collective_bytes(BERT, dataclasses.replace(layout, data_parts=4)) == {"all-reduce": weights}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("half", [False, True])
+def test_collectives_are_those_of_the_papers(micro_batches: int, half: bool):
+    """ZeRO (Rajbhandari et al. 2020, section 7): a micro-batch has two gathers and a scatter. Megatron: four sums."""
+    layout = Layout(
+        batch_size=64, length=128, predictions=20, micro_batches=micro_batches, half_precision=half, data_parts=4
+    )
+    weights, item = 4 * parameter_count(BERT), 2 if half else 4
+    cut = collective_bytes(BERT, dataclasses.replace(layout, fsdp=True))
+    assert cut == {
+        "all-gather": micro_batches * 2 * parameter_count(BERT) * item,
+        "reduce-scatter": micro_batches * weights,
+    }
+    split = collective_bytes(BERT, dataclasses.replace(layout, model_parts=2))
+    states = 64 / 4 * 128 * BERT.hidden_size * item
+    assert split == {"all-reduce": weights / 2 + 4 * BERT.num_hidden_layers * states}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_is_scored_unless_asked(name: str):
+    model = declared_model(CONFIGS[name], 0)
+    assert 3 * model.operations(Sizes(9)) == flops_per_example(CONFIGS[name], 9, 0)
+    assert model.operations(Sizes(9, scored=1)) > model.operations(Sizes(9))

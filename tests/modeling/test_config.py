@@ -191,3 +191,34 @@ def test_any_value_of_any_key_is_read_or_refused_in_one_line(values: dict[str, A
                 line = str(error)
                 assert "\n" not in line, (key, value)
                 assert len(line) < 1000, (key, value)
+
+
+def test_what_a_config_leaves_out_is_as_the_papers_have_it():
+    """A default that changes would change the model of every config that leaves the field out."""
+    given = {
+        "vocab_size": 7,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    expected = {
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "ln_type": "postln",
+        "final_layer_norm": False,
+        "sharing": "none",
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+        "ffn_groups": 1,
+        "position_offset": 0,
+        "vocab_padding_multiple": 1,
+        "projects_equal_widths": False,
+        "embedding_size": 4,
+    }
+    assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from modeling_cases import CONFIGS, without_dropout
 
 from modeling import Initialization, cross_entropy, fold_in, masks, seeded
+from modeling.accounting import declared_model
 from modeling.decoder import Decoder
+from modeling.encoder import Encoder
 from modeling.layers import FeedForward, GroupedDense, LayerNorm, activation
 from modeling.losses import label_is_best, negative_log_likelihood
 from modeling.randomness import dropout, next_key
+from modeling.sharing import shared_bricks
 
 INITIALIZATION = Initialization(0.3, seed=1)
 
@@ -291,3 +294,24 @@ def test_losses_and_hits_of_any_shape_equal_numpy(shape: tuple[int, ...]):
     assert found.shape == shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(label_is_best(logits, labels), (logits.argmax(axis=-1) == labels).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_own_weights_of_blocks_are_those_that_no_other_block_uses(name: str):
+    config = CONFIGS[name]
+    encoder = declared_model(config, 0).stacks[0]
+    assert isinstance(encoder, Encoder)
+    bricks = shared_bricks(config)
+    own = {
+        f"{kind}_{number}"
+        for place, kind in enumerate(("attention", "feed_forward"))
+        for number in {brick[place] for brick in bricks}
+        if [brick[place] for brick in bricks].count(number) == 1
+    }
+    found = {id(variable) for variable in encoder.own_weights}
+    weights = {brick.name: brick.weights for brick in (*encoder.attentions, *encoder.feed_forwards)}
+    assert own <= weights.keys()
+    assert found == {id(variable) for brick in own for variable in weights[brick]}
+    assert len(encoder.own_weights) == len(found)
+    if config.sharing == "all":
+        assert not own

@@ -53,3 +53,8 @@ def test_rates_stay_between_zero_and_the_peak(name, start, warmup, step, power):
 def test_mistakes(name, warmup, message):
     with pytest.raises(UsageError, match=message):
         create_schedule(name, rate=1.0, total_steps=100, warmup_steps=warmup)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_without_a_warmup_the_first_step_has_the_whole_rate(name):
+    assert float(create_schedule(name, rate=0.25, total_steps=10)(0)) == 0.25

@@ -1,5 +1,7 @@
 """Laws of the table of losses: weights scale gradients, names and metrics are declared in the order of the terms."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -70,3 +72,17 @@ def test_terms_of_a_classifier_are_those_declared():
 def test_every_objective_names_losses_that_exist():
     for name, objective in OBJECTIVES.items():
         assert set(objective.losses) <= set(LOSSES), name
+
+
+def test_dropout_is_drawn_in_training_alone():
+    config = dataclasses.replace(CONFIGS["bert"], num_hidden_layers=1, hidden_dropout_prob=0.5)
+    task = PretrainingTask(config, "masked_lm")
+    model, batch = task.build_model(), make_batch()
+
+    def loss(key: int, training: bool) -> float:
+        losses, _ = task.terms(model, batch, seed=np.array([key, 5], np.uint32), training=training)
+        return float(losses["masked_lm"][0])
+
+    plain = loss(3, training=False)
+    assert loss(4, training=False) == plain
+    assert len({plain, loss(3, training=True), loss(4, training=True)}) == 3

@@ -1,5 +1,8 @@
+import dataclasses
 import sys
+import types
 
+import numpy as np
 import pytest
 from absl.app import UsageError
 from hypothesis import given
@@ -112,3 +115,24 @@ def test_a_step_is_as_slow_as_its_slowest_part_and_no_slower_than_all_after_anot
     assert bound.link_seconds == pytest.approx(3 * sent / chip.link_bandwidth)
     assert bound.fast_seconds == max(flops / 275e12, memory / 1228e9, bound.link_seconds)
     assert bound.fast_seconds <= bound.slow_seconds <= 3 / planning.EFFICIENCY * bound.fast_seconds * (1 + 1e-12)
+
+
+@given(st.lists(st.integers(1, 9), max_size=4), st.sampled_from(["float32", "bfloat16", "int8"]))
+def test_a_tensor_has_on_one_device_the_bytes_of_its_shard(shape, dtype):
+    sharding = types.SimpleNamespace(shard_shape=lambda whole: whole)
+    item = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+    array = types.SimpleNamespace(sharding=sharding, shape=tuple(shape), dtype=types.SimpleNamespace(itemsize=item))
+    assert planning._bytes_on_one(array) == np.zeros(shape, np.int8).nbytes * item
+    halves = types.SimpleNamespace(shard_shape=lambda whole: (whole[0] // 2, *whole[1:]))
+    cut = types.SimpleNamespace(sharding=halves, shape=(8, *shape), dtype=array.dtype)
+    assert planning._bytes_on_one(cut) == 4 * planning._bytes_on_one(array)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_row_of_the_chips_holds_what_data_sheets_have_in_common(name):
+    """NVIDIA's tensor cores take TF32 at half the rate of bfloat16; a TPU has one rate. No figure is off by a power."""
+    chip = CHIPS[name]
+    half, single = dataclasses.astuple(chip)[:2]
+    assert half / single == pytest.approx(1 if name in GENERATIONS else 2, rel=0.02)
+    assert 1e14 < half < 1e15
+    assert 15 * 2**30 < chip.memory_bytes < 150e9

@@ -3,10 +3,10 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.report import ticks, write_report
+from training.report import _tick_text, ticks, write_report
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -23,6 +23,36 @@ def test_ticks_cover_the_range_with_few_even_round_numbers(one, two, count):
     assert 2 <= len(values) <= 2 * count + 2
     steps = {round((after - before) / (values[1] - values[0]), 6) for before, after in itertools.pairwise(values)}
     assert steps == {1.0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1), st.integers(3, 8))
+def test_texts_of_ticks_are_their_values_in_few_characters(low, span, count):
+    span *= max(1.0, abs(low))
+    values = ticks(low, low + span, count)
+    texts = [_tick_text(value, values) for value in values]
+    units = {"k": 1e3, "M": 1e6, "G": 1e9}
+    for value, text in zip(values, texts, strict=True):
+        read = float(text.rstrip("kMG").replace(",", "")) * units.get(text[-1], 1.0)
+        assert read == pytest.approx(value, abs=0.02 * (values[1] - values[0]))
+        assert not re.search(r"\.\d*0$|\.$", text.rstrip("kMG"))
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0, 100, 200], ["0", "100", "200"]),
+        ([0, 0.25, 0.5], ["0", "0.25", "0.5"]),
+        ([9.5, 10, 10.5], ["9.5", "10", "10.5"]),
+        ([0, 2e-5, 4e-5], ["0", "2e-05", "4e-05"]),
+        ([5000, 10000], ["5k", "10k"]),
+        ([0, 2.5e6], ["0", "2.5M"]),
+        ([0, 5e8, 1e9], ["0", "0.5G", "1G"]),
+    ],
+)
+def test_known_ticks(values, texts):
+    assert [_tick_text(value, values) for value in values] == texts
 
 
 RECORDS = [

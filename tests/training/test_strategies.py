@@ -57,6 +57,26 @@ def test_a_tpu_that_does_not_answer_is_named(monkeypatch):
         choose_strategy(use_tpu=True, tpu_name="mine")
 
 
+def test_a_tpu_is_connected_and_initialised_before_it_is_used(monkeypatch):
+    told = []
+
+    def noting(name, result=None):
+        return lambda *arguments, **names: told.append((name, *arguments, names)) or result
+
+    registered = types.SimpleNamespace(kernel=["one"])
+    monkeypatch.setattr(strategies, "get_registered_kernels_for_op", lambda name: registered)
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", noting("resolve", "resolver"))
+    monkeypatch.setattr(tf.config, "experimental_connect_to_cluster", noting("connect"))
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", noting("initialise"))
+    found = types.SimpleNamespace(num_replicas_in_sync=8)
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", noting("build", found))
+    assert choose_strategy(use_tpu=True, tpu_name="mine", tpu_zone="z", gcp_project="p", num_tpu_cores=8) is found
+    resolve = ("resolve", "mine", {"zone": "z", "project": "p"})
+    assert told == [resolve, *((name, "resolver", {}) for name in ("connect", "initialise", "build"))]
+    with pytest.raises(UsageError, match="--num_tpu_cores=4 but mine has 8"):
+        choose_strategy(use_tpu=True, tpu_name="mine", num_tpu_cores=4)
+
+
 def test_processes_are_numbered_from_the_chief():
     def process(cluster, job, index):
         spec = tf.train.ClusterSpec(cluster)

@@ -1,4 +1,5 @@
 import engine_cases
+import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
@@ -9,7 +10,7 @@ from ground.keys import derive_key
 from modeling import Computation, Config
 from optimization import OPTIMIZERS, Constant, create_optimizer
 from tasks.pretraining import PretrainingTask
-from training.engine import Engine, check_divisible
+from training.engine import EVALUATION_STREAM, Engine, check_divisible
 from training.loss_scaling import LossScaling
 from training.tensorflow_engine import TensorFlowEngine
 
@@ -295,3 +296,26 @@ def test_keys_differ_in_every_argument_and_are_the_same_in_a_graph():
     assert np.unique(halves[:, 0]).size == np.unique(halves[:, 1]).size == len(keys)
     graph = tf.function(lambda step: derive_key(2**40, 1, step, tf.constant(3), 1))
     np.testing.assert_array_equal(graph(tf.constant(17, tf.int64)), derive_key(2**40, 1, 17, 3, 1))
+
+
+def test_the_average_starts_at_the_weights_that_the_first_step_meets():
+    """Weights of a checkpoint come after the engine is built: an average from before would hold random ones."""
+    averaged = engine(ema_decay=0.5)
+    averaged.model.score.kernel.assign(averaged.model.score.kernel + 3.0)
+    before = averaged.state()["model/score/kernel"]
+    averaged.train(batches(0, 1))
+    state = averaged.state()
+    expected = 0.5 * before + 0.5 * state["model/score/kernel"]
+    np.testing.assert_allclose(state["ema/score/kernel"], expected, rtol=1e-6)
+
+
+def test_an_evaluation_has_one_key_that_both_backends_know():
+    class Keyed(ToyTask):
+        def terms(self, model, batch, *, seed, training):
+            losses, metrics = super().terms(model, batch, seed=seed, training=training)
+            value = keras.ops.cast(keras.ops.bitwise_and(seed[0], 0xFFFF), "float32")
+            return losses, metrics | {"label_accuracy": (value, 1.0)}
+
+    trained = TensorFlowEngine(Keyed(), create_optimizer("adamw", Constant(0.05)), seed=11)
+    key = np.asarray(derive_key(11, EVALUATION_STREAM, 0))
+    assert trained.evaluate(batches(0, 2))["label_accuracy"] == int(key[0]) & 0xFFFF
