@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def shapes(name: str, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str
     from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
 
     config = CONFIGS[name]
-    heads = [MaskedLMHead, *([partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else [])]
+    heads: list[Any] = [MaskedLMHead, *([partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else [])]
     if num_labels:
         heads = [partial(ClassifierHead, num_labels=num_labels, dropout=0.0)]
     if config.num_decoder_layers:

@@ -379,7 +379,7 @@ def test_compact_records_of_other_numbers_are_malformed(name: str):
     with pytest.raises(MalformedRecordError, match=f"{name} holds float32 values; expected whole numbers"):
         Segments.from_record(columns, 3)
     with pytest.raises(MalformedRecordError, match=f"{name} holds float32 values"):
-        Segments.problems(columns, None)
+        Segments.problems(columns, None, [3])
 
 
 def test_a_feature_without_values_is_a_matrix_without_columns():

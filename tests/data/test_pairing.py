@@ -252,6 +252,7 @@ def test_the_fewest_sentences_of_every_label_are_as_declared(name: str):
     def labels(sentences: int) -> set[int]:
         block = block_of([[2] * sentences, [2] * sentences])
         chunks = Chunks(*(np.full(500, value) for value in (0, sentences, 0, 40)))
+        assert row.pair
         return set(row.pair(chunks, block, np.random.default_rng(0))[0].label.tolist())
 
     assert labels(row.min_sentences) == set(range(row.num_labels))

@@ -164,6 +164,7 @@ def palm_decoder(config, weights: Arrays, features: Arrays, memory: np.ndarray) 
     heads = config.decoder_attention_heads or config.num_attention_heads
     causal = np.broadcast_to(np.tril(np.ones((length, length), bool)), (len(ids), length, length))
     seen = np.broadcast_to(features["input_mask"][:, None, :] > 0, (len(ids), length, memory.shape[1]))
+    looks = seen
     for k in range(config.num_decoder_layers):
         first, second, third = (f"backbone/decoder/{n}_{k}" for n in ("attention", "cross_attention", "feed_forward"))
         h = layer_norm(weights, f"{first}/layer_norm", x, epsilon)

@@ -219,6 +219,10 @@ def test_what_a_config_leaves_out_is_as_the_papers_have_it():
         "position_offset": 0,
         "vocab_padding_multiple": 1,
         "projects_equal_widths": False,
+        "num_decoder_layers": 0,
+        "decoder_attention_heads": 0,
+        "decoder_intermediate_size": 0,
+        "copy": "none",
         "embedding_size": 4,
     }
-    assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected
+    assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected  # pyright: ignore

@@ -52,8 +52,12 @@ class CountingEngine:
         self.weight = np.asarray(state["model/weight"])
 
 
+def counting() -> Any:
+    return CountingEngine()
+
+
 def train(folder: Path, dataset: Any = None, *, hooks: Sequence[Hook] = (), evaluate: Any = None, **plan: Any) -> Any:
-    engine = plan.pop("engine", None) or CountingEngine()
+    engine: Any = plan.pop("engine", None) or CountingEngine()
     settings = {"num_steps": 6, "save_every_steps": 3, "log_every_steps": 2, "config": {"width": 6}} | plan
     outcome = loop.train(
         engine, dataset or ToyDataset(), RunPlan(output_dir=folder, **settings), evaluate=evaluate, hooks=hooks
@@ -220,7 +224,7 @@ def test_a_profile_begins_and_ends_at_its_steps(tmp_path, monkeypatch, capsys, f
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([4, 8])), min_size=1, max_size=9))
 def test_throughput_leaves_out_the_first_call_of_every_shape(calls):
-    run = Run(CountingEngine(), RunPlan(num_steps=9, output_dir=Path(), config={}), LoopProgress())
+    run = Run(counting(), RunPlan(num_steps=9, output_dir=Path(), config={}), LoopProgress())
     measured = loop._Loop(run, None, None, None, None, [], None)  # pyright: ignore
     seen, units, seconds = set(), 0, 0
     for number, (duration, rows) in enumerate(calls, 1):
@@ -278,7 +282,7 @@ def test_speed_has_what_is_known(units, flops, peak):
         flops_per_unit=flops,
         peak_flops_per_second=peak,
     )
-    run = Run(CountingEngine(), plan, units_per_second=units)
+    run = Run(counting(), plan, units_per_second=units)
     expected = {"tokens_per_second": units} | ({"flops_per_second": units * flops} if flops else {})
     expected |= {"flop_utilization": units * flops / peak} if flops and peak else {}
     assert run.speed() == (expected if units else {})
