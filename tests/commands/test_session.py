@@ -121,13 +121,14 @@ def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch
     flags = {"do_train": True, "do_eval": True, "do_predict": False, "gradient_accumulation_steps": 4}
     options = types.SimpleNamespace(bert_config_file="x", train_batch_size=64, eval_batch_size=8, **flags)
     session: Any = types.SimpleNamespace(config=Config(**SHAPE), options=options)
-    fits = {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 512}
+    fits: dict[str, Any] = {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 512}
     Session.check_fit(session, **fits)
     Session.check_fit(session, **fits, scored=7)
     rows = [("train_batch_size", 64, 512, 4), ("eval_batch_size", 8, 512, 1)]
     assert seen == [
         (session.config, flag, size, length, scored, parts) for scored in (0, 7) for flag, size, length, parts in rows
     ]
+    wrong: dict[str, Any]
     for wrong in ({"vocab_size": 16}, {"max_seq_length": 513}):
         with pytest.raises(UsageError, match=r"^v has 16 entries but x has|^max_seq_length=513 but x has positions"):
             Session.check_fit(session, **fits | wrong)

@@ -83,7 +83,7 @@ def test_the_entry_of_a_shard_is_that_of_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(beam, "_check", lambda *arguments, **names: None)
     path = tmp_path / "x.tfrecord"
     path.write_bytes(b"of an earlier run")
-    writer = beam._WriteShard(["other", str(path)], None, accept_bad_text=False)
+    writer = beam._WriteShard(["other", str(path)], None, accept_bad_text=False)  # pyright: ignore
     records = [(7, b"seven"), (2, b"two"), (7, b"also seven")]
     ((shard, entry),) = writer.process((1, records), [])
     content = b"twoalso sevenseven"

@@ -51,6 +51,12 @@ class CountingEngine:
     def load_state(self, state: Any) -> None:
         self.weight = np.asarray(state["model/weight"])
 
+    def evaluate(self, batches: Any) -> dict[str, float]:
+        raise NotImplementedError
+
+    def predict(self, batches: Any) -> Any:
+        raise NotImplementedError
+
 
 def train(folder: Path, dataset: Any = None, *, hooks: Sequence[Hook] = (), evaluate: Any = None, **plan: Any) -> Any:
     engine = plan.pop("engine", None) or CountingEngine()
