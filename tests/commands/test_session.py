@@ -128,6 +128,7 @@ def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch
     assert seen == [
         (session.config, flag, size, length, scored, parts) for scored in (0, 7) for flag, size, length, parts in rows
     ]
+    wrong: dict[str, Any]
     for wrong in ({"vocab_size": 16}, {"max_seq_length": 513}):
         with pytest.raises(UsageError, match=r"^v has 16 entries but x has|^max_seq_length=513 but x has positions"):
             Session.check_fit(session, **{**fits, **wrong})  # pyright: ignore

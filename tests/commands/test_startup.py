@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl.app import UsageError
@@ -168,3 +169,53 @@ def test_a_first_process_that_stays_alone_ends_in_one_line():
     *waits, last = ended.stderr.splitlines()
     assert waits == [f"{n} s of 2: not all processes of this run have come to h:1" for n in (1, 2)]
     assert last.startswith("verb.py: the processes of the run did not come together at h:1 within 2 s: start the same")
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "sought"),
+    [
+        ({}, {}, None),
+        ({"coordinator_address": "h:1", "num_processes": 3, "process_id": 0}, {}, []),
+        ({"coordinator_address": "h:1", "num_processes": 3, "process_id": 2}, {}, [("h:1", 2)]),
+        ({"use_tpu": True}, {}, []),
+        ({}, {"JAX_COORDINATOR_ADDRESS": "h:2"}, []),
+    ],
+)
+def test_processes_of_jax_meet_where_the_flags_say(monkeypatch, given, environment, sought):
+    """Without an address nothing is waited for; process 0 is the one that is met, and seeks nobody."""
+    told, found = [], []
+    initialize = types.SimpleNamespace(initialize=lambda *values, **names: told.append((values, names)))
+    jax = types.SimpleNamespace(distributed=initialize, process_count=lambda: 1)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setattr(startup, "_find_coordinator", lambda *values: found.append(values))
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    usual = {"coordinator_address": None, "num_processes": None, "process_id": None, "use_tpu": False}
+    options: Any = types.SimpleNamespace(**usual | given)
+    startup.start_jax_processes(options)
+    values = (options.coordinator_address, options.num_processes, options.process_id)
+    waiting = {"initialization_timeout": 2 * startup.WAITING_SECONDS}
+    assert told == ([] if sought is None else [(values, waiting)])
+    assert found == (sought or [])
+
+
+def test_a_tpu_that_belongs_to_no_pod_runs_alone_and_other_failures_are_one_line(monkeypatch):
+    def fail(error):
+        def initialize(*values, **names):
+            raise error
+
+        monkeypatch.setitem(
+            sys.modules, "jax", types.SimpleNamespace(distributed=types.SimpleNamespace(initialize=initialize))
+        )
+
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    usual = {"coordinator_address": None, "num_processes": None, "process_id": None, "use_tpu": True}
+    fail(ValueError("no pod"))
+    startup.start_jax_processes(types.SimpleNamespace(**usual))  # pyright: ignore
+    for more, error in (({}, RuntimeError("x")), ({"coordinator_address": "h:1"}, ValueError("x"))):
+        fail(error)
+        with pytest.raises(
+            UsageError, match=r"the processes of the run did not come together at .* .x.: start the same"
+        ):
+            startup.start_jax_processes(types.SimpleNamespace(**usual | more))  # pyright: ignore

@@ -63,6 +63,10 @@ def sleeping(job: Any, seconds: float, number: int) -> Any:
     return {"files": {}, "seconds": {"work": seconds}, "number": (job, number), "process": os.getpid()}
 
 
+def silent(stage: str, done: float, total: float) -> None:
+    pass
+
+
 def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -71,17 +75,13 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def nobody(stage: str, done: float, total: float) -> None:
-    pass
-
-
 def test_an_error_ends_the_workers_at_once_whatever_they_do():
     begin, processes = time.monotonic(), []
 
     def work() -> None:
         with Pool(2, "job") as pool:  # pyright: ignore
-            processes.append(pool.run("one", [Call(sleeping, (0.0, 1))], nobody)[0]["process"])
-            pool.run("two", [Call(sleeping, (60.0, 1)), Call(sleeping, (0.0, -1))], nobody)
+            processes.append(pool.run("one", [Call(sleeping, (0.0, 1))], silent)[0]["process"])
+            pool.run("two", [Call(sleeping, (60.0, 1)), Call(sleeping, (0.0, -1))], silent)
 
     with pytest.raises(ValueError, match="a mistake"):
         work()
@@ -95,7 +95,7 @@ def test_outcomes_come_in_order_with_the_seconds_of_all(num_workers: int, monkey
     told: list[tuple[str, float, float]] = []
     with Pool(num_workers, "job") as pool:  # pyright: ignore
         calls = [Call(sleeping, (0.02 * (number % 2 == 0), number), size=2.0) for number in range(5)]
-        found: list[Any] = pool.run("work", calls, lambda *values: told.append(values))  # pyright: ignore
+        found: list[Any] = pool.run("work", calls, lambda stage, done, total: told.append((stage, done, total)))
     assert [each["number"] for each in found] == [("job", number) for number in range(5)]
     assert pool.seconds == {"work": pytest.approx(0.06)}
     assert {each["process"] == os.getpid() for each in found} == {num_workers == 1}

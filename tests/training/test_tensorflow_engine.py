@@ -319,3 +319,19 @@ def test_an_evaluation_has_one_key_that_both_backends_know():
     trained = TensorFlowEngine(Keyed(), create_optimizer("adamw", Constant(0.05)), seed=11)
     key = np.asarray(derive_key(11, EVALUATION_STREAM, 0))
     assert trained.evaluate(batches(0, 2))["label_accuracy"] == int(key[0]) & 0xFFFF
+
+
+def test_calls_of_any_number_of_steps_have_one_shape():
+    """Each further shape would be traced and compiled anew, minutes for a large model."""
+    trained, seen = engine(steps_per_call=3), []
+    trained._train_step = lambda batch, *numbers: seen.append((batch, *numbers)) or ([], [])
+    for first, last in ((0, 3), (3, 4), (4, 6)):
+        trained._call([*batches(first, last)])
+    assert trained.step == 6
+    assert len({tuple((name, x.shape) for name, x in batch.items()) for batch, _, _ in seen}) == 1
+    assert [(int(first), int(count)) for _, first, count in seen] == [(0, 3), (3, 1), (4, 2)]
+    for batch, first, count in seen:
+        stacked = np.stack([each["ids"] for each in batches(int(first), int(first) + int(count))])
+        flat = np.asarray(batch["ids"]).reshape(3, *stacked.shape[1:])
+        np.testing.assert_array_equal(flat[: int(count)], stacked)
+        assert not flat[int(count) :].any()
