@@ -10,14 +10,8 @@ objective out at a time, the arms add them to masked tokens, and ALBERT is among
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
-import shlex
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from commands.flags import flag, run, write_config
+from examples.steps import Step, check_same, command, results_in, run_steps, write_model_config
 from ground.files import write_atomically
 from ground.progress import format_duration
 
@@ -114,28 +109,6 @@ class Options:
 _GROWING = ("output_dir", "arms", "tasks", "seeds", "dry_run")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command and the files that are there when it has been done; the seconds are an estimate."""
-
-    name: str
-    command: list[str]
-    products: list[Path]
-    seconds: float
-
-    @property
-    def kind(self) -> str:
-        return self.name.split()[0]
-
-    @property
-    def done(self) -> bool:
-        return all(path.is_file() for path in self.products)
-
-    @property
-    def shown(self) -> str:
-        return f"python3 {shlex.join(self.command)}"
-
-
 def main(options: Options) -> int:
     """Run all steps that are left; returns the exit status of the first that fails.
 
@@ -146,36 +119,17 @@ def main(options: Options) -> int:
     splits = {task: split_task(options, task) for task in options.tasks}
     steps = plan(options, {task: num_tokens(train, options.max_seq_length) for task, (train, _) in splits.items()})
     folder = Path(options.output_dir)
-    pace = Pace(folder / "seconds.json", steps)
-    left = [step for step in steps if not step.done]
     for task, (train, dev) in splits.items():
         print(f"{task}: {len(train):,} training examples, {len(dev):,} scored")
-    print(f"{len(steps)} steps, {len(left)} left, about {format_duration(pace.seconds_of(left))}", flush=True)
-    if options.dry_run:
-        for step in left:
-            print(f"\n# {step.name}, about {format_duration(pace.seconds_of([step]))}\n{step.shown}")
-        return 0
-    write_config(options, folder / "config.json")
-    write_model_config(options)
-    for task, split in splits.items():
-        write_task(options, task, split)
-    former = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        for number, step in enumerate(left, start=1):
-            times = [format_duration(pace.seconds_of(some)) for some in ([step], left[number - 1 :])]
-            print(f"\n[{number}/{len(left)}] {step.name}, about {times[0]} of {times[1]}\n$ {step.shown}", flush=True)
-            begin_seconds = time.monotonic()
-            status = execute(step.command)
-            if status or not step.done:
-                reason = f"exit status {status}; the same command goes on from there"
-                print(f"structbert_ablation: {step.name} ended with {reason}", file=sys.stderr)
-                return status or 1
-            pace.took(step, time.monotonic() - begin_seconds)
-            write_tables(options)
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    print("\n" + write_tables(options), end="")
-    return 0
+    if not options.dry_run:
+        write_config(options, folder / "config.json")
+        write_model_config(options.bert_config_file, options.vocab_file, options.vocab_size, folder)
+        for task, split in splits.items():
+            write_task(options, task, split)
+    status = run_steps("structbert_ablation", steps, folder, lambda: write_tables(options), dry_run=options.dry_run)
+    if not status and not options.dry_run:
+        print("\n" + write_tables(options), end="")
+    return status
 
 
 def check(options: Options) -> None:
@@ -197,52 +151,7 @@ def check(options: Options) -> None:
             f"--num_warmup_steps={options.num_warmup_steps} but --num_train_steps={options.num_train_steps}: "
             "give fewer steps of warmup, or more of training"
         )
-    path = Path(options.output_dir) / "config.json"
-    former: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name, value in json.loads(json.dumps(dataclasses.asdict(options))).items():
-        if name in former and name not in _GROWING and former[name] != value:
-            theirs, ours = (",".join(map(str, v)) if isinstance(v, list) else v for v in (former[name], value))
-            raise UsageError(
-                f"--output_dir={options.output_dir} was made with --{name}={theirs}, this run has {ours}: "
-                "give the same, or another --output_dir"
-            )
-
-
-def _terminated(*_: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
-def execute(command: Sequence[str]) -> int:
-    """Run a verb and return its exit status; a signal that ends this process lets the verb save before it ends."""
-    with subprocess.Popen([sys.executable, *command]) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-
-
-class Pace:
-    """How long steps take: their estimates, corrected by the seconds that steps of their kind have taken here."""
-
-    def __init__(self, path: Path, steps: Sequence[Step]):
-        self._path = path
-        self._taken: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._steps = steps
-
-    def seconds_of(self, steps: Sequence[Step]) -> float:
-        """Estimate of all of them."""
-        return sum(step.seconds * self._factor(step.kind) for step in steps)
-
-    def _factor(self, kind: str) -> float:
-        alike = [step for step in self._steps if step.kind == kind and step.name in self._taken]
-        return sum(self._taken[step.name] for step in alike) / sum(step.seconds for step in alike) if alike else 1.0
-
-    def took(self, step: Step, seconds: float) -> None:
-        """Remember it, in the output too."""
-        self._taken[step.name] = seconds
-        write_atomically(self._path, json.dumps(self._taken, indent=2) + "\n")
+    check_same(options, _GROWING)
 
 
 # -- labelled data -----------------------------------------------------------------------------------------------------
@@ -305,16 +214,6 @@ def write_task(options: Options, task: str, split: Split) -> None:
 _ONE_LINE = str.maketrans("\t\r\n", "   ")
 
 
-def write_model_config(options: Options) -> None:
-    """Write the model's shape with the size of the vocabulary; raises `UsageError` for a config that cannot be read."""
-    from data.tokenizers import load_tokenizer
-
-    config = json.loads(Path(options.bert_config_file).read_text(encoding="utf-8"))
-    size = load_tokenizer(vocab_file=options.vocab_file).vocab_size if options.vocab_file else options.vocab_size
-    content = json.dumps({**config, "vocab_size": size}, indent=2) + "\n"
-    write_atomically(Path(options.output_dir) / "model_config.json", content)
-
-
 # -- the commands ------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +231,7 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
             "common_characters": False,
             "character_coverage": 1,
         }
-        steps.append(Step("vocabulary", _command("train_tokenizer", flags), [Path(vocabulary)], 3.0))
+        steps.append(Step("vocabulary", command("train_tokenizer", flags), [Path(vocabulary)], 3.0))
     for name in dict.fromkeys([*pretrained, COMMON] if pretrained else []):
         flags = {
             "input_file": ",".join(options.input_file),
@@ -346,7 +245,7 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
             "eval_fraction": options.eval_fraction,
         }
         product = folder / "records" / name / "text.manifest.json"
-        steps.append(Step(f"records {name}", _command("create_pretraining_data", flags), [product], RECORDS_SECONDS))
+        steps.append(Step(f"records {name}", command("create_pretraining_data", flags), [product], RECORDS_SECONDS))
     train_seconds = (
         options.num_train_steps
         * options.pretraining_batch_size
@@ -377,7 +276,7 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
         }
         product = folder / "pretraining" / name / "eval_results.json"
         seconds = 2 * STARTUP_SECONDS + train_seconds
-        steps.append(Step(f"pretraining {name}", _command("run_pretraining", flags), [product], seconds))
+        steps.append(Step(f"pretraining {name}", command("run_pretraining", flags), [product], seconds))
     for name in pretrained:
         flags = {
             **_scoring(options, COMMON),
@@ -386,7 +285,7 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
             "init_checkpoint": folder / "pretraining" / name,
         }
         product = folder / "scoring" / name / "eval_results.json"
-        steps.append(Step(f"scoring {name}", _command("run_pretraining", flags), [product], STARTUP_SECONDS))
+        steps.append(Step(f"scoring {name}", command("run_pretraining", flags), [product], STARTUP_SECONDS))
     for task in options.tasks:
         for name in options.arms:
             output = folder / "fine_tuning" / name / task
@@ -415,8 +314,8 @@ def plan(options: Options, tokens: Mapping[str, int]) -> list[Step]:
             }
             train_seconds = tokens[task] * options.num_train_epochs / FINE_TUNING_TOKENS_PER_SECOND
             seconds = STARTUP_SECONDS + len(seeds) * (STARTUP_SECONDS + train_seconds)
-            command = _command("run_classifier", flags)
-            steps.append(Step(f"fine-tuning {name} {task}", command, list(products.values()), seconds))
+            words = command("run_classifier", flags)
+            steps.append(Step(f"fine-tuning {name} {task}", words, list(products.values()), seconds))
     return steps
 
 
@@ -430,10 +329,6 @@ def _scoring(options: Options, records: str) -> dict[str, object]:
         "eval_batch_size": 64,
         "precision": options.precision,
     }
-
-
-def _command(verb: str, flags: Mapping[str, object]) -> list[str]:
-    return [f"{verb}.py", *(f"--{name}={value}" for name, value in flags.items())]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -453,18 +348,18 @@ def results(options: Options) -> dict[str, Scores]:
     from tasks.metrics import mean_and_deviation
 
     folder = Path(options.output_dir)
-    seconds = _read(folder / "seconds.json")
+    seconds = results_in(folder / "seconds.json")
     found: dict[str, Scores] = {}
     for name in options.arms:
         scores: Scores = {
-            "held_out": _read(folder / "pretraining" / name / "eval_results.json"),
-            "common_held_out": _read(folder / "scoring" / name / "eval_results.json"),
+            "held_out": results_in(folder / "pretraining" / name / "eval_results.json"),
+            "common_held_out": results_in(folder / "scoring" / name / "eval_results.json"),
             "pretraining_seconds": seconds.get(f"pretraining {name}"),
             "tasks": {},
         }
         for task in options.tasks:
             by_seed = {
-                seed: _read(folder / "fine_tuning" / name / task / f"seed_{seed}" / "eval_results.json")
+                seed: results_in(folder / "fine_tuning" / name / task / f"seed_{seed}" / "eval_results.json")
                 for seed in options.seeds
             }
             by_seed = {seed: found["accuracy"] for seed, found in by_seed.items() if found}
@@ -504,10 +399,6 @@ def markdown(options: Options, content: Mapping[str, Scores]) -> str:
         "most frequent token, of shuffled words that kept their place, of right guesses.\n\n"
         + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     )
-
-
-def _read(path: Path) -> Scores:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 if __name__ == "__main__":

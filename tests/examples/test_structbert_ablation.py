@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.flags import parse
+from examples import steps as running
 from examples import structbert_ablation as recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +46,11 @@ def options_of(folder: Path, **flags: Any) -> recipe.Options:
     return recipe.Options(**usual | flags)
 
 
-def plan(options: recipe.Options) -> dict[str, recipe.Step]:
+def plan(options: recipe.Options) -> dict[str, running.Step]:
     return {step.name: step for step in recipe.plan(options, dict.fromkeys(options.tasks, 1000))}
 
 
-def flags_of(step: recipe.Step) -> dict[str, str]:
+def flags_of(step: running.Step) -> dict[str, str]:
     return dict(argument.removeprefix("--").split("=", 1) for argument in step.command[1:])
 
 
@@ -140,7 +141,7 @@ def test_a_step_that_fails_stops_the_run_and_the_next_run_begins_with_it(
     products = {step.shown: step.products for step in plan(options).values()}
 
     def execute(command: list[str]) -> int:
-        shown = recipe.Step("", command, [], 0).shown
+        shown = running.Step("", command, [], 0).shown
         called.append(command)
         if "albert" in shown and command[0] == "run_pretraining.py":
             return 7
@@ -148,7 +149,7 @@ def test_a_step_that_fails_stops_the_run_and_the_next_run_begins_with_it(
             touch(path)
         return 0
 
-    monkeypatch.setattr(recipe, "execute", execute)
+    monkeypatch.setattr(running, "execute", execute)
     assert recipe.main(options) == 7
     failed = called[-1]
     error = capsys.readouterr().err
@@ -169,8 +170,8 @@ def test_a_verb_is_asked_to_save_when_the_run_is_told_to_stop(tmp_path: Path):
         "(folder / 'ready').touch()\ntime.sleep(60)\n"
     )
     script = (
-        "import signal; from examples import structbert_ablation as recipe\n"
-        f"signal.signal(signal.SIGTERM, recipe._terminated); recipe.execute([{str(verb)!r}])"
+        "import signal; from examples import steps as running\n"
+        f"signal.signal(signal.SIGTERM, running._terminated); running.execute([{str(verb)!r}])"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as process:
         deadline_seconds = time.monotonic() + 30
@@ -244,10 +245,10 @@ def test_the_table_has_mean_and_deviation_and_gaps_where_nothing_is_done(folder:
 def test_the_estimate_follows_the_pace_of_what_is_done(folder: Path):
     steps = list(plan(options_of(folder)).values())
     first, second, *_ = [step for step in steps if step.kind == "pretraining"]
-    pace = recipe.Pace(folder / "seconds.json", steps)
+    pace = running.Pace(folder / "seconds.json", steps)
     assert pace.seconds_of([second]) == second.seconds
     pace.took(first, 3 * first.seconds)
-    for reread in (pace, recipe.Pace(folder / "seconds.json", steps)):
+    for reread in (pace, running.Pace(folder / "seconds.json", steps)):
         assert reread.seconds_of([first, second]) == pytest.approx(3 * (first.seconds + second.seconds))
         assert reread.seconds_of(steps[:1]) == steps[0].seconds
 
@@ -279,7 +280,7 @@ def test_mistakes_are_told_before_anything_runs(
 ):
     usual = options_of(folder)
     touch(folder / "out/config.json", json.dumps(dataclasses.asdict(usual)))
-    monkeypatch.setattr(recipe, "execute", lambda command: pytest.fail("ran"))
+    monkeypatch.setattr(running, "execute", lambda command: pytest.fail("ran"))
     with pytest.raises(UsageError, match=message):
         recipe.main(options_of(folder, **flags))
 
@@ -317,7 +318,7 @@ def test_the_recipe_in_small(folder: Path, capsys: pytest.CaptureFixture[str], m
         verb = importlib.import_module(command[0].removesuffix(".py"))
         return verb.main(parse(verb.Options, command[1:])) or 0
 
-    monkeypatch.setattr(recipe, "execute", execute)
+    monkeypatch.setattr(running, "execute", execute)
     assert recipe.main(options) == 0
     assert [
         called.count(f"{verb}.py") for verb in ("create_pretraining_data", "run_pretraining", "run_classifier")
