@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from absl.app import UsageError
 
 from commands import fine_tuning
@@ -146,10 +145,10 @@ class Generation:
             raise UsageError(
                 f"{path} has no decoder; use a config with num_decoder_layers, as albert_config/palm_*.json"
             )
-        if config.family == "palm" and options.max_target_length > config.max_sequence_length:
+        if options.max_target_length > config.max_target_length:
             raise UsageError(
                 f"--max_target_length={options.max_target_length} but {path} has positions for "
-                f"{config.max_sequence_length} tokens"
+                f"{config.max_target_length} tokens"
             )
         for split, dataset in splits.datasets.items():
             cut = dataset.examples.sources.truncated_examples  # pyright: ignore[reportAttributeAccessIssue]
@@ -197,6 +196,8 @@ class Generation:
 
 def answer_lines(generate: TextGenerator, splits: Splits, max_seq_length: int) -> None:
     """Read sources from standard input and print what is generated, a line each, until the input ends."""
+    import numpy as np
+
     from data.labelled import encode_examples, padded
 
     row, prompts = splits.row, sys.stdin.isatty()

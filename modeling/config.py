@@ -152,6 +152,11 @@ class Config:
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def max_target_length(self) -> int:
+        """The most tokens that the decoder reads."""
+        return FAMILIES[self.family].max_target_length(self)
+
+    @property
     def least_parameters(self) -> int:
         """A lower bound of the parameters, without declaring the model: tables, and matrices that no layers share."""
         width, layers = self.hidden_size, self.num_hidden_layers

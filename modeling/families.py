@@ -23,6 +23,10 @@ def _no(config: Config) -> bool:
     return False
 
 
+def _of_the_source(config: Config) -> int:
+    return config.max_sequence_length
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One published graph.
@@ -33,6 +37,7 @@ class Family:
         dialects: the published JSON forms of its configs.
         normalizes_pooled: whether the pooled vector is normalised in front of a classifier.
         decodes: whether a model may have a decoder.
+        max_target_length: the positions of a decoder.
     """
 
     body: Callable[[Config, Initialization, Computation], Body]
@@ -40,6 +45,7 @@ class Family:
     dialects: tuple[Dialect, ...] = ()
     normalizes_pooled: Callable[[Config], bool] = _no
     decodes: bool = False
+    max_target_length: Callable[[Config], int] = _of_the_source
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -52,5 +58,11 @@ FAMILIES: Mapping[str, Family] = {
         normalizes_pooled=albert_zh.normalizes_pooled,
     ),
     "palm": Family(body=palm.body, check=palm.check, dialects=palm.DIALECTS, decodes=True),
-    "palm_en": Family(body=palm_en.body, check=palm_en.check, dialects=palm_en.DIALECTS, decodes=True),
+    "palm_en": Family(
+        body=palm_en.body,
+        check=palm_en.check,
+        dialects=palm_en.DIALECTS,
+        decodes=True,
+        max_target_length=palm_en.max_target_length,
+    ),
 }

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from modeling.variables import Initialization
 
 _DECODER_EPSILON = 1e-6
+POSITIONS = 5000
+"""Rows of the table of sinusoids, which is computed and no part of a checkpoint; the released code has as many."""
 
 
 def body(config: Config, initialization: Initialization, computation: Computation) -> Body:
@@ -49,6 +51,11 @@ def check(config: Config) -> None:
         )
     if config.hidden_size % 2:
         raise UsageError(f"hidden_size is {config.hidden_size}; sinusoids need an even width")
+
+
+def max_target_length(config: Config) -> int:
+    """Return the positions of the decoder, which its sinusoids have."""
+    return POSITIONS
 
 
 def _read(values: Values, file_name: str) -> dict[str, Any]:

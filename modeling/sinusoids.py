@@ -9,11 +9,9 @@ from absl.app import UsageError
 from ground.tensors import Tensor, ops
 from modeling.config import Config
 from modeling.embeddings import without_padding
+from modeling.palm_en import POSITIONS
 from modeling.randomness import dropout
 from modeling.variables import Initialization
-
-_POSITIONS = 5000
-"""Rows of the table of sinusoids, which is computed and no part of a checkpoint; the released code has as many."""
 
 
 def sinusoids(positions: int, width: int) -> np.ndarray:
@@ -31,7 +29,7 @@ class ScaledEmbeddings(keras.layers.Layer):
         super().__init__(dtype=dtype, name=name)
         self.config = config
         self.initialization = initialization
-        self.table = sinusoids(_POSITIONS, config.hidden_size)
+        self.table = sinusoids(POSITIONS, config.hidden_size)
 
     def build(self, input_shape: Any = None) -> None:
         """Create the word table [V, D] and the bias of the scores [V]."""
@@ -48,8 +46,8 @@ class ScaledEmbeddings(keras.layers.Layer):
         """
         width = self.config.hidden_size
         length = input_ids_BL.shape[1]
-        if isinstance(length, int) and length > _POSITIONS:
-            raise UsageError(f"targets of {length} tokens, but this decoder has {_POSITIONS} positions: shorten them")
+        if isinstance(length, int) and length > POSITIONS:
+            raise UsageError(f"targets of {length} tokens, but this decoder has {POSITIONS} positions: shorten them")
         x_BLD = ops.take(self.word_embeddings, input_ids_BL, axis=0) * width**0.5
         size = (ops.shape(input_ids_BL)[1], width)
         places_LD = ops.slice(ops.convert_to_tensor(self.table, dtype=self.compute_dtype), (position, 0), size)
@@ -63,7 +61,7 @@ class ScaledEmbeddings(keras.layers.Layer):
     @property
     def max_positions(self) -> int:
         """The most positions of a target."""
-        return _POSITIONS
+        return POSITIONS
 
     def logits_operations(self, positions: int) -> int:
         """Return those of `logits` at so many positions."""

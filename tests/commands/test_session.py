@@ -15,6 +15,7 @@ from absl.app import UsageError
 
 import run_pretraining
 from commands import session as of_session
+from commands.records import Records
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
 from commands.weights import restore
 from data.objectives import OBJECTIVES
@@ -142,10 +143,12 @@ def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatc
     def check_fit(**values: Any) -> None:
         raise ReachedError(values)
 
-    training = types.SimpleNamespace(max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7)
-    records = types.SimpleNamespace(
-        training=training, held_out=None, tokenizer_facts=lambda *of: {"vocab_size": 15, "file": "v"}
+    training = types.SimpleNamespace(
+        max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7, max_target_length=0
     )
+    facts = {"vocab_size": 15, "file": "v"}
+    records: Any = types.SimpleNamespace(training=training, held_out=None, tokenizer_facts=lambda *of: facts)
+    records.scored = Records.scored.fget(records)  # pyright: ignore[reportOptionalCall]
     session = types.SimpleNamespace(
         together=lambda function: records, start=lambda: Config(**SHAPE), check_fit=check_fit
     )
@@ -153,7 +156,9 @@ def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatc
     options = run_pretraining.Options(do_train=True, input_file=("x",), output_dir="x", bert_config_file="x")
     with pytest.raises(ReachedError) as reached:
         run_pretraining.main(options)
-    assert reached.value.args == ({"vocab_size": 15, "vocabulary": "v", "max_seq_length": 128, "scored": 27},)
+    assert reached.value.args == (
+        {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 128, "max_target_length": 0, "scored": 27},
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -11,6 +11,7 @@ import pytest
 from absl.app import UsageError
 
 from commands.flags import _flags_of, parse
+from generation.settings import Chunks, Settings
 from ground.bounds import BOUNDS
 from modeling import Config, load_config
 
@@ -48,6 +49,7 @@ def test_bounds_are_finite_and_have_a_reason():
 
 def test_every_row_is_of_a_flag_or_of_a_field():
     used = {name for verb in VERBS for name in numbers(verb)} | {field.name for field in dataclasses.fields(Config)}
+    used |= {field.name for kind in (Settings, Chunks) for field in dataclasses.fields(kind)}
     assert set(BOUNDS) <= used
 
 

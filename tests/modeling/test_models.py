@@ -77,7 +77,8 @@ PUBLISHED = {
 
 def test_every_shipped_config_is_counted():
     shipped = {path.stem for path in (ROOT / "albert_config").glob("*.json")}
-    assert shipped == {*PUBLISHED, "albert_config_demo"}
+    # tests/modeling/test_palm.py counts those with a decoder.
+    assert {name for name in shipped if not name.startswith(("palm", "plug"))} == {*PUBLISHED, "albert_config_demo"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -130,7 +130,14 @@ PUBLISHED = {
     "plug": (26_100_601_859, True),
     "palm_base_en": (257_835_609, False),
     "palm_large_en": (482_485_337, False),
+    # The paper's sizes of a graph that was released in one size, and one of ours.
+    "palm_large_zh": (429_341_699, True),
+    "palm_tiny_zh": (13_068_939, True),
 }
+
+
+def test_every_shipped_config_with_a_decoder_is_counted():
+    assert {path.stem for path in SHAPES.glob("p*.json")} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -93,7 +93,11 @@ VERB = Verb(
         Row(
             "max_target_length",
             "9",
-            {"compiled/batch/target_ids": "int32 [8, 10]", "compiled/batch/target_mask": "int32 [8, 10]"},
+            {
+                "table": DIFFERENT,
+                "compiled/batch/target_ids": "int32 [8, 10]",
+                "compiled/batch/target_mask": "int32 [8, 10]",
+            },
             {**COMPILES, "objective": "palm"},
         ),
         Row("train_batch_size", "16", TABLE),
