@@ -70,7 +70,8 @@ class Generative:
         memory: Tensors = {"cross": self.decoder.project_memory(states_BSD), "mask": self.body.memory_mask(features)}
         if self.copying is not None:
             mask_BS = features.get("memory_mask", features["input_mask"])
-            memory["source"] = {"ids": features["input_ids"], "mask": mask_BS, "states": states_BSD}
+            source = {"ids": features["input_ids"], "mask": mask_BS, "states": states_BSD}
+            memory["source"] = source | self.copying.project(states_BSD)
         return memory
 
     def empty_cache(self, batch: int | Tensor, slots: int) -> SelfCache:

@@ -61,8 +61,8 @@ class Copying(keras.layers.Layer):
 
         Args:
             logits_BTV: scores over the vocabulary.
-            source: `ids` int32 [B, S], `mask` int32 [B, S], `states` [B, S, D], and `attention` float32 [B, T, S]
-                unless the attention is additive.
+            source: `ids` int32 [B, S], `mask` int32 [B, S], `states` [B, S, D]; `attention` float32 [B, T, S] unless
+                the attention is additive, and then perhaps what `project` returned.
             state_BTD: states of the decoder, normalised.
         """
         memory_BSD = source["states"]
@@ -75,9 +75,14 @@ class Copying(keras.layers.Layer):
         generated_BTV = ops.log_softmax(logits_BTV)
         return ops.logaddexp(ops.log_sigmoid(gate_BT1) + generated_BTV, ops.log_sigmoid(-gate_BT1) + copied_BTV)
 
+    def project(self, states_BSD: Tensor) -> dict[str, Tensor]:
+        """Return what of additive attention depends on the source alone, so that a search computes it once."""
+        return {"projected": self.of_memory(states_BSD)} if self.parts else {}
+
     def _additive(self, source: Mapping[str, Tensor], state_BTD: Tensor) -> Tensor:
         """Return the paper's attention, softmax over l of w_c . tanh(W_m h_l + W_s s_t + b_c), float32 [B, T, S]."""
-        memory_BSD, state_BTD = self.of_memory(source["states"]), self.of_state(state_BTD)
+        memory_BSD = source["projected"] if "projected" in source else self.project(source["states"])["projected"]
+        state_BTD = self.of_state(state_BTD)
         kernel_D1 = ops.cast(self.score.kernel, self.compute_dtype)
 
         # All that has a gradient is an argument: eager TensorFlow loses what a recomputed function takes from outside.
