@@ -178,7 +178,7 @@ _TEXTS: dict[str, tuple[str, Callable[[str, Random], bytes], Expectation]] = {
     "bz2 cut short": ("text.txt.bz2", lambda t, r: bz2.compress(t.encode())[:-200], "refuse"),
     "zstd that is none": ("text.txt.zst", lambda t, r: t.encode(), "either"),
     "zeros": ("text.txt", lambda t, r: bytes(20_000), "refuse"),
-    "one line without a space": ("text.txt", lambda t, r: b"a" * (6 * MIB), "either"),
+    "one line without a space": ("text.txt", lambda t, r: b"a" * (3 * MIB), "either"),
     "one line of ideographs": ("text.txt", lambda t, r: "好".encode() * MIB, "either"),
     "a line of 60,000 marks": ("text.txt", lambda t, r: t.encode() + b"!" * 60_000 + b"\n", "either"),
     "a line of 300,000 marks": ("text.txt", lambda t, r: t.encode() + "。".encode() * 300_000 + b"\n", "either"),

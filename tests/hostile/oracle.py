@@ -6,6 +6,7 @@ import dataclasses
 import re
 import signal
 
+from ground.outputs import RECORD
 from tests.hostile.case import Case
 from tests.hostile.sandbox import Observation
 
@@ -132,9 +133,11 @@ def _had_begun(seen: Observation) -> bool:
 def _may_stay(name: str, seen: Observation) -> bool:
     """Whether a file may be left: a lock is taken anew, an empty folder is nobody's loss.
 
-    Exit 1 is a full disk or a file that went away: when that is mended, the job goes on from its unfinished work.
+    A verb that succeeds notes what it wrote beside it. Exit 1 is a full disk or a file that went away: when that is
+    mended, the job goes on from its unfinished work.
     """
-    return name.endswith((".lock", "/")) or (seen.code == 1 and ".partial/" in name)
+    left = (seen.code == 0 and name.endswith(RECORD)) or (seen.code == 1 and ".partial/" in name)
+    return left or name.endswith((".lock", "/"))
 
 
 def _is_a_finding(case: Case, seen: Observation) -> bool:
