@@ -77,7 +77,7 @@ def train_wordpiece(
         min_frequency: a sub-word is learnt if it occurs that often.
 
     Raises:
-        UsageError: vocab_size does not hold the characters, or there is no text.
+        UsageError: vocab_size does not hold the characters, or there are none.
     """
     words, isolated = _count_words(texts, do_lower_case)
     if not words and not isolated:
@@ -93,6 +93,11 @@ def train_wordpiece(
         words_of = (split_words(c, do_lower_case=do_lower_case) for c in common_characters())
         characters = dict.fromkeys(sorted({c for found in words_of for word, _ in found for c in word}))
     characters.update(dict.fromkeys(sorted(_covering(frequencies, character_coverage))))
+    if not characters:
+        raise UsageError(
+            f"--character_coverage={character_coverage:g} takes no character of the text, and "
+            "--common_characters=false no other; raise --character_coverage"
+        )
     vocabulary.update(characters)
     inside = [c for c in characters if not (is_ideograph(c) or is_punctuation(c))]
     vocabulary.update(dict.fromkeys(f"##{c}" for c in inside))

@@ -226,3 +226,8 @@ def test_texts_are_counted_some_at_a_time_and_none_is_lost(texts: list[str]):
 def test_a_coverage_that_sentencepiece_does_not_take_is_refused_with_its_range(model_type):
     with pytest.raises(app.UsageError, match=r"--character_coverage=0.8: SentencePiece takes 0.98 to 1"):
         train_sentencepiece(["a text"], model_type=model_type, character_coverage=0.8)
+
+
+def test_without_any_character_is_refused() -> None:
+    with pytest.raises(app.UsageError, match="raise --character_coverage"):
+        train_wordpiece(["some text"], vocab_size=110, common=False, character_coverage=-0.0)
