@@ -25,16 +25,25 @@ def search_for(model: Decodable, settings: Settings) -> Search:
 
 
 class Decoding:
-    """Steps of a search over a model; `grows` says that the self-attention cache has the length of what it holds."""
+    """Steps of a search over a model."""
 
-    def __init__(self, model: Decodable, search: Search, *, grows: bool) -> None:
+    def __init__(self, model: Decodable, search: Search) -> None:
         self.model = model
         self.search = search
-        self.grows = grows
 
-    def empty_cache(self, batch: int | Tensor) -> SelfCache:
-        """Return the cache before the first step."""
-        return self.model.empty_cache(batch, 0 if self.grows else self.search.length * self.search.rows)
+    def empty_cache(self, batch: int) -> SelfCache:
+        """Return the self-attention cache before the first segment."""
+        return self.model.empty_cache(batch, self.slots_until(1))
+
+    def slots_until(self, stop: int) -> int:
+        """Return the slots of the cache while there are fewer than `stop` tokens: 64 of each row, 256, 1024 ...
+
+        Every step attends to all slots, the empty ones too; and every size is a program of its own.
+        """
+        columns = 64
+        while columns < stop:
+            columns *= 4
+        return min(columns, self.search.length) * self.search.rows
 
     def step(
         self, step: Tensor, state: State, cache: SelfCache, memory: Tensors, prepared: Tensors
@@ -42,9 +51,8 @@ class Decoding:
         """Generate one token of every row; `step` counts those before."""
         search = self.search
         token_BK = ops.take(state["tokens"], step, axis=2)
-        visible = search.visible(state, step, self.grows)
-        slot = None if self.grows else step * search.rows
-        scores, cache = self.model.step(token_BK, step, memory, cache, visible, slot, prepared)
+        visible = search.visible(state, step, cache[0][0].shape[2] // search.rows)
+        scores, cache = self.model.step(token_BK, step, memory, cache, visible, step * search.rows, prepared)
         return step + 1, search.advance(state, step, scores), cache
 
 

@@ -28,7 +28,7 @@ class JaxExecutor:
 
     def __init__(self, model: Decodable, search: Search) -> None:
         self.model = model
-        self.decoding = Decoding(model, search, grows=False)
+        self.decoding = Decoding(model, search)
         self.traces = 0
         """How many times the loop was traced."""
         # Weights are arguments: as constants they would be copied into every program.
@@ -53,9 +53,9 @@ class JaxExecutor:
         """Encode the sources."""
         memory = self._start(self.weights, {name: jnp.asarray(value) for name, value in features.items()})
         cache = self.decoding.empty_cache(len(state["open"]))
-        # Every buffer of the carry is given away to the loop, so that no two may be one.
-        carry = jax.tree.map(lambda x: jnp.array(x, copy=True), (np.int32(0), state, cache))
-        return JaxBatch(self, carry, memory)
+        # Every buffer that the loop is given is given away to it, so that no two may be one.
+        state, cache = jax.tree.map(lambda x: jnp.array(x, copy=True), (state, cache))
+        return JaxBatch(self, state, cache, memory)
 
     def _with_weights(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(weights: list[Any], *arguments: Any) -> Any:
@@ -80,19 +80,28 @@ class JaxExecutor:
 class JaxBatch:
     """See `generation.decoding.Batch`."""
 
-    def __init__(self, executor: JaxExecutor, carry: Carry, memory: Tensors) -> None:
+    def __init__(self, executor: JaxExecutor, state: State, cache: Any, memory: Tensors) -> None:
         self.executor = executor
-        self.carry = carry
+        self.steps = 0
+        self.state = state
+        self.cache = cache
         self.memory = memory
 
     def segment(self, steps: int) -> State:
         """Generate at most so many tokens; return the state."""
-        executor, stop = self.executor, self.carry[0] + np.int32(steps)
-        self.carry = executor._loop(executor.weights, stop, self.carry, self.memory, executor.prepared)
-        return self.carry[1]
+        executor, begin = self.executor, jnp.int32(self.steps)
+        self.steps += steps
+        slots = executor.decoding.slots_until(self.steps)
+        more = slots - self.cache[0][0].shape[2]
+        if more:
+            self.cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), self.cache)
+        carry = begin, self.state, self.cache
+        stop, weights = jnp.int32(self.steps), executor.weights
+        _, self.state, self.cache = executor._loop(weights, stop, carry, self.memory, executor.prepared)
+        return self.state
 
     def keep(self, places: np.ndarray, real: np.ndarray) -> None:
         """Leave the sources at these places alone; those that are not `real` only fill the batch and are closed."""
-        step, *held = self.carry
-        (state, cache), self.memory = jax.tree.map(lambda x: x[places], (held, self.memory))
-        self.carry = (step, {**state, "open": state["open"] & real}, cache)
+        held = self.state, self.cache, self.memory
+        state, self.cache, self.memory = jax.tree.map(lambda x: x[places], held)
+        self.state = {**state, "open": state["open"] & real}

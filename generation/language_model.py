@@ -74,7 +74,7 @@ class Generative:
             memory["source"] = source | self.copying.project(states_BSD)
         return memory
 
-    def empty_cache(self, batch: int | Tensor, slots: int) -> SelfCache:
+    def empty_cache(self, batch: int, slots: int) -> SelfCache:
         """Return the self-attention cache of the decoder's blocks."""
         return self.decoder.start_cache(batch, slots)["self"]
 
@@ -84,8 +84,8 @@ class Generative:
         position: Tensor,
         memory: Tensors,
         cache: SelfCache,
-        visible: Tensor | None,
-        slot: Tensor | None,
+        visible: Tensor,
+        slot: Tensor,
         prepared: Tensors,
     ) -> tuple[Tensor, SelfCache]:
         """Run the decoder over the newest token of every row; with copying the scores are log-probabilities."""

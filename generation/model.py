@@ -65,8 +65,8 @@ class Decodable(Protocol):
         """Encode the sources [B, S]: cross-attention's keys and values, masks, ids to copy; never K-fold."""
         ...
 
-    def empty_cache(self, batch: int | Tensor, slots: int) -> SelfCache:
-        """Return a self-attention cache with room for `slots`; with 0 slots it grows by one step's K at a time."""
+    def empty_cache(self, batch: int, slots: int) -> SelfCache:
+        """Return a self-attention cache with room for `slots`."""
         ...
 
     def step(
@@ -75,8 +75,8 @@ class Decodable(Protocol):
         position: Tensor,
         memory: Tensors,
         cache: SelfCache,
-        visible: Tensor | None,
-        slot: Tensor | None,
+        visible: Tensor,
+        slot: Tensor,
         prepared: Tensors,
     ) -> tuple[Tensor, SelfCache]:
         """Run the decoder over the newest token of every row.
@@ -86,8 +86,8 @@ class Decodable(Protocol):
             position: theirs in the target, a scalar int32, the same for all.
             memory: of `start`.
             cache: of `empty_cache` or of the step before.
-            visible: boolean [B or 1, 1, K, slots], the slots that each row attends to, this step's included; None: all.
-            slot: the first slot to write to, `position * K`; None: append to the cache.
+            visible: boolean [B or 1, 1, K, slots], the slots that each row attends to, this step's included.
+            slot: the first slot to write to, `position * K`.
             prepared: of `prepare`.
 
         Returns:

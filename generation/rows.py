@@ -46,19 +46,14 @@ class Rows:
         }
         return state | ({"keys": keys} if self.settings.do_sample else {})
 
-    def visible(self, state: State, step: Tensor, grows: bool) -> Tensor | None:
-        """Return which slots of the cache each row attends to: boolean [1, 1, K, columns * K]; None: all.
-
-        The cache has a column for each position; one that `grows` only for those up to this step.
+    def visible(self, state: State, step: Tensor, columns: int) -> Tensor:
+        """Return which slots of the cache each row attends to: boolean [1, 1, K, columns * K].
 
         2 rows, step 0, 2 columns: slots [(0, 1), (0, 1)] -> row 0 [T F, F F], row 1 [F T, F F]
         """
-        if self.rows == 1 and grows:
-            return None
-        columns = step + 1 if grows else self.length
         slots = ops.arange(columns * self.rows, dtype="int32")
         own = slots % self.rows == ops.arange(self.rows, dtype="int32")[:, None]
-        return (own if grows else own & (slots // self.rows <= step))[None, None]
+        return (own & (slots // self.rows <= step))[None, None]
 
     def advance(self, state: State, step: Tensor, scores_BKV: Tensor) -> State:
         """Return the state after one more token."""

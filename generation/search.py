@@ -137,15 +137,12 @@ class Beams:
             "limit": limit.astype(np.int32),
         }
 
-    def visible(self, state: State, step: Tensor, grows: bool) -> Tensor | None:
+    def visible(self, state: State, step: Tensor, columns: int) -> Tensor:
         """Return which slots of the cache each beam attends to at this step: boolean [B, 1, K, columns * K].
-
-        The cache has a column for each position; one that `grows` only for those up to this step.
 
         Beams 2, ancestors of a beam [1, 0, -1], 3 columns:
             slots of positions 0, 1, 2: [(0, 1), (0, 1), (0, 1)] -> [F T, T F, F F]
         """
-        columns = step + 1 if grows else self.length
         ancestors_BKT = state["ancestors"][:, :, :columns]
         own = ancestors_BKT[..., None] == ops.arange(self.rows, dtype="int32")
         return ops.reshape(own, (ops.shape(own)[0], 1, self.rows, columns * self.rows))

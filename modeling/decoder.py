@@ -114,10 +114,7 @@ class Decoder(Encoder):
         return [(self.attentions[i], *crosses[i : i + 1], self.feed_forwards[j]) for i, j in self.order]
 
     def start_cache(self, batch: int | Tensor, length: int, memory_BSD: Tensor | None = None) -> Cache:
-        """Return an empty cache of `length` positions per block, and the memory's keys and values, projected once.
-
-        With length 0 the cache grows from step to step, given that `step` has no position.
-        """
+        """Return an empty cache of `length` positions per block, and the memory's keys and values, projected once."""
         attention = self.attentions[0]
         empty = ops.zeros((batch, attention.heads, length, attention.head_size), self.compute_dtype)
         return {
@@ -134,7 +131,7 @@ class Decoder(Encoder):
         self,
         x_BLD: Tensor,
         cache: Cache,
-        position: int | Tensor | None,
+        position: int | Tensor,
         memory_mask: Tensor | None = None,
         visible: Tensor | None = None,
         return_attention: bool = False,
@@ -149,7 +146,7 @@ class Decoder(Encoder):
         Args:
             x_BLD: the new tokens, embedded at their positions.
             cache: from `start_cache` or the step before.
-            position: index in the cache of the first new token; None: behind all others, in a cache that grows.
+            position: index in the cache of the first new token.
             memory_mask: as in `call`.
             visible: boolean, broadcasts to [B, N, L, length of the cache]; by default all up to each token itself.
             return_attention: as in `call`.
@@ -159,22 +156,19 @@ class Decoder(Encoder):
         """
         keys = ops.shape(cache["self"][0][0])[2]
         new = ops.shape(x_BLD)[1]
-        if position is not None:
-            visible = masks.causal_mask(new, keys, position) if visible is None else visible
-        elif visible is None and new != 1:
-            visible = masks.causal_mask(new, keys + new, keys)
+        visible = masks.causal_mask(new, keys, position) if visible is None else visible
         written = []
         attention_BNLS = None
         for block, (i, j) in enumerate(self.order):
             x_BLD, pair = self.attentions[i](
-                x_BLD, attention_mask=visible, cache=cache["self"][block], position=position
+                x_BLD, attention_mask=visible, cache=cache["self"][block], position=position, decoding=True
             )
             written.append(pair)
             if cache["memory"]:
                 cross, memory = self.cross_attentions[i], cache["memory"][block]
                 if return_attention and block == len(self.order) - 1:
                     attention_BNLS = cross.attention_weights(x_BLD, memory, memory_mask)
-                x_BLD = cross(x_BLD, memory=memory, attention_mask=memory_mask)
+                x_BLD = cross(x_BLD, memory=memory, attention_mask=memory_mask, decoding=True)
             x_BLD = self.feed_forwards[j](x_BLD)
         cache = {"self": written, "memory": cache["memory"]}
         if attention_BNLS is None:

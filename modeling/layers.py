@@ -135,8 +135,9 @@ class Attention(keras.layers.Layer):
         memory: KeyValue | None = None,
         attention_mask: Tensor | None = None,
         cache: KeyValue | None = None,
-        position: int | Tensor | None = 0,
+        position: int | Tensor = 0,
         training: bool = False,
+        decoding: bool = False,
     ) -> Any:
         """Attend, add to the input and normalise.
 
@@ -145,8 +146,9 @@ class Attention(keras.layers.Layer):
             memory: keys and values of another sequence (`keys_values`); by default those of `x_BLD` itself.
             attention_mask: boolean, broadcasts to [B, N, L, S]; True keeps.
             cache: keys and values of earlier positions; those of `x_BLD` are written at `position`.
-            position: index in the cache of the first query; None: the cache grows by the queries' positions.
+            position: index in the cache of the first query.
             training: apply dropout.
+            decoding: the queries are the newest positions of a sequence, and its keys are many more.
 
         Returns:
             x_BLD, or (x_BLD, cache) when a cache was given.
@@ -156,7 +158,7 @@ class Attention(keras.layers.Layer):
             memory = self.keys_values(h_BLD)
             if cache is not None:
                 memory = cache = _written(cache, memory, position)
-        context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training)
+        context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training, decoding)
         y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
         y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
         return y_BLD if cache is None else (y_BLD, cache)
@@ -187,11 +189,13 @@ class Attention(keras.layers.Layer):
         batch, length = ops.shape(x_BLD)[:2]
         return ops.transpose(ops.reshape(x_BLD, (batch, length, self.heads, self.head_size)), (0, 2, 1, 3))
 
-    def _attend(self, query_BNLH: Tensor, memory: KeyValue, mask: Tensor | None, training: bool) -> Tensor:
+    def _attend(
+        self, query_BNLH: Tensor, memory: KeyValue, mask: Tensor | None, training: bool, decoding: bool
+    ) -> Tensor:
         key_BNSH, value_BNSH = memory
         scale = self.head_size**-0.5
         batch, _, length, _ = ops.shape(query_BNLH)
-        if keras.config.backend() == "jax" and not (training and self.attention_dropout):
+        if keras.config.backend() == "jax" and not decoding and not (training and self.attention_dropout):
             query_BLNH, key_BSNH, value_BSNH = (
                 ops.transpose(x, (0, 2, 1, 3)) for x in (query_BNLH, key_BNSH, value_BNSH)
             )
@@ -201,7 +205,12 @@ class Attention(keras.layers.Layer):
                 mask = ops.broadcast_to(mask, (*ops.shape(mask)[:2], length, ops.shape(key_BNSH)[2]))
             context_BLNH = ops.dot_product_attention(query_BLNH, key_BSNH, value_BSNH, mask=mask, scale=scale)
         else:
-            scores_BNLS = ops.matmul(query_BNLH * scale, ops.transpose(key_BNSH, (0, 1, 3, 2)))
+            if decoding and length == 1:
+                # One vector for each head; transposed keys would be a copy of the cache at every step.
+                query_BNH1 = ops.transpose(query_BNLH * scale, (0, 1, 3, 2))
+                scores_BNLS = ops.transpose(ops.matmul(key_BNSH, query_BNH1), (0, 1, 3, 2))
+            else:
+                scores_BNLS = ops.matmul(query_BNLH * scale, ops.transpose(key_BNSH, (0, 1, 3, 2)))
             scores_BNLS = ops.cast(scores_BNLS, "float32")
             if mask is not None:
                 scores_BNLS = scores_BNLS + masks.additive(mask)
@@ -211,12 +220,10 @@ class Attention(keras.layers.Layer):
         return ops.reshape(context_BLNH, (batch, length, self.heads * self.head_size))
 
 
-def _written(cache: KeyValue, new: KeyValue, position: int | Tensor | None) -> KeyValue:
-    """Return the cache with new keys and values at `position`, or behind all others."""
+def _written(cache: KeyValue, new: KeyValue, position: int | Tensor) -> KeyValue:
+    """Return the cache with new keys and values at `position`."""
     key_BNSH, value_BNSH = cache
     key_BNLH, value_BNLH = new
-    if position is None:
-        return ops.concatenate([key_BNSH, key_BNLH], axis=2), ops.concatenate([value_BNSH, value_BNLH], axis=2)
     start = (0, 0, position, 0)
     return ops.slice_update(key_BNSH, start, key_BNLH), ops.slice_update(value_BNSH, start, value_BNLH)
 

@@ -95,24 +95,22 @@ def test_copying_models_generate_as_they_are_trained(features: dict[str, np.ndar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["beams"])
-def test_growing_equals_static_and_eager_equals_compiled(model: Generative, features: dict[str, np.ndarray], way: str):
-    settings = Settings(**WAYS[way])
-    growing = generator_of(model, way)
-    found = growing(features)
-
-    def compiled(model: Any, search: Any) -> TensorFlowExecutor:
-        return TensorFlowExecutor(model, search, compiled=True)
-
-    close(found, Generator(model, settings, segment=5, executor=compiled)(features))
-    search = search_for(model, settings)
-    count = len(features["input_ids"])
-    decoding = Decoding(model, search, grows=False)
-    bounds = np.full(count, settings.min_new_tokens), np.full(count, settings.max_new_tokens)
-    state: Any = search.start(*bounds, growing._keys(features, np.arange(count)))
+def test_eager_steps_equal_compiled_ones_in_a_cache_of_two_sizes(
+    model: Generative, features: dict[str, np.ndarray], way: str, monkeypatch: pytest.MonkeyPatch
+):
+    generator = generator_of(model, way)
+    search, count = search_for(model, generator.settings), len(features["input_ids"])
+    decoding = Decoding(model, search)
+    bounds = np.full(count, generator.settings.min_new_tokens), np.full(count, generator.settings.max_new_tokens)
+    state: Any = search.start(*bounds, generator._keys(features, np.arange(count)))
     step, cache, memory, prepared = 0, decoding.empty_cache(count), model.start(features), model.prepare()
     while np.asarray(state["open"]).any():
         step, state, cache = decoding.step(step, state, cache, memory, prepared)
-    eager = dict(growing._hypotheses(state, np.arange(count), np.arange(count)))
+    eager = dict(generator._hypotheses(state, np.arange(count), np.arange(count)))
+    # The cache has room for the first segment alone, and grows by one column at the second.
+    rows = search.rows
+    monkeypatch.setattr(Decoding, "slots_until", lambda _, stop: rows * min(max(stop, 5), search.length))
+    found = Generator(model, generator.settings, segment=5)(features)
     close(found, [eager[i] for i in range(count)])
 
 
@@ -125,8 +123,9 @@ def test_batches_and_segments_change_nothing_and_order_is_kept(
     order = [3, 0, 5]
     close([found[i] for i in order], generator({name: value[order] for name, value in features.items()}))
     longer = {name: np.pad(value, ((0, 0), (0, 7))) for name, value in features.items()}
+    traces = generator.executor.traces  # pyright: ignore[reportAttributeAccessIssue]
     close(found, generator(longer))
-    assert generator.executor.traces == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert generator.executor.traces == traces  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_scores_are_those_of_the_model(model: Generative, features: dict[str, np.ndarray]):
@@ -153,7 +152,7 @@ def test_finished_sources_leave_the_batch(model: Generative, features: dict[str,
             segment = batch.segment
 
             def measured(steps: int) -> Any:
-                sizes.append(int(batch.carry[1]["open"].shape[0]))
+                sizes.append(int(batch.state["open"].shape[0]))
                 return segment(steps)
 
             batch.segment = measured
@@ -164,7 +163,8 @@ def test_finished_sources_leave_the_batch(model: Generative, features: dict[str,
 
     limit = np.array([2, 12, 2, 2, 5, 2])
     found = Generator(model, settings, segment=2, executor=watched)(features, limit=limit)
-    assert sizes == [6, 2, 2, 1, 1, 1]
+    # Powers of two, the six sources filled up to eight.
+    assert sizes == [8, 2, 2, 1, 1, 1]
     whole = generator_of(model, "greedy")(features)
     for some, all_of_it, most in zip(found, whole, limit, strict=True):
         assert some[0].tokens == all_of_it[0].tokens[:most]
