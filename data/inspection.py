@@ -18,6 +18,7 @@ from data.forms import Segments, Side
 from data.forms.ranges import Bounds, faults
 from data.forms.segments import COMPACT_FEATURES
 from data.forms.sides import original_ids
+from data.pairing import PAIRINGS
 from data.randomness import keys
 from data.reading import PretrainingDataset
 from data.schema import Lengths, lengths_of, present, required, widths_of
@@ -29,6 +30,8 @@ _BATCH = 512
 _LENGTH_BINS = 8
 # Duplicates are counted among all examples up to this many, among an unbiased sample of them beyond.
 _KEPT_HASHES = 1 << 22
+# Of records without a manifest the objective is not known.
+_MOST_LABELS = max(pairing.num_labels for pairing in PAIRINGS.values())
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ class _Check:
 
     def __init__(self, manifest: Mapping[str, Any] | None, vocab_size: int | None):
         self._manifest, self._form = manifest, manifests.form_of(manifest)
-        self._bounds = Bounds(vocab_size) if manifest is None else Bounds.of_manifest(manifest)
+        self._bounds = Bounds(vocab_size, _MOST_LABELS) if manifest is None else Bounds.of_manifest(manifest)
         self._lengths: Lengths | None = None
 
     def problems(self, records: list[bytes]) -> Counter[str]:

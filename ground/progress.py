@@ -130,7 +130,8 @@ class Progress:
         else:
             share = done / self._total if self._total else 1.0
             parts.append(f"{done:,.0f}/{self._total:,.0f} {self._unit} ({share:.0%})")
-        if self.rate > 0:
+        # Less than one unit, such as a file of some bytes, has no rate worth a word.
+        if self.rate > 0 and done >= 1:
             slow = self.rate < 1
             parts.append(f"{1 / self.rate:.1f} s each" if slow else f"{format_value(round(self.rate, 1))}/s")
             if self._total is not None and done < self._total:

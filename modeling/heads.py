@@ -122,7 +122,7 @@ class NextTokenHead:
         if not config.num_decoder_layers:
             raise UsageError(
                 f'the objective generates text, but the config (family "{config.family}", num_decoder_layers 0) has no '
-                "decoder; use one that has, as albert_config/palm_*.json"
+                "decoder; give one that has, as --bert_config_file=albert_config/palm_tiny_zh.json"
             )
         self.copying = None
         if config.copy != "none":

@@ -224,6 +224,7 @@ def put(name, index, value):
     [
         (put("input_mask", (3, 1), 0), "1 record(s): input_mask is not ones and then zeros"),
         (put("segment_ids", (3, 0), 1), "1 record(s): segment_ids other than"),
+        (put("next_sentence_labels", (3, 0), 5), "1 record(s): a label outside the objective's"),
         (put("masked_lm_positions", (3, 0), 0), "a predicted position outside the text"),
         (put("masked_lm_weights", (3, 0), 0.5), "weights other than 0 and 1"),
         (lambda features: features.pop("segment_ids"), "8 record(s): lacks segment_ids"),

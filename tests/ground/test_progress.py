@@ -38,6 +38,14 @@ def test_rate_and_time_left_follow_the_clock():
     assert out.getvalue() == "training  40/100 steps (40%)  2/s  ETA 30s  loss 0.5\n"
 
 
+def test_less_than_one_unit_has_no_rate():
+    clock, out = Clock(), io.StringIO()
+    with Progress(0.02, "kB", stream=out, clock=clock) as progress:
+        clock.now += 1
+        progress.update(0.02)
+    assert out.getvalue() == "0/0 kB (100%)  in 1s\n"
+
+
 def test_rate_forgets_what_is_long_ago():
     clock = Clock()
     progress = Progress(None, stream=io.StringIO(), clock=clock)

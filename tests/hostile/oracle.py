@@ -29,7 +29,7 @@ FAULTS = (
 _LONGEST = 5100
 _SIGNALLED = (130, 141, 143)
 # Progress is written over itself, a line of several states.
-_PROGRESS = re.compile(r"\s*(reading|writing|joining|held out|training|looking|checking|compiling)\b|.*\r")
+_PROGRESS = re.compile(r"\s*(decoding|reading|writing|joining|held out|training|looking|checking|compiling)\b|.*\r")
 # What a run shows before it trains.
 _PREAMBLE = re.compile(r"(model|memory|device|weights|data|step|output|child|lock)\b")
 # Native libraries write about their compiler and their devices whatever level of words they are told.
