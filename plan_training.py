@@ -180,6 +180,10 @@ def main(options: Options) -> int:
     elif options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     check_cuts(options, config, chips)
+    if OBJECTIVES[options.objective].continuing:
+        from modeling.heads import check_decoder
+
+        check_decoder(config)
 
     with planner(options, config, chip, chips) as plan_of:
         chosen = largest_that_fits(options, chips, plan_of) if options.find_batch else options

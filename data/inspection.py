@@ -261,12 +261,14 @@ def repair(path: Path) -> tuple[Recovered, int | None]:
         What was recovered; and how many examples were lost, where a manifest says how many there were.
 
     Raises:
-        UsageError: no record is intact, or all are but they are others than the manifest's.
+        UsageError: there is no intact record, or all are but they are others than the manifest's.
         OSError: the file could not be written, and is as it was.
     """
     done = recover(path)
     if done.kept_as is None:
         listing = manifests.find_manifests([path]).get(path)
+        if listing is None and not done.records:
+            raise UsageError(f"{path} is empty: there is no record to keep; make the file again")
         if listing is None or listing.entry["sha256"] == done.sha256:
             return done, None
         if listing.entry["examples"] <= done.records:

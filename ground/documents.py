@@ -130,6 +130,8 @@ def check_shape(value: Any, shape: Any, *, where: str, fix: str = "") -> Any:
         except msgspec.ValidationError as error:
             message, _, place = str(error).partition(" - at `")
             raise UsageError(f"{where}: {_complaint(value, message, place.rstrip('`'))}{_mending(fix)}") from None
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: a text is no Unicode (half of a surrogate pair){_mending(fix)}") from None
     return value
 
 

@@ -106,6 +106,15 @@ class MaskedLMHead:
         return self.scores.transform.operations(sizes.scored) + body.embeddings.logits_operations(sizes.scored)
 
 
+def check_decoder(config: Config) -> None:
+    """Raise `UsageError` for a config whose model generates no text."""
+    if not config.num_decoder_layers:
+        raise UsageError(
+            f'the objective generates text, but the config (family "{config.family}", num_decoder_layers 0) has no '
+            "decoder; give one that has, as --bert_config_file=albert_config/palm_tiny_zh.json"
+        )
+
+
 _POSITIONS = ("scored_positions", "masked_lm_positions")
 
 
@@ -119,11 +128,7 @@ class NextTokenHead:
     """
 
     def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
-        if not config.num_decoder_layers:
-            raise UsageError(
-                f'the objective generates text, but the config (family "{config.family}", num_decoder_layers 0) has no '
-                "decoder; give one that has, as --bert_config_file=albert_config/palm_tiny_zh.json"
-            )
+        check_decoder(config)
         self.copying = None
         if config.copy != "none":
             self.copying = Copying(config, initialization, dtype=computation.dtype)
