@@ -34,9 +34,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
 TRAINING = ("run_pretraining.py", "run_classifier.py", "run_generation.py")
-ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id")
+ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id", "model_parallel")
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-FOR_REAL = ("my_lcqmc_model", "my_questions")
+FOR_REAL = ("my_lcqmc_model", "my_questions", "my_plug_encoder")
 """Folders of runs that other parts of the pages read."""
 FEWER = {
     "create_pretraining_data.py": ["--dupe_factor=1", "--num_workers=1"],
@@ -65,6 +65,10 @@ def commands(page: str) -> list[list[str]]:
 
 def is_of_jax(words: Sequence[str]) -> bool:
     return any("--backend=jax" in word or "use_tpu" in word for word in words)
+
+
+def is_dry(words: Sequence[str]) -> bool:
+    return not any(name in str(words) for name in FOR_REAL)
 
 
 def inner(words: list[str]) -> list[str]:
@@ -100,6 +104,7 @@ def call(words: list[str], *, dry: bool) -> int:
         flags = [flag.replace("/shared/records/*", "./data/tf*").replace("/shared/", "my_shared_") for flag in flags]
     slices = [flag.removeprefix("--topology=") for flag in flags if flag.startswith("--topology=")]
     for name in slices:
+        flags = [flag for flag in flags if not flag.startswith("--model_parallel=")]
         flags = [*flags, "--topology=", "--device=l4", f"--num_devices={math.prod(parse_topology(name)[1])}"]
     if any(flag.startswith("--eval_fraction") for flag in flags):
         # Of a few documents more are held out, so that there are two of a file.
@@ -167,7 +172,7 @@ def test_the_commands_of_a_page_run(page: str, journey: Path, monkeypatch: pytes
     monkeypatch.chdir(journey)
     for words in commands(page):
         if not is_of_jax(words):
-            assert call(words, dry=not any(name in str(words) for name in FOR_REAL)) == 0, words
+            assert call(words, dry=is_dry(words)) == 0, words
     if snippets := blocks(page, "python"):
         exec("\n".join(snippets), {})
 
@@ -175,7 +180,7 @@ def test_the_commands_of_a_page_run(page: str, journey: Path, monkeypatch: pytes
 def test_the_commands_for_jax_run(journey: Path):
     given = [words for page in DOCS for words in commands(page) if is_of_jax(words)]
     assert len(given) >= 4
-    script = f"import test_pages; print([test_pages.call(words, dry=True) for words in {given!r}])"
+    script = f"import test_pages; print([test_pages.call(words, dry=test_pages.is_dry(words)) for words in {given!r}])"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=journey, env=environment, capture_output=True, text=True, check=False

@@ -80,7 +80,7 @@ def test_a_damaged_text_is_found_by_line_and_column():
 
 def test_half_a_surrogate_pair_is_no_number_and_no_text():
     with pytest.raises(UsageError, match="x: a text is no Unicode"):
-        check_shape({"a": "\ud800"}, dict[str, float | str], where="x")
+        check_shape({"a": "\ud800"}, dict[str, float], where="x")
 
 
 def test_the_nearest_word_is_the_one_with_the_most_letters_in_common():

@@ -128,6 +128,8 @@ PUBLISHED = {
     # AliceMind's card says 217M; PLUG's 27B are the files of 8 ranks, with what they repeat.
     "palm_base_zh": (217_777_155, True),
     "plug": (26_100_601_859, True),
+    # Stage one of PLUG, without the decoder's blocks and final LayerNorm.
+    "plug_encoder": (26_100_601_859 - 6 * 1_073_897_472 - 2 * 8192, True),
     "palm_base_en": (257_835_609, False),
     "palm_large_en": (482_485_337, False),
     # The paper's sizes of a graph that was released in one size, and one of ours.
@@ -144,7 +146,8 @@ def test_every_shipped_config_with_a_decoder_is_counted():
 def test_published_counts(name: str):
     expected, with_encoder_heads = PUBLISHED[name]
     config = load_config(SHAPES / f"{name}.json")
-    heads = [MaskedLMHead, partial(PairHead, num_labels=3), NextTokenHead] if with_encoder_heads else [NextTokenHead]
+    heads = [MaskedLMHead, partial(PairHead, num_labels=3)] if with_encoder_heads else []
+    heads += [NextTokenHead] if config.num_decoder_layers else []
     assert count_parameters(lambda: LanguageModel(config, heads)) == expected
     assert config.least_parameters <= expected
 
