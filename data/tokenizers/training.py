@@ -87,18 +87,8 @@ def train_wordpiece(
         for character in word:
             frequencies[character] += count
 
-    vocabulary = dict.fromkeys(BERT_SPECIALS)
-    characters: dict[str, None] = {}
-    if common:
-        words_of = (split_words(c, do_lower_case=do_lower_case) for c in common_characters())
-        characters = dict.fromkeys(sorted({c for found in words_of for word, _ in found for c in word}))
-    characters.update(dict.fromkeys(sorted(_covering(frequencies, character_coverage))))
-    if not characters:
-        raise UsageError(
-            f"--character_coverage={character_coverage:g} takes no character of the text, and "
-            "--common_characters=false no other; raise --character_coverage"
-        )
-    vocabulary.update(characters)
+    characters = _known_characters(frequencies, character_coverage, do_lower_case if common else None)
+    vocabulary = dict.fromkeys((*BERT_SPECIALS, *characters))
     inside = [c for c in characters if not (is_ideograph(c) or is_punctuation(c))]
     vocabulary.update(dict.fromkeys(f"##{c}" for c in inside))
     if common:
@@ -116,6 +106,21 @@ def train_wordpiece(
     vocabulary.update(dict.fromkeys(islice(pieces, vocab_size - len(vocabulary))))
     vocabulary.update(dict.fromkeys(f"[unused{n}]" for n in range(100, 100 + vocab_size - len(vocabulary))))
     return list(vocabulary)
+
+
+def _known_characters(frequencies: Counter[str], coverage: float, lower_common: bool | None) -> list[str]:
+    """Return the common characters, lower-cased or not (None: none of them), and then those that cover the text."""
+    characters: dict[str, None] = {}
+    if lower_common is not None:
+        words_of = (split_words(c, do_lower_case=lower_common) for c in common_characters())
+        characters = dict.fromkeys(sorted({c for found in words_of for word, _ in found for c in word}))
+    characters.update(dict.fromkeys(sorted(_covering(frequencies, coverage))))
+    if not characters:
+        raise UsageError(
+            f"--character_coverage={coverage:g} takes no character of the text, and --common_characters=false no "
+            "other; raise --character_coverage"
+        )
+    return list(characters)
 
 
 def _covering(frequencies: Counter[str], coverage: float) -> Iterator[str]:
