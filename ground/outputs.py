@@ -89,6 +89,10 @@ def check_outputs(reads: Mapping[str, Iterable[str | os.PathLike[str] | None]], 
             raise UsageError(
                 f"{target.flag} would write over {same[1]}, which {same[0]} reads: give {target.flag} another name"
             )
+        if not target.folder and target.path.is_dir():
+            raise UsageError(
+                f"{target.flag}: {target.path} is a folder, but a file of this name is written: move the folder away"
+            )
         if exists and not own:
             raise UsageError(
                 f"{target.flag}: {target.path} exists and is not known to be an earlier output of this command "

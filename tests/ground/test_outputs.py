@@ -190,3 +190,8 @@ def test_of_a_longer_note_of_a_dead_holder_nothing_stays(tmp_path: Path):
         assert json.loads(path.read_bytes())["pid"] == os.getpid()
         with pytest.raises(UsageError, match=rf"x is in use by process {os.getpid()} on"), holding(path, "x"):
             pass
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(UsageError, match="is a folder, but a file of this name is written: move the folder away"):
+        check_outputs({}, [Target(tmp_path, "--output", lambda _: True)])
