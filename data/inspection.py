@@ -175,6 +175,8 @@ def verify(paths: Sequence[Path], vocab_size: int | None = None) -> Iterator[Fin
         problems = [f"bytes {begin:,} to {end:,}: no intact record" for begin, end in found.damaged]
         if found.damaged_headers:
             problems.append(f"{found.damaged_headers} intact record(s) behind a damaged length")
+        if listing is None and not content:
+            problems.append("the file is empty")
         if listing is not None:
             expected = listing.entry["examples"]
             if expected != len(found.intact):

@@ -326,10 +326,11 @@ def test_repair_leaves_a_text_as_it_is_and_every_damaged_file(folder):
     assert [each.read_bytes() for each in kept] == damaged
 
 
-def test_there_is_nothing_to_repair_in_an_empty_file(tmp_path):
+def test_an_empty_file_is_a_problem_that_no_repair_mends(tmp_path):
     (tmp_path / "empty.tfrecord").touch()
     with pytest.raises(UsageError, match=r"empty\.tfrecord is empty: there is no record to keep"):
         run("repair", tmp_path / "empty.tfrecord")
+    assert run("verify", tmp_path / "empty.tfrecord") == 1
 
 
 def test_verify_and_repair_agree_about_a_shard_cut_where_a_record_ends(folder, capsys):
