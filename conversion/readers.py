@@ -201,6 +201,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
+    # Of a folder safetensors says "No such device".
+    path.open("rb").close()
     try:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:

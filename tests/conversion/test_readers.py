@@ -341,3 +341,10 @@ def test_truncated_files_are_one_line(name: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match=r"is not a (whole safetensors file|PyTorch state dict)"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_in_the_place_of_weights_is_called_one(name: str, tmp_path: Path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=name):
+        read_checkpoint(tmp_path)
