@@ -43,7 +43,7 @@ def test_generate_of_equal_weights():
             output_scores=True,
         )
         rows = theirs.sequences[:, 1:].reshape(len(ids), returned, -1).tolist()
-        for b, found in enumerate(Generator(model, Settings(**values), batch_size=3, segment=4)(features)):
+        for b, found in enumerate(Generator(model, Settings(**values), batch_size=5)(features)):
             for k, hypothesis in enumerate(found):
                 row = rows[b][k]
                 # Behind the end token transformers writes more of them where padding is 0.
