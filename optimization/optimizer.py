@@ -71,7 +71,8 @@ class Optimizer:
         left = [name for name in names if name not in frozen]
         if not left:
             raise UsageError(
-                f"all {len(names)} variables are frozen by {', '.join(self.frozen)}: nothing is left to train"
+                f"all {len(names)} variables are frozen by {', '.join(self.frozen)}: nothing is left to train; let "
+                "--freeze or --freeze_layers name fewer"
             )
         return left
 
