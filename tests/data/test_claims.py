@@ -202,7 +202,7 @@ def until(condition: object, seconds: float = 20) -> Iterator[None]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_workers_end_with_their_parent_and_the_inputs_are_as_they_were(folder: Path, number: signal.Signals):
-    (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text() * 500)
+    (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text() * 1500)
     before = content(folder)
     command = [sys.executable, str(ROOT / "create_pretraining_data.py"), *flags(folder, num_workers=2, dupe_factor=50)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

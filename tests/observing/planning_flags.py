@@ -98,7 +98,7 @@ VERB = Verb(
                 "compiled/batch/target_ids": "int32 [8, 10]",
                 "compiled/batch/target_mask": "int32 [8, 10]",
             },
-            {**COMPILES, "objective": "palm"},
+            {**COMPILES, "objective": "palm", "bert_config_file": "{world}/decodes.json"},
         ),
         Row("train_batch_size", "16", TABLE),
         Row("gradient_accumulation_steps", "2", {"table": DIFFERENT, "compiled/micro_batches": 2}, COMPILES),
