@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
+from conversion.lazy import Array, Tensors, derived, rows
 from modeling.config import Config
 from modeling.sharing import shared_bricks
-
-Tensors = dict[str, np.ndarray]
 
 _EMBEDDINGS = "backbone/embeddings"
 _ROBERTA_OFFSET = 2  # rows of the position table before the first token's: one past its padding id
@@ -42,7 +41,7 @@ class Graph:
     transformers: Callable[[Config], str]
 
 
-def as_bert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+def as_bert(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return BERT's graph of equal outputs: projection folded into the word table, shared bricks copied to every layer.
 
     Raises `UsageError` for pre-LN, a final LayerNorm, grouped feed-forward, no token types, and for Google's ALBERT
@@ -59,7 +58,7 @@ def as_bert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, 
     return _plain_config(config, family="bert", sharing="none", num_hidden_layers=len(bricks)), untied
 
 
-def as_roberta(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+def as_roberta(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return RoBERTa's graph of equal outputs: BERT's, but positions keep the two rows before the first token's.
 
     Raises `UsageError` for what `as_bert` refuses, for positions that do not begin at 2, and for a masked-LM head
@@ -81,7 +80,7 @@ def as_roberta(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Confi
     return dataclasses.replace(graph, **places), {**converted, positions: tensors[positions]}
 
 
-def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+def as_albert(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return Google's ALBERT graph of equal outputs; albert_zh and BERT get an embedding as wide as the model (E := H).
 
     Layers stay shared only where all of a layer is shared; otherwise every layer becomes a group of its own. Raises
@@ -104,8 +103,8 @@ def as_albert(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config
 
 
 def as_original(
-    config: Config, tensors: Mapping[str, np.ndarray], refusals: Callable[[Config], Mapping[str, bool]]
-) -> tuple[Config, Tensors]:
+    config: Config, tensors: Tensors, refusals: Callable[[Config], Mapping[str, bool]]
+) -> tuple[Config, dict[str, Array]]:
     """Return the model for the TF 1 code of its own family, which does not pad the vocabulary.
 
     Raises `UsageError` for what that code cannot compute: exact GELU, a final LayerNorm, shifted positions, no token
@@ -150,24 +149,28 @@ def _plain_config(config: Config, **changes: Any) -> Config:
     return Config(**(values | changes))
 
 
-def _plain(config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
+def _plain(config: Config, tensors: Tensors) -> dict[str, Array]:
     """Return the tensors without padded rows of the vocabulary and without positions before the first token's."""
     converted = _without_padding(config, tensors)
     positions = f"{_EMBEDDINGS}/position_embeddings"
-    converted[positions] = converted[positions][config.position_offset :]
+    converted[positions] = rows(converted[positions], config.position_offset)
     return converted
 
 
-def _without_padding(config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
+def _without_padding(config: Config, tensors: Tensors) -> dict[str, Array]:
     """Return the tensors without padded rows of the vocabulary."""
     converted = dict(tensors)
     for name in (f"{_EMBEDDINGS}/word_embeddings", "masked_lm/output_bias"):
         if name in converted:
-            converted[name] = converted[name][: config.vocab_size]
+            converted[name] = rows(converted[name], 0, config.vocab_size)
     return converted
 
 
-def _folded(tensors: Tensors) -> Tensors:
+def _product(table_VE: np.ndarray, kernel_ED: np.ndarray) -> np.ndarray:
+    return (table_VE.astype(np.float64) @ kernel_ED.astype(np.float64)).astype(np.float32)
+
+
+def _folded(tensors: Tensors) -> dict[str, Array]:
     """Multiply word table and projection into one table [V, D], for a projection before the sum with positions.
 
     albert_zh's has no bias, so that the product computes the same.
@@ -176,11 +179,12 @@ def _folded(tensors: Tensors) -> Tensors:
     kernel = converted.pop(f"{_EMBEDDINGS}/projection/kernel", None)
     if kernel is not None:
         table = f"{_EMBEDDINGS}/word_embeddings"
-        converted[table] = (converted[table].astype(np.float64) @ kernel.astype(np.float64)).astype(np.float32)
+        shape = (converted[table].shape[0], kernel.shape[1])
+        converted[table] = derived(shape, _product, converted[table], kernel)
     return converted
 
 
-def _renumbered(tensors: Tensors, bricks: Sequence[tuple[int, int]]) -> Tensors:
+def _renumbered(tensors: Tensors, bricks: Sequence[tuple[int, int]]) -> dict[str, Array]:
     """Number bricks in order of use, with copies where several layers use one.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
+from conversion.lazy import Array, Tensors
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
 from modeling.config import Config
@@ -75,11 +76,11 @@ def load_into(
         shapes, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected, untie=untie
     )
     for name, value in values.items():
-        variables[name].assign(value)
+        variables[name].assign(np.asarray(value))
     return report
 
 
-def model_for(config: Config, tensors: Mapping[str, np.ndarray]) -> Any:
+def model_for(config: Config, tensors: Tensors) -> Any:
     """Return a built model with the heads that tensors under our names have."""
     from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
     from modeling.model import HeadOfModel, LanguageModel
@@ -117,7 +118,7 @@ def assignment(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     untie: bool = False,
-) -> tuple[dict[str, np.ndarray], LoadReport]:
+) -> tuple[dict[str, Array], LoadReport]:
     """Decide which tensor goes to which of the named `shapes` of a model; raises what `load_into` raises."""
     tensors = checkpoint.tensors
     sources = {name: _source(name, tensors, untie) for name in shapes}
@@ -141,7 +142,7 @@ def assignment(
     return {name: tensors[source] for name, source in sources.items() if source is not None}, report
 
 
-def _source(name: str, tensors: Mapping[str, np.ndarray], untie: bool) -> str | None:
+def _source(name: str, tensors: Tensors, untie: bool) -> str | None:
     if name in tensors:
         return name
     brick = _BRICK.fullmatch(name) if untie else None
@@ -157,7 +158,7 @@ def _allowed(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in own)
 
 
-def _unread(name: str, tensors: Mapping[str, np.ndarray]) -> bool:
+def _unread(name: str, tensors: Tensors) -> bool:
     """Return whether nothing in a checkpoint reads the variable: a masked-LM model of transformers has no pooler."""
     readers = ("backbone/pooler/", "sentence_pair/", "classifier/")
     return name.startswith("backbone/pooler/") and not any(other.startswith(readers) for other in tensors)

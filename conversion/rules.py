@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from conversion.lazy import Array, LazyTensor, Tensors, derived
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, VocabularyForm
 from modeling.config import Config
-
-Tensors = Mapping[str, np.ndarray]
 
 _INDEX = "(?P<{letter}>0|[1-9][0-9]*)"
 
@@ -32,12 +31,15 @@ class Rule:
         theirs: name there, in its canonical spelling.
         transposed: the matrix here, joined if there are several, is the transpose of theirs.
         joined_axis: axis of our tensors along which they are joined, before the transposition; None for one tensor.
+        cut_axis: axis of their tensor along which model parallelism cuts each of the joined parts over its processes;
+            None where every process holds the whole.
     """
 
     ours: tuple[str, ...]
     theirs: str
     transposed: bool = False
     joined_axis: int | None = None
+    cut_axis: int | None = None
 
     def __post_init__(self) -> None:
         if (self.joined_axis is None) != (len(self.ours) == 1):
@@ -53,6 +55,23 @@ class Rule:
         """Return the values of `ours`, cut from the foreign tensor; raise `ValueError` if it has no equal parts."""
         value = value.T if self.transposed else value
         return [value] if self.joined_axis is None else np.split(value, len(self.ours), axis=self.joined_axis)
+
+    def lazily_joined(self, values: Iterable[Array]) -> LazyTensor:
+        """Return what `join` returns, read when it is asked for."""
+        values = list(values)
+        shape = list(values[0].shape)
+        if self.joined_axis is not None:
+            shape[self.joined_axis] = sum(value.shape[self.joined_axis] for value in values)
+        order = slice(None, None, -1) if self.transposed else slice(None)
+        return derived(tuple(shape[order]), lambda *arrays: np.ascontiguousarray(self.join(arrays)), *values)
+
+    def lazily_split(self, value: Array) -> list[LazyTensor]:
+        """Return what `split` returns, each part read when it is asked for; raise what `split` raises at once."""
+        # A view of one number has the shape without the memory.
+        shapes = [part.shape for part in self.split(np.broadcast_to(np.zeros((), value.dtype), value.shape))]
+        return [
+            derived(shape, lambda array, part=part: self.split(array)[part], value) for part, shape in enumerate(shapes)
+        ]
 
 
 def _nothing(tensors: Tensors) -> Mapping[str, Any]:
@@ -93,7 +112,7 @@ class Naming:
     rules: tuple[Rule, ...]
     canonical: Callable[[str], str | None]
     backbone: tuple[str, ...]
-    rewrite: Callable[[Config, Tensors], tuple[Config, dict[str, np.ndarray]]]
+    rewrite: Callable[[Config, Tensors], tuple[Config, dict[str, Array]]]
     config_keys: tuple[str, ...]
     ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     neutral: Mapping[str, Callable[[int], np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -159,21 +178,22 @@ class Translation:
                 return None if indices is None else (rule, rule.theirs.format(**indices))
         return None
 
-    def imported(self, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    def imported(self, name: str, value: Array) -> dict[str, Array]:
         """Return our tensors of one tensor of theirs, by name; none where it has no rule."""
         place = self.to_ours(name)
-        return {} if place is None else dict(zip(place[1], place[0].split(value), strict=True))
+        return {} if place is None else dict(zip(place[1], place[0].lazily_split(value), strict=True))
 
-    def exported(self, tensors: Tensors) -> tuple[dict[str, np.ndarray], list[str]]:
+    def exported(self, tensors: Tensors) -> tuple[dict[str, Array], list[str]]:
         """Return their tensors by name, and our names that have no place there."""
-        named, lost = {}, []
+        named: dict[str, Array] = {}
+        lost = []
         for name in tensors:
             place = self.to_theirs(name)
             parts = None if place is None else self.to_ours(place[1])
             if place is None or parts is None or not all(part in tensors for part in parts[1]):
                 lost.append(name)
             elif place[1] not in named:
-                named[place[1]] = np.ascontiguousarray(place[0].join(tensors[part] for part in parts[1]))
+                named[place[1]] = place[0].lazily_joined(tensors[part] for part in parts[1])
         return named, lost
 
     def _indices(self, match: re.Match[str]) -> dict[str, int] | None:

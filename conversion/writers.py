@@ -5,27 +5,30 @@ Formats: transformers 5's config.json and safetensors, the TF 1 V2 bundle under 
 
 import contextlib
 import dataclasses
-import errno
-import hashlib
-import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl.app import UsageError
 
 from conversion import namings
-from conversion.graphs import Tensors
+from conversion.containers.safetensors_files import save_safetensors
+from conversion.containers.shards import save_in_parts
+from conversion.containers.tf1_files import save_tf1
+from conversion.lazy import Array, Tensors
+from conversion.readers import LABELS
 from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
 from ground.files import check_plain
 from ground.outputs import RECORD, is_left_over, note_written, was_written
 from modeling.config import Config
+from training.checkpoints import in_parts, part_name
 
+PART_BYTES = 4 * 2**30
+"""Above it weights are written to several files, as a run's checkpoints are."""
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 _ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
 VERB = "convert_checkpoint"
@@ -39,20 +42,21 @@ class Written:
     directory: Path
     naming: str
     config: Config
-    tensors: Tensors
+    tensors: dict[str, Array]
     dropped: list[str]
 
 
 def write_transformers(
     directory: str | Path,
     config: Config,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     vocab_files: Sequence[str | Path] = (),
     *,
     model_type: str = "auto",
     pytorch_bin: bool = False,
     do_lower_case: bool = True,
     labels: Sequence[str] = (),
+    part_bytes: int = PART_BYTES,
 ) -> Written:
     """Write config.json, model.safetensors and the vocabulary so that stock transformers' Auto classes open them.
 
@@ -73,16 +77,16 @@ def write_transformers(
     description = _transformers_config(naming, graph, kept, labels)
     with writing_directory(directory) as folder:
         _write_json(folder / "config.json", description)
-        save_safetensors(folder / "model.safetensors", named, metadata={"format": "pt"})
+        save_in_parts(folder / "model.safetensors", named, part_bytes=part_bytes, metadata={"format": "pt"})
         if pytorch_bin:
-            save_torch(folder / "pytorch_model.bin", named)
+            save_in_parts(folder / "pytorch_model.bin", named, part_bytes=part_bytes)
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
     return Written(Path(directory), naming.name, graph, kept, sorted(set(converted) - set(kept)))
 
 
 def write_tf1(
-    directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
+    directory: str | Path, config: Config, tensors: Tensors, vocab_files: Sequence[str | Path] = ()
 ) -> Written:
     """Write `model.ckpt` as the original code of the config's family names it, its config and a `checkpoint` file.
 
@@ -95,7 +99,7 @@ def write_tf1(
     named = _named(naming, graph, kept)
     vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case=None)
     with writing_directory(directory) as folder:
-        _save_tf1(folder / "model.ckpt", named)
+        save_tf1(folder / "model.ckpt", named)
         state = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
         (folder / "checkpoint").write_text(state)
         _write_json(folder / naming.config_file(graph), {name: getattr(graph, name) for name in naming.config_keys})
@@ -105,22 +109,33 @@ def write_tf1(
 
 
 def write_ours(
-    directory: str | Path, config: Config, tensors: Mapping[str, np.ndarray], vocab_files: Sequence[str | Path] = ()
+    directory: str | Path,
+    config: Config,
+    tensors: Tensors,
+    vocab_files: Sequence[str | Path] = (),
+    *,
+    labels: Sequence[str] = (),
+    part_bytes: int = PART_BYTES,
 ) -> Written:
     """Write model.safetensors and state.json as `training/checkpoints.py` reads them: a `best/` folder at step 0."""
     vocabulary = _vocabulary(vocab_files, config, _ANY_VOCABULARY, do_lower_case=None)
+    parts = in_parts({name: value.nbytes for name, value in tensors.items()}, part_bytes)
     with writing_directory(directory) as folder:
-        save_safetensors(folder / "model.safetensors", tensors)
-        content = (folder / "model.safetensors").read_bytes()
-        fact = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        files = {}
+        for number, names in enumerate(parts, 1):
+            path = folder / part_name("model.safetensors", number, len(parts))
+            digest = save_safetensors(path, {name: tensors[name] for name in names})
+            files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
         state = {"format": 1, "step": 0, "seed": 0, "config": dataclasses.asdict(config), "progress": {}}
-        _write_json(folder / "state.json", state | {"files": {"model.safetensors": fact}})
+        _write_json(folder / "state.json", state | {"files": files})
+        if labels:
+            _write_json(folder / LABELS, list(labels))
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
     return Written(Path(directory), "ours", config, dict(tensors), [])
 
 
-def _transformers_naming(model_type: str, tensors: Mapping[str, np.ndarray]) -> Naming:
+def _transformers_naming(model_type: str, tensors: Tensors) -> Naming:
     """Return the naming of `model_type` that has most of the heads of `tensors`; raise `UsageError` for none."""
     candidates = [naming for naming in namings.NAMINGS if naming.model_type == model_type]
     if not candidates:
@@ -139,7 +154,7 @@ def _tf1_naming(config: Config) -> Naming:
     )
 
 
-def _has_place(naming: Naming, name: str, value: np.ndarray) -> bool:
+def _has_place(naming: Naming, name: str, value: Array) -> bool:
     """Return whether a tensor can be written; a head may have none, or may need another number of classes there."""
     head = name.split("/")[0]
     if head == "backbone":
@@ -147,16 +162,14 @@ def _has_place(naming: Naming, name: str, value: np.ndarray) -> bool:
     return head in naming.heads and value.shape[-1] == naming.head_classes.get(head, value.shape[-1])
 
 
-def _named(naming: Naming, config: Config, tensors: Mapping[str, np.ndarray]) -> Tensors:
+def _named(naming: Naming, config: Config, tensors: Tensors) -> dict[str, Array]:
     named, lost = Translation(naming, config.inner_group_num).exported(tensors)
     if lost:
         raise UsageError(f"{naming.name} has no place for {lost[0]}")
     return named
 
 
-def _transformers_config(
-    naming: Naming, config: Config, tensors: Mapping[str, np.ndarray], labels: Sequence[str]
-) -> dict[str, Any]:
+def _transformers_config(naming: Naming, config: Config, tensors: Tensors, labels: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {"model_type": naming.model_type}
     if "classifier/kernel" in tensors:
         count = tensors["classifier/kernel"].shape[1]
@@ -204,41 +217,6 @@ def _vocabulary(
     return contents
 
 
-def _save_tf1(prefix: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    import tensorflow as tf
-
-    names = sorted(tensors)
-    try:
-        tf.raw_ops.SaveV2(
-            prefix=str(prefix),
-            tensor_names=names,
-            shape_and_slices=[""] * len(names),
-            tensors=[tf.constant(tensors[name], tf.float32) for name in names],
-        )
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, error.message.splitlines()[0], str(prefix)) from None
-
-
-def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Write float32 `tensors` to `path`."""
-    import safetensors.numpy
-
-    # Written by Python, whose OSError tells a full disk; the library's own error does not.
-    content = safetensors.numpy.save({n: np.ascontiguousarray(v) for n, v in tensors.items()}, metadata=metadata)
-    path.write_bytes(content)
-
-
-def save_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a PyTorch state dict to `path`; raises `UsageError` where PyTorch is absent."""
-    try:
-        import torch
-    except ImportError:
-        raise UsageError(f"writing {path.name} needs PyTorch: pip install torch, or leave it out") from None
-    content = io.BytesIO()
-    torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, content)
-    path.write_bytes(content.getbuffer())
-
-
 @contextlib.contextmanager
 def writing_directory(directory: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `directory` that takes its place at the end; on an error nothing changes.
@@ -276,5 +254,5 @@ def _is_own(path: Path) -> bool:
     return path.name == RECORD or was_written(path, VERB) or is_left_over(path, VERB)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,11 @@
-"""The known word that a misspelt one is nearest to, for messages."""
+"""Words for messages: the known word that a misspelt one is nearest to, and a few of many names."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+_SHOWN_NAMES = 4
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -15,3 +17,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` where a known word is spelt nearly so, else the empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def few_names(names: Iterable[str]) -> str:
+    """Name at most four, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:_SHOWN_NAMES]) or "nothing"
+    return shown + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")

@@ -57,4 +57,5 @@ DIALECTS = (
     transformers("bert", recognises=lambda values: "embedding_size" not in values),
     transformers("roberta", "pad_token_id", fields=_roberta),
     transformers("xlm-roberta", "pad_token_id", fields=_roberta),
+    transformers("sbert"),  # SOFA's StructBERT (Wang et al. 2020)
 )

@@ -85,8 +85,8 @@ class Pieces:
 class StoredTensor:
     """A tensor on disk: `stored[slices]` and `np.asarray(stored)` read the files that hold it, and no more of them."""
 
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.shape, self.dtype = shape, dtype
         self._pieces: list[tuple[tuple[int, ...], Path, str]] = []
 
     def add(self, starts: tuple[int, ...], path: Path, key: str) -> None:
@@ -117,6 +117,12 @@ class StoredTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[tuple(slice(0, n) for n in self.shape)], dtype)
+
+
+def _type(file: Any, key: str) -> np.dtype[Any]:
+    """Return the type of a tensor in an open file, from none of its numbers."""
+    cut = file.get_slice(key)
+    return (cut[tuple(slice(0, 0) for _ in cut.get_shape())] if cut.get_shape() else file.get_tensor(key)).dtype
 
 
 def _within(outer: list[tuple[int, int]], inner: list[tuple[int, int]]) -> tuple[slice, ...]:
@@ -210,10 +216,14 @@ def _write_whole(folder: Path, state: Mapping[str, Any], part_bytes: int) -> dic
     """Write the whole tensors; return checksum and size of every file by its name."""
     whole, files = {name: value for name, value in state.items() if not isinstance(value, Pieces)}, {}
     for group in _GROUPS:
-        parts = _parts(whole, f"{group}/", part_bytes)
+        sizes = {
+            name.removeprefix(f"{group}/"): value.nbytes
+            for name, value in whole.items()
+            if name.startswith(f"{group}/")
+        }
+        parts = in_parts(sizes, part_bytes)
         for number, names in enumerate(parts, 1):
-            suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
-            path = folder / f"{group}{suffix}.safetensors"
+            path = folder / part_name(f"{group}.safetensors", number, len(parts))
             files[path.name] = _write_tensors(path, {name: whole[f"{group}/{name}"] for name in names})
     return files
 
@@ -253,16 +263,22 @@ def _write_facts(folder: Path, saved: RunState, files: Mapping[str, Any]) -> Non
     _sync(folder)
 
 
-def _parts(state: Mapping[str, np.ndarray], prefix: str, part_bytes: int) -> list[list[str]]:
-    """Return the names under `prefix`, without it, in parts of at most `part_bytes` where tensors allow it."""
+def part_name(name: str, number: int, count: int) -> str:
+    """Return the name of a part: `model-00001-of-00003.safetensors`; `name` itself where it is the only one."""
+    stem, _, suffix = name.partition(".")
+    return f"{stem}-{number:05d}-of-{count:05d}.{suffix}" if count > 1 else name
+
+
+def in_parts(sizes: Mapping[str, int], part_bytes: int) -> list[list[str]]:
+    """Return the names of tensors of given bytes, in order, in parts of at most `part_bytes` where tensors allow it."""
     parts: list[list[str]] = []
     size = 0
-    for name in (name for name in state if name.startswith(prefix)):
-        size += state[name].nbytes
+    for name, bytes_here in sizes.items():
+        size += bytes_here
         if not parts or (size > part_bytes and parts[-1]):
             parts.append([])
-            size = state[name].nbytes
-        parts[-1].append(name.removeprefix(prefix))
+            size = bytes_here
+        parts[-1].append(name)
     return parts
 
 
@@ -314,10 +330,11 @@ def read_state(
                     places = {
                         key: {"name": key, "shape": shape, "starts": [0] * len(shape)} for key, shape in shapes.items()
                     }
+                types = {key: _type(file, key) for key in places}
             if not places:
                 state |= {f"{group}/{key}": value for key, value in load_file(path).items()}
             for key, place in places.items():
-                tensor = state.setdefault(f"{group}/{place['name']}", StoredTensor(tuple(place["shape"])))
+                tensor = state.setdefault(f"{group}/{place['name']}", StoredTensor(tuple(place["shape"]), types[key]))
                 tensor.add(tuple(place["starts"]), path, key)
         if not stored:
             state = {name: np.asarray(value) for name, value in state.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conversion.graphs import Graph, as_albert, as_original
+from conversion.lazy import Tensors
 from conversion.namings.dialects import (
     ALBERT_KEYS,
     ATTENTION,
@@ -24,7 +25,7 @@ from conversion.namings.dialects import (
     torch_name,
     torch_rules,
 )
-from conversion.rules import Naming, Tensors
+from conversion.rules import Naming
 from modeling.config import Config
 
 GRAPH = Graph(

@@ -49,6 +49,17 @@ _TORCH: Expansion = {
     "table": lambda o, t: [Rule((o,), f"{t}.weight")],
     "dense": lambda o, t: [Rule((f"{o}/kernel",), f"{t}.weight", transposed=True), Rule((f"{o}/bias",), f"{t}.bias")],
     "norm": lambda o, t: [Rule((f"{o}/gamma",), f"{t}.weight"), Rule((f"{o}/beta",), f"{t}.bias")],
+    # Megatron's layers: a column's outputs are cut over processes, and a row's inputs.
+    "cut_bias": lambda o, t: [Rule((o,), t, cut_axis=0)],
+    "cut_table": lambda o, t: [Rule((o,), f"{t}.weight", cut_axis=0)],
+    "column": lambda o, t: [
+        Rule((f"{o}/kernel",), f"{t}.weight", transposed=True, cut_axis=0),
+        Rule((f"{o}/bias",), f"{t}.bias", cut_axis=0),
+    ],
+    "row": lambda o, t: [
+        Rule((f"{o}/kernel",), f"{t}.weight", transposed=True, cut_axis=1),
+        Rule((f"{o}/bias",), f"{t}.bias"),
+    ],
 }
 
 
@@ -62,18 +73,18 @@ def torch_rules(rows: Iterable[Row]) -> tuple[Rule, ...]:
     return tuple(rule for kind, ours, theirs in rows for rule in _TORCH[kind](ours, theirs))
 
 
-def embeddings(prefix: str) -> list[Row]:
-    """Return the rows of BERT's three tables and their LayerNorm."""
-    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+def embeddings(prefix: str, *, words: str = "table") -> list[Row]:
+    """Return the rows of BERT's three tables and their LayerNorm; `words` is the kind of the table of words."""
+    kinds = {"word_embeddings": words, "position_embeddings": "table", "token_type_embeddings": "table"}
     return [
-        *(("table", f"backbone/embeddings/{name}", f"{prefix}{name}") for name in names),
+        *((kind, f"backbone/embeddings/{name}", f"{prefix}{name}") for name, kind in kinds.items()),
         ("norm", "backbone/embeddings/layer_norm", f"{prefix}LayerNorm"),
     ]
 
 
-def query_key_value(ours: str, theirs: str) -> list[Row]:
+def query_key_value(ours: str, theirs: str, *, kind: str = "dense") -> list[Row]:
     """Return the rows of three projections that both sides name alike below `ours` and `theirs`."""
-    return [("dense", f"{ours}/{role}", f"{theirs}{role}") for role in ("query", "key", "value")]
+    return [(kind, f"{ours}/{role}", f"{theirs}{role}") for role in ("query", "key", "value")]
 
 
 def bert_block(

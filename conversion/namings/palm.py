@@ -6,12 +6,11 @@ here.
 """
 
 import re
-from collections.abc import Mapping
 
-import numpy as np
 from absl.app import UsageError
 
-from conversion.graphs import Graph, Tensors
+from conversion.graphs import Graph
+from conversion.lazy import Array, Tensors
 from conversion.namings.dialects import (
     ATTENTION,
     FEED_FORWARD,
@@ -49,7 +48,7 @@ ENGLISH_GRAPH = Graph(
 )
 
 
-def _as_it_is(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+def _as_it_is(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     return config, dict(tensors)
 
 
@@ -57,8 +56,8 @@ def _joined(ours: str, roles: tuple[str, ...], theirs: str) -> list[Rule]:
     """Return the rules of projections that are one matrix there: [D, D] each, joined to [n D, D]."""
     kernels, biases = ([f"{ours}/{role}/{part}" for role in roles] for part in ("kernel", "bias"))
     return [
-        Rule(tuple(kernels), f"{theirs}.weight", transposed=True, joined_axis=1),
-        Rule(tuple(biases), f"{theirs}.bias", joined_axis=0),
+        Rule(tuple(kernels), f"{theirs}.weight", transposed=True, joined_axis=1, cut_axis=0),
+        Rule(tuple(biases), f"{theirs}.bias", joined_axis=0, cut_axis=0),
     ]
 
 
@@ -68,26 +67,26 @@ _LAYER, _DECODER_LAYER = "bert.encoder.layer.{k}", "decoder.decoder.layer.{k}"
 def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
     rows = torch_rules(
         [
-            *embeddings("bert.embeddings."),
-            ("dense", f"{ATTENTION}/output", f"{_LAYER}.attention.output.dense"),
+            *embeddings("bert.embeddings.", words="cut_table"),
+            ("row", f"{ATTENTION}/output", f"{_LAYER}.attention.output.dense"),
             ("norm", f"{ATTENTION}/layer_norm", f"{_LAYER}.attention.LayerNorm"),
-            ("dense", f"{FEED_FORWARD}/intermediate", f"{_LAYER}.intermediate.dense"),
-            ("dense", f"{FEED_FORWARD}/output", f"{_LAYER}.output.dense"),
+            ("column", f"{FEED_FORWARD}/intermediate", f"{_LAYER}.intermediate.dense"),
+            ("row", f"{FEED_FORWARD}/output", f"{_LAYER}.output.dense"),
             ("norm", f"{FEED_FORWARD}/layer_norm", f"{_LAYER}.LayerNorm"),
             ("norm", "backbone/encoder/layer_norm", "bert.encoder.LayerNorm"),
             ("dense", "backbone/pooler", "bert.pooler.dense"),
-            ("dense", f"{_SELF}/output", f"{_DECODER_LAYER}.attention.dense"),
+            ("row", f"{_SELF}/output", f"{_DECODER_LAYER}.attention.dense"),
             ("norm", f"{_SELF}/layer_norm", f"{_DECODER_LAYER}.input_layernorm"),
-            ("dense", f"{_CROSS}/query", f"{_DECODER_LAYER}.cross_attention.query"),
-            ("dense", f"{_CROSS}/output", f"{_DECODER_LAYER}.cross_attention.dense"),
+            ("column", f"{_CROSS}/query", f"{_DECODER_LAYER}.cross_attention.query"),
+            ("row", f"{_CROSS}/output", f"{_DECODER_LAYER}.cross_attention.dense"),
             ("norm", f"{_CROSS}/layer_norm", f"{_DECODER_LAYER}.post_attention_layernorm"),
-            ("dense", f"{_INNER}/intermediate", f"{_DECODER_LAYER}.intermediate"),
-            ("dense", f"{_INNER}/output", f"{_DECODER_LAYER}.output"),
+            ("column", f"{_INNER}/intermediate", f"{_DECODER_LAYER}.intermediate"),
+            ("row", f"{_INNER}/output", f"{_DECODER_LAYER}.output"),
             ("norm", f"{_INNER}/layer_norm", f"{_DECODER_LAYER}.post_cross_attention_layernorm"),
             ("norm", f"{_DECODER}/layer_norm", "decoder.decoder.final_layernorm"),
             ("dense", "masked_lm/transform", "cls.predictions.transform.dense"),
             ("norm", "masked_lm/layer_norm", "cls.predictions.transform.LayerNorm"),
-            ("bias", "masked_lm/output_bias", "cls.predictions.bias"),
+            ("cut_bias", "masked_lm/output_bias", "cls.predictions.bias"),
             ("dense", "sentence_pair", "cls.seq_relationship"),
             ("dense", "classifier", "classification_head/cls"),
         ]
@@ -169,7 +168,7 @@ NAMINGS = (
     _chinese(
         "plug_nlu",
         (r"(^|\.)encoder\.layer\.\d+\.attention\.self\.query\.", r"(^|\.)encoder\.layer\.\d+\.attention\.LayerNorm\."),
-        list(torch_rules(query_key_value(ATTENTION, f"{_LAYER}.attention.self."))),
+        list(torch_rules(query_key_value(ATTENTION, f"{_LAYER}.attention.self.", kind="column"))),
     ),
     _english("palm_en", "generator.0", "none"),
     _english(

@@ -1,0 +1,80 @@
+"""Safetensors: opened without reading numbers, written a tensor at a time.
+
+Differs from the library's own functions in memory alone: those hold a whole file, these hold a tensor.
+"""
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+import numpy as np
+import safetensors
+from absl.app import UsageError
+
+from conversion.lazy import Array, LazyTensor, Tensors
+
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WHOLE = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+_TYPES = {**_FLOATS, **_WHOLE, "U16": "uint16", "U32": "uint32", "U64": "uint64"}
+_NAMES = {numpy_name: name for name, numpy_name in _TYPES.items()}
+_ALIGNMENT_BYTES = 8
+
+
+def open_safetensors(path: Path) -> dict[str, Array]:
+    """Return the tensors of a safetensors file; raise `UsageError` for a damaged one."""
+    # Of a folder safetensors says "No such device".
+    path.open("rb").close()
+    tensors: dict[str, Array] = {}
+    with _whole_safetensors(path), safetensors.safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118
+            cut = file.get_slice(name)
+            kind = _TYPES.get(cut.get_dtype())
+            if kind is None:
+                raise UsageError(f"{name} of {path} has numbers of type {cut.get_dtype()}; expected float weights")
+            tensors[name] = LazyTensor(tuple(cut.get_shape()), np.dtype(kind), _reader_of_safetensors(path, name))
+    return tensors
+
+
+def _reader_of_safetensors(path: Path, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with _whole_safetensors(path), safetensors.safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
+
+    return read
+
+
+@contextlib.contextmanager
+def _whole_safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UsageError(f"{path} is not a whole safetensors file ({reason}); copy it again") from None
+
+
+def save_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> str:
+    """Write `tensors` to `path`, each in its own type; return the SHA-256 of the file."""
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, value in tensors.items():
+        begin, end = end, end + value.nbytes
+        header[name] = {"dtype": _NAMES[value.dtype.name], "shape": list(value.shape), "data_offsets": [begin, end]}
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % _ALIGNMENT_BYTES)
+    digest = hashlib.sha256()
+    # Written by Python, whose OSError tells a full disk; the library's own error does not.
+    with path.open("wb") as stream:
+        for content in _contents(struct.pack("<Q", len(described)) + described, tensors):
+            digest.update(content)
+            stream.write(content)
+    return digest.hexdigest()
+
+
+def _contents(header: bytes, tensors: Tensors) -> Iterator[bytes | memoryview]:
+    yield header
+    for value in tensors.values():
+        yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
