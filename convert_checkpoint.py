@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -31,7 +32,7 @@ class Options:
     _data: ClassVar = Group.DATA
     input: str = flag(
         help="a run's output folder or a step_* folder, a TF 1 prefix, .index or folder, a transformers folder, "
-        "a .safetensors or a .bin file",
+        "a .safetensors or a .bin file, an index of several, or PLUG's folder of mp_rank_* files",
         aliases=("init_checkpoint",),
     )
     output: str | None = flag(
@@ -40,7 +41,13 @@ class Options:
         "config and vocabulary beside it",
         essential=True,
     )
-    format: str = flag("transformers", help="what to write", choices=("transformers", "tf1", "ours"), essential=True)
+    format: str = flag(
+        "transformers",
+        help="what to write; plug is a file for each process of its model parallelism",
+        choices=("transformers", "tf1", "ours", "plug"),
+        essential=True,
+    )
+    num_shards: int = flag(8, help="processes that a model in PLUG's format is cut for", minimum=1)
     _model: ClassVar = Group.MODEL
     config_file: str | None = flag(
         None, help="config of the model, where none lies beside the checkpoint", aliases=("bert_config_file",)
@@ -62,6 +69,15 @@ class Options:
         False, help="of a run's output folder, take best/ instead of the newest step", essential=True, group=Group.DATA
     )
     list: bool = flag(False, help="only print names and shapes of --input under our names", group=Group.DATA)
+    check_only: bool = flag(
+        False, help="only read --input, account for every tensor and compare outputs; write nothing", group=Group.DATA
+    )
+    allow_missing: tuple[str, ...] = flag(
+        (), help="patterns of tensors that --input may lack, under our names, such as backbone/pooler/.*"
+    )
+    allow_unexpected: tuple[str, ...] = flag(
+        (), help="patterns of tensors that may be left out because they have no place, such as qa_outputs.*"
+    )
 
 
 NEEDS = (
@@ -70,18 +86,22 @@ NEEDS = (
         "--format=transformers",
         lambda o: o.format == "transformers",
     ),
+    Need(("num_shards",), "--format=plug", lambda o: o.format == "plug"),
 )
 
 
 def main(options: Options) -> int:
     """Read, write, compare; return 1 when the written files compute something else."""
-    if options.output is None and not options.list:
-        raise UsageError("missing required flag: --output (or --list, to look only)")
+    if options.output is None and not (options.list or options.check_only):
+        raise UsageError("missing required flag: --output (or --list or --check_only, to look only)")
     check_needs(options, NEEDS)
     checkpoint = read(options)
     if options.list:
         print_names(checkpoint)
         return 0
+    if options.check_only:
+        account(options, checkpoint)
+        return prove(checkpoint, None, str(checkpoint.path))
     return convert(options, checkpoint)
 
 
@@ -99,20 +119,37 @@ def read(options: Options) -> Checkpoint:
 
 def convert(options: Options, checkpoint: Checkpoint) -> int:
     """Write the checkpoint in the format and to the place of the options, and compare; return the exit code."""
-    from conversion.loading import check_fits
-
     assert options.output is not None
-    check_fits(checkpoint)
     output = Path(options.output)
     check_output(options, checkpoint, output)
+    account(options, checkpoint)
     if not is_file(options):
         return _write_folder(options, checkpoint, output, output)
-    with tempfile.TemporaryDirectory() as temporary:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as temporary:
         folder = Path(temporary) / "converted"
         code = _write_folder(dataclasses.replace(options, pytorch_model_bin=True), checkpoint, folder, output)
         if code == 0:
             _place_file(folder, output)
     return code
+
+
+def account(options: Options, checkpoint: Checkpoint) -> None:
+    """Print what became of every tensor that was read; raise `UsageError` for one that no flag allows to be lost."""
+    from conversion.loading import check_fits
+
+    print(f"{checkpoint.path}: read as {checkpoint.source_format}")
+    report = check_fits(checkpoint, options.allow_missing, options.allow_unexpected)
+    for line in report.lines(checkpoint):
+        print(line)
+    print(f"not told by the weights: {untold(checkpoint)}")
+
+
+def untold(checkpoint: Checkpoint) -> str:
+    """Return the properties of the model that come from the config alone, since any of them fits the tensors."""
+    config = checkpoint.config
+    assert config is not None
+    return f"{config.num_attention_heads} attention heads, {config.hidden_act}, {config.ln_type}"
 
 
 def check_output(options: Options, checkpoint: Checkpoint, output: Path) -> None:
@@ -139,12 +176,13 @@ def is_file(options: Options) -> bool:
 
 def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
     """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
-    from conversion.readers import labels_of_run
-    from conversion.writers import write_ours, write_tf1, write_transformers
+    from conversion.readers import labels_of
+    from conversion.writers import PART_BYTES, write_ours, write_plug, write_tf1, write_transformers
 
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
     vocabulary = find_vocabulary(checkpoint, options.vocab_file)
+    labels = options.labels or labels_of(checkpoint)
     if options.format == "transformers":
         written = write_transformers(
             folder,
@@ -154,34 +192,44 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
             model_type=options.model_type,
             pytorch_bin=options.pytorch_model_bin,
             do_lower_case=options.do_lower_case,
-            labels=options.labels or labels_of_run(checkpoint),
+            labels=labels,
+            allow_dropped=options.allow_unexpected,
+            part_bytes=sys.maxsize if is_file(options) else PART_BYTES,
+        )
+    elif options.format == "tf1":
+        written = write_tf1(folder, config, tensors, vocabulary, allow_dropped=options.allow_unexpected)
+    elif options.format == "plug":
+        written = write_plug(
+            folder, config, tensors, vocabulary, count=options.num_shards, allow_dropped=options.allow_unexpected
         )
     else:
-        written = {"tf1": write_tf1, "ours": write_ours}[options.format](folder, config, tensors, vocabulary)
-    return report(checkpoint, written, vocabulary, output)
+        written = write_ours(folder, config, tensors, vocabulary, labels=labels)
+    print(f"written to {output} as {written.naming}")
+    for name in written.dropped:
+        print(f"left out, as --allow_unexpected says: {name} has no place in {written.naming}")
+    if not vocabulary:
+        print("no vocabulary found: pass --vocab_file to write one beside the weights")
+    return prove(checkpoint, written, str(output))
 
 
 def _place_file(folder: Path, target: Path) -> None:
-    """Copy weights to the file `target`, config and vocabulary beside it; raise `UsageError` rather than replace."""
+    """Move weights to the file `target`, config and vocabulary beside it; raise `UsageError` rather than replace."""
     from conversion.writers import VERB
     from ground.outputs import RECORD, announce, was_written
 
     suffixes = (".json", ".txt", ".model")
-    beside = {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD
-    }
-    new = {}
-    for name, content in beside.items():
-        other = target.with_name(name)
-        same = other.exists() and other.read_bytes() == content
+    beside = [path for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD]
+    new = {target.name: folder / "pytorch_model.bin"}
+    for path in beside:
+        other = target.with_name(path.name)
+        same = other.exists() and other.read_bytes() == path.read_bytes()
         if other.exists() and not same and not was_written(other, VERB):
             raise UsageError(f"{other} exists and is another file; name a file in a new folder")
         if not same:
-            new[name] = content
-    new[target.name] = (folder / "pytorch_model.bin").read_bytes()
-    announce(target.parent, VERB, {name: len(content) for name, content in new.items()})
-    for name, content in new.items():
-        write_atomically(target.with_name(name), content)
+            new[path.name] = path
+    announce(target.parent, VERB, {name: path.stat().st_size for name, path in new.items()})
+    for name, path in new.items():
+        shutil.move(path, target.with_name(name))
 
 
 def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
@@ -198,58 +246,35 @@ def print_names(checkpoint: Checkpoint) -> None:
         print(f"{name}  {list(value.shape)}")
     total = sum(value.size for value in checkpoint.tensors.values())
     print(f"{len(checkpoint.tensors)} tensors, {total:,} parameters, read as {checkpoint.source_format}")
-    if checkpoint.unused:
-        print(f"not read: {', '.join(checkpoint.unused)}")
+    for what, names in (("skipped", checkpoint.skipped), ("without a place", checkpoint.unplaced)):
+        if names:
+            print(f"{what}: {', '.join(names)}")
 
 
-def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], output: Path) -> int:
-    """Print the tensors written and left out and the largest differences; return the exit code.
+def prove(checkpoint: Checkpoint, written: Written | None, place: str) -> int:
+    """Read back what was written, run both models, print the largest differences; return the exit code.
 
     Args:
         checkpoint: as it was read.
-        written: as it was written, perhaps in a temporary folder.
-        vocabulary: its files.
-        output: the place where the person will find all.
+        written: as it was written, perhaps in a temporary folder; None where nothing is to be written.
+        place: where the person finds all.
     """
-    import numpy as np
-
-    from conversion.readers import few_names, read_checkpoint
+    from conversion.proof import all_equal, compare_outputs, read_back
     from conversion.writers import VERB
     from ground.outputs import announce
 
-    print(f"{checkpoint.path} ({checkpoint.source_format}) -> {output} ({written.naming})")
-    if checkpoint.unused:
-        print(f"not read: {few_names(checkpoint.unused)}")
-    for name in written.dropped:
-        print(f"dropped: {name} has no place in {written.naming}")
-    if not vocabulary:
-        print("no vocabulary found: pass --vocab_file to write one beside the weights")
-    comparable = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
-    if written.naming.startswith("transformers") and comparable:
-        from conversion.parity import largest_differences
-
-        differences = largest_differences(checkpoint, written.directory)
-        print("largest difference from transformers on random input with padding:")
-    else:
-        if written.naming.startswith("transformers"):
-            print("outputs not compared: that needs torch and transformers (pip install torch transformers)")
-        again = read_checkpoint(written.directory, config=written.config).tensors
-        differences = {"tensors read back": float(again.keys() != written.tensors.keys())}
-        for name, value in written.tensors.items():
-            if name in again and again[name].shape == value.shape:
-                gap = float(np.max(np.abs(again[name] - value), initial=0.0))
-                differences["tensors read back"] = max(differences["tensors read back"], gap)
-            else:
-                differences[name] = float("inf")
+    differences = {} if written is None else read_back(written)
+    compared, what = compare_outputs(checkpoint, written)
+    differences |= compared
+    print(f"largest difference from {what}, on random input with padding:" if compared else what)
     for name, value in differences.items():
         print(f"  {name:22} {value:.1e}")
-    if written.directory.is_dir():
+    if written is not None:
         content = json.dumps(differences, indent=2) + "\n"
         announce(written.directory, VERB, {"parity.json": len(content)})
         write_atomically(written.directory / "parity.json", content)
-    # A comparison that is not at most the tolerance includes NaN.
-    if not all(value <= _TOLERANCE for value in differences.values()):
-        print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {output}")
+    if not all_equal(differences, _TOLERANCE):
+        print(f"NOT EQUAL: a difference is above {_TOLERANCE:g}; do not use {place}")
         return 1
     return 0
 

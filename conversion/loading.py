@@ -43,6 +43,17 @@ class LoadReport:
             parts.append(f"not used: {', '.join(_grouped(self.unexpected))}")
         return "; ".join(parts)
 
+    def lines(self, checkpoint: Checkpoint) -> list[str]:
+        """Return a line for every fate of a tensor of the file and of the model, those of no tensor too."""
+        fates = {
+            "skipped by rule": checkpoint.skipped,
+            "missing": self.missing,
+            "unexpected": [*self.unexpected, *checkpoint.unplaced],
+            "of another shape": list(self.wrong_shape),
+        }
+        named = [f"{what}: {', '.join(_grouped(names)) or 'none'}" for what, names in fates.items()]
+        return [f"loaded: {len(self.loaded)} tensors", *named]
+
 
 def _grouped(names: Sequence[str]) -> list[str]:
     """Return the names, or where a group of them is larger than a head the name of the group and how many it has."""
@@ -97,8 +108,13 @@ def model_for(config: Config, tensors: Tensors) -> Any:
     return LanguageModel(config, heads)
 
 
-def check_fits(checkpoint: Checkpoint) -> None:
-    """Raise `UsageError` where the tensors are not those of the checkpoint's own config; allocates no model."""
+def check_fits(
+    checkpoint: Checkpoint, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
+) -> LoadReport:
+    """Return the fate of every tensor in a model of the checkpoint's own config; allocates no model.
+
+    Raises `UsageError` where a tensor has another shape, is missing, or has no place, and no pattern allows it.
+    """
     from modeling import variable_shapes
 
     config = checkpoint.config
@@ -108,7 +124,14 @@ def check_fits(checkpoint: Checkpoint) -> None:
             "kind of LayerNorm cannot be seen in the weights: pass --config_file"
         )
     shapes = variable_shapes(lambda: model_for(config, checkpoint.tensors))
-    assignment(shapes, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
+    _, report = assignment(shapes, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    lost = [name for name in checkpoint.unplaced if not _allowed(name, allow_unexpected)]
+    if lost:
+        raise UsageError(
+            f"{checkpoint.path} has {len(lost)} tensors without a place here: {', '.join(_first(lost))}; to leave them "
+            f"out, say so: --allow_unexpected={re.escape(lost[0])}"
+        )
+    return report
 
 
 def assignment(

@@ -99,6 +99,7 @@ class Naming:
         config_keys: fields of `Config` that their JSON has.
         config_constants: further keys of their JSON.
         config_file: file name of their JSON.
+        describe: their JSON of a model, where its keys are no fields of `Config`.
         model_type: transformers' word for the graph; empty in TF 1.
         class_prefix: what the names of transformers' classes begin with; empty in TF 1.
         head_classes: number of classes that a head must have there to be kept.
@@ -119,6 +120,7 @@ class Naming:
     implies: Callable[[Tensors], Mapping[str, Any]] = _nothing
     config_constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config_file: Callable[[Config], str] = lambda config: "config.json"
+    describe: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     model_type: str = ""
     class_prefix: str = ""
     head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -132,6 +134,11 @@ class Naming:
     def is_backbone(self, canonical: str) -> bool:
         """Return whether a canonical name belongs to the encoder rather than to a head or to the optimizer."""
         return canonical.startswith(self.backbone)
+
+    @functools.cached_property
+    def is_cut(self) -> bool:
+        """Whether the rules say how model parallelism cuts the tensors."""
+        return any(rule.cut_axis is not None for rule in self.rules)
 
     def writes(self, config: Config) -> bool:
         """Return whether these names say of a model of the family what `config` says."""

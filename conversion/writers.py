@@ -6,6 +6,7 @@ Formats: transformers 5's config.json and safetensors, the TF 1 V2 bundle under 
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,18 @@ from typing import Any
 from absl.app import UsageError
 
 from conversion import namings
+from conversion.containers.ranks import cut, rank_file
 from conversion.containers.safetensors_files import save_safetensors
 from conversion.containers.shards import save_in_parts
 from conversion.containers.tf1_files import save_tf1
+from conversion.containers.torch_files import save_torch
 from conversion.lazy import Array, Tensors
 from conversion.readers import LABELS
 from conversion.rules import Naming, Translation
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
 from ground.files import check_plain
 from ground.outputs import RECORD, is_left_over, note_written, was_written
+from ground.words import few_names
 from modeling.config import Config
 from training.checkpoints import in_parts, part_name
 
@@ -56,20 +60,22 @@ def write_transformers(
     pytorch_bin: bool = False,
     do_lower_case: bool = True,
     labels: Sequence[str] = (),
+    allow_dropped: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
 ) -> Written:
     """Write config.json, model.safetensors and the vocabulary so that stock transformers' Auto classes open them.
 
     `model_type` "auto" keeps shared layers shared: ALBERT for Google's graph and for albert_zh with all shared, else
     BERT. `vocab_files` is a WordPiece `*.txt` or a SentencePiece `*.model`; `labels` name the classes of a classifier.
-    A sentence-pair head without exactly two classes has no place there and is dropped. Raises `UsageError` for a graph
-    that stock transformers cannot express, for a vocabulary of another size, and when `directory` holds other files.
+    A sentence-pair head without exactly two classes has no place there. Raises `UsageError` for a tensor without a
+    place that no pattern of `allow_dropped` matches, for a graph that stock transformers cannot express, for a
+    vocabulary of another size, and when `directory` holds other files.
     """
     if model_type == "auto":
         model_type = namings.transformers_model_type(config)
     naming = _transformers_naming(model_type, tensors)
     graph, converted = naming.rewrite(config, tensors)
-    kept = {name: value for name, value in converted.items() if _has_place(naming, name, value)}
+    kept = _kept(naming, converted, allow_dropped)
     width = kept["backbone/embeddings/word_embeddings"].shape[1]
     neutral = {name: value(width) for name, value in naming.neutral.items() if name not in kept}
     named = _named(naming, graph, kept | neutral)
@@ -86,7 +92,12 @@ def write_transformers(
 
 
 def write_tf1(
-    directory: str | Path, config: Config, tensors: Tensors, vocab_files: Sequence[str | Path] = ()
+    directory: str | Path,
+    config: Config,
+    tensors: Tensors,
+    vocab_files: Sequence[str | Path] = (),
+    *,
+    allow_dropped: Sequence[str] = (),
 ) -> Written:
     """Write `model.ckpt` as the original code of the config's family names it, its config and a `checkpoint` file.
 
@@ -95,7 +106,7 @@ def write_tf1(
     """
     naming = _tf1_naming(config)
     graph, converted = naming.rewrite(config, tensors)
-    kept = {name: value for name, value in converted.items() if _has_place(naming, name, value)}
+    kept = _kept(naming, converted, allow_dropped)
     named = _named(naming, graph, kept)
     vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case=None)
     with writing_directory(directory) as folder:
@@ -106,6 +117,42 @@ def write_tf1(
         for name, content in vocabulary.items():
             (folder / name).write_bytes(content)
     return Written(Path(directory), naming.name, graph, kept, sorted(set(tensors) - set(kept)))
+
+
+def write_plug(
+    directory: str | Path,
+    config: Config,
+    tensors: Tensors,
+    vocab_files: Sequence[str | Path] = (),
+    *,
+    count: int,
+    allow_dropped: Sequence[str] = (),
+) -> Written:
+    """Write a `mp_rank_*_model_states.pt` for each of `count` processes, as DeepSpeed does, and the config of PLUG.
+
+    Raises `UsageError` for a model of another graph, for tensors that `count` processes cannot share equally, and where
+    PyTorch is absent.
+    """
+    naming = next((n for n in namings.NAMINGS if n.is_cut and n.family == config.family), None)
+    if naming is None:
+        raise UsageError(f"--format=plug cuts models of the family palm; this one is of the family {config.family}")
+    kept = _kept(naming, tensors, allow_dropped)
+    translation = Translation(naming)
+    named = _named(naming, config, kept)
+    # The released files hold a tied tensor twice.
+    named |= {name: named[repeated] for name, repeated in naming.ties.items() if repeated in named}
+    places = {name: translation.to_ours(naming.ties.get(name, name)) for name in named}
+    rules = {name: place[0] for name, place in places.items() if place is not None}
+    vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case=None)
+    with writing_directory(directory) as folder:
+        for rank in range(count):
+            shares = {name: cut(named[name], rule, count, rank, name) for name, rule in rules.items()}
+            state = {"module": shares, "mp_world_size": count, "dp_world_size": 1, "global_steps": 0}
+            save_torch(folder / rank_file(rank), state)
+        _write_json(folder / "config.json", naming.describe(config))
+        for name, content in vocabulary.items():
+            (folder / name).write_bytes(content)
+    return Written(Path(directory), naming.name, config, kept, sorted(set(tensors) - set(kept)))
 
 
 def write_ours(
@@ -152,6 +199,25 @@ def _tf1_naming(config: Config) -> Naming:
         for naming in namings.NAMINGS
         if naming.container == "tf1" and naming.family == config.family and naming.writes(config)
     )
+
+
+def _kept(naming: Naming, tensors: Tensors, allow_dropped: Sequence[str]) -> dict[str, Array]:
+    """Return the tensors that have a place; raise `UsageError` for another that no pattern allows to be left out."""
+    kept = {name: value for name, value in tensors.items() if _has_place(naming, name, value)}
+    lost = [
+        name
+        for name in sorted(tensors.keys() - kept.keys())
+        if not any(re.fullmatch(pattern, name) for pattern in allow_dropped)
+    ]
+    if lost:
+        head = lost[0].split("/")[0]
+        count = naming.head_classes.get(head)
+        reason = "" if count is None else f", whose {head} has {count} classes and not {tensors[lost[0]].shape[-1]}"
+        raise UsageError(
+            f"{few_names(lost)} have no place in {naming.name}{reason}; to leave them out, say so: "
+            f"--allow_unexpected={head}/.*"
+        )
+    return kept
 
 
 def _has_place(naming: Naming, name: str, value: Array) -> bool:

@@ -120,9 +120,10 @@ class StoredTensor:
 
 
 def _type(file: Any, key: str) -> np.dtype[Any]:
-    """Return the type of a tensor in an open file, from none of its numbers."""
+    """Return the type of a tensor in an open file, from one of its numbers."""
     cut = file.get_slice(key)
-    return (cut[tuple(slice(0, 0) for _ in cut.get_shape())] if cut.get_shape() else file.get_tensor(key)).dtype
+    shape = cut.get_shape()
+    return (cut[tuple(slice(0, 1) for _ in shape)] if math.prod(shape) > 1 else file.get_tensor(key)).dtype
 
 
 def _within(outer: list[tuple[int, int]], inner: list[tuple[int, int]]) -> tuple[slice, ...]:

@@ -6,6 +6,7 @@ here.
 """
 
 import re
+from typing import Any
 
 from absl.app import UsageError
 
@@ -13,6 +14,7 @@ from conversion.graphs import Graph
 from conversion.lazy import Array, Tensors
 from conversion.namings.dialects import (
     ATTENTION,
+    BERT_KEYS,
     FEED_FORWARD,
     bert_block,
     embeddings,
@@ -61,6 +63,31 @@ def _joined(ours: str, roles: tuple[str, ...], theirs: str) -> list[Rule]:
     ]
 
 
+def _plug_config(config: Config) -> dict[str, Any]:
+    """Return SOFA's configuration of PLUG."""
+    _check_released(config)
+    kept = {name: getattr(config, name) for name in BERT_KEYS}
+    return kept | {
+        "hidden_act": "gelu",
+        "layernorm_epsilon": config.layer_norm_eps,
+        "dec_hidden_layers": config.num_decoder_layers,
+        "pre_ln": True,
+        "attn_separate": False,
+        "model_type": "plugNLG",
+    }
+
+
+def _check_released(config: Config) -> None:
+    reasons = {
+        f"its activation is {config.hidden_act}, theirs is exact GELU": config.hidden_act != "gelu_erf",
+        "it is post-LN": config.ln_type != "preln" or not config.final_layer_norm,
+        f"it copies ({config.copy})": config.copy != "none",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"this model cannot be written for PLUG's released code: {reason}")
+
+
 _LAYER, _DECODER_LAYER = "bert.encoder.layer.{k}", "decoder.decoder.layer.{k}"
 
 
@@ -107,6 +134,7 @@ def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
         implies=lambda tensors: {"copy": "none"},
         rewrite=_as_it_is,
         config_keys=(),
+        describe=_plug_config,
     )
 
 

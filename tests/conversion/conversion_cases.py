@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion.lazy import Tensors
 from modeling.config import Config
 
 _BERT = Config(
@@ -88,6 +89,11 @@ def random_tensors(name: str, *, num_pair_labels: int = 2, num_labels: int = 0, 
         key: generator.normal(1.0 if key.endswith("gamma") else 0.0, 0.3, shape).astype(np.float32)
         for key, shape in shapes(name, num_pair_labels, num_labels).items()
     }
+
+
+def all_numbers(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Read every tensor; one of a damaged file raises `UsageError` here at the latest."""
+    return {name: np.asarray(value) for name, value in tensors.items()}
 
 
 def save_tf1(prefix: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from conversion_cases import CONFIGS, random_tensors
 import convert_albert_tf_checkpoint_to_pytorch as lone_verb
 import convert_checkpoint as verb
 from commands.flags import parse
-from conversion import parity
+from conversion import parity, proof
 from conversion.readers import read_checkpoint
 from conversion.writers import write_ours, write_tf1
 
@@ -41,7 +41,10 @@ def test_to_transformers_with_parity_report(
     out = tmp_path / "out"
     assert _convert(f"--input={zh}", f"--output={out}", f"--model_type={model_type}", "--pytorch_model_bin") == 0
     told = capsys.readouterr().out
-    assert f"(albert_zh_tf1) -> {out}" in told
+    assert "model.ckpt: read as albert_zh_tf1\nloaded: 31 tensors\n" in told
+    assert "missing: none\nunexpected: none\nof another shape: none\n" in told
+    assert "not told by the weights: 2 attention heads, gelu, postln" in told
+    assert f"written to {out} as transformers_{'bert' if model_type == 'bert' else 'albert'}" in told
     for name in ("last hidden state", "hidden states", "masked-LM logits", "sentence-pair logits"):
         assert f"  {name:22} " in told
     assert {path.name for path in out.iterdir()} == {
@@ -85,7 +88,7 @@ def test_a_difference_is_told_and_fails(
 def test_without_torch_the_tensors_are_read_back_instead(
     zh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(proof.importlib.util, "find_spec", lambda name: None)
     assert _convert(f"--input={zh}", f"--output={tmp_path / 'out'}") == 0
     told = capsys.readouterr().out
     assert "outputs not compared: that needs torch and transformers" in told
@@ -100,11 +103,17 @@ def test_list_writes_nothing(zh: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in tmp_path.iterdir()] == ["zh"]
 
 
-def test_names_what_is_not_read_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_has_no_place_is_an_error_unless_a_flag_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_tf1(tmp_path / "bert", CONFIGS["bert"], random_tensors("bert", num_pair_labels=3))
-    assert _convert(f"--input={tmp_path / 'bert'}", f"--output={tmp_path / 'out'}") == 0
+    arguments = [f"--input={tmp_path / 'bert'}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(
+        UsageError, match=r"sentence_pair has 2 classes and not 3; .*: --allow_unexpected=sentence_pair"
+    ):
+        _convert(*arguments)
+    assert not (tmp_path / "out").exists()
+    assert _convert(*arguments, "--allow_unexpected=sentence_pair/.*") == 0
     told = capsys.readouterr().out
-    assert "dropped: sentence_pair/kernel has no place in transformers_bert" in told
+    assert "left out, as --allow_unexpected says: sentence_pair/kernel has no place in transformers_bert" in told
     assert "no vocabulary found: pass --vocab_file" in told
 
 

@@ -15,7 +15,7 @@ HEADS_OF_PRETRAINING = ("masked_lm/.*", "sentence_pair/.*")
 
 
 def _checkpoint(graph: str, **heads: int) -> Checkpoint:
-    return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", [], Path("given"))
+    return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", Path("given"))
 
 
 def test_whole_checkpoint_is_loaded_whole():

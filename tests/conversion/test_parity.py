@@ -35,16 +35,20 @@ EXPRESSIBLE = [
     ("roberta", "bert"),
 ]
 
+PAIR = "sentence_pair/.*"
+
 
 def _checkpoint(graph: str, **heads: int) -> Checkpoint:
-    return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", [], Path("memory"))
+    return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", Path("memory"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("graph", "model_type"), EXPRESSIBLE)
 def test_stock_transformers_computes_the_same(graph: str, model_type: str, tmp_path: Path):
     checkpoint = _checkpoint(graph)
-    write_transformers(tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type)
+    write_transformers(
+        tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type, allow_dropped=[PAIR]
+    )
     differences = largest_differences(checkpoint, tmp_path / "out")
     compared = {"last hidden state", "masked-LM logits"}
     if model_type != "roberta":  # Its masked-LM model has neither a pooler nor a pair head.
@@ -79,9 +83,11 @@ def test_a_wrong_weight_is_seen(tmp_path: Path):
     assert largest_differences(checkpoint, tmp_path / "out")["last hidden state"] > 1e-3
 
 
-def test_three_way_pair_head_is_dropped_and_named(tmp_path: Path):
+def test_three_way_pair_head_is_refused_or_left_out_by_name(tmp_path: Path):
     checkpoint = _checkpoint("bert", num_pair_labels=3)
-    written = write_transformers(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors)
+    with pytest.raises(UsageError, match=r"whose sentence_pair has 2 classes and not 3; .*=sentence_pair/\.\*"):
+        write_transformers(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors, allow_dropped=["classifier/.*"])
+    written = write_transformers(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors, allow_dropped=[PAIR])
     assert written.dropped == ["sentence_pair/bias", "sentence_pair/kernel"]
     differences = largest_differences(checkpoint, tmp_path / "out")
     assert "sentence-pair logits" not in differences

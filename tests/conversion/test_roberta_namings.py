@@ -14,6 +14,7 @@ from conversion.writers import write_ours, write_transformers
 
 CONFIG = CONFIGS["roberta"]
 PAD = 1
+PAIR = ("sentence_pair/.*",)
 
 
 def _theirs(architecture: str, **keys: Any) -> Any:
@@ -96,7 +97,7 @@ def test_weights_that_transformers_saved_compute_the_same_here(
 @pytest.mark.parametrize("num_labels", [0, 3])
 def test_written_and_read_again_is_the_same_model(num_labels: int, tmp_path: Path):
     tensors = random_tensors("roberta", num_labels=num_labels)
-    written = write_transformers(tmp_path / "out", CONFIG, tensors, model_type="roberta")
+    written = write_transformers(tmp_path / "out", CONFIG, tensors, model_type="roberta", allow_dropped=PAIR)
     checkpoint = read_checkpoint(tmp_path / "out")
     assert checkpoint.config == written.config == CONFIG
     assert set(tensors) - set(checkpoint.tensors) == set(written.dropped)
@@ -146,7 +147,9 @@ def test_sentencepiece_model_of_xlmr_is_opened_by_the_stock_tokenizer(pieces: Pa
     import sentencepiece
     import transformers
 
-    write_transformers(tmp_path / "out", CONFIG, random_tensors("roberta"), [pieces], model_type="roberta")
+    write_transformers(
+        tmp_path / "out", CONFIG, random_tensors("roberta", num_pair_labels=0), [pieces], model_type="roberta"
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
 
@@ -168,6 +171,8 @@ def test_vocabulary_that_pads_otherwise_is_refused(pieces: Path, tmp_path: Path)
         (pieces, "bert", r"sentencepiece.bpe.model: 30 entries, the config says 32"),
     ):
         with pytest.raises(UsageError, match=message):
-            write_transformers(tmp_path / "out", CONFIG, random_tensors("roberta"), [path], model_type=model_type)
+            write_transformers(
+                tmp_path / "out", CONFIG, random_tensors("roberta", num_pair_labels=0), [path], model_type=model_type
+            )
     write_ours(tmp_path / "ours", CONFIG, random_tensors("roberta"), [pieces])
     assert (tmp_path / "ours" / pieces.name).read_bytes() == pieces.read_bytes()

@@ -45,7 +45,7 @@ def test_tf1_read_back_is_the_same_model(graph: str, num_labels: int, tmp_path: 
     checkpoint = read_checkpoint(tmp_path / "out")
     _assert_same(checkpoint.tensors, tensors)
     assert checkpoint.config == CONFIGS[graph]
-    assert checkpoint.unused == []
+    assert checkpoint.skipped == []
     assert checkpoint.source_format.endswith("_tf1")
 
 
