@@ -68,13 +68,13 @@ def save_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | No
     digest = hashlib.sha256()
     # Written by Python, whose OSError tells a full disk; the library's own error does not.
     with path.open("wb") as stream:
-        for content in _contents(struct.pack("<Q", len(described)) + described, tensors):
+
+        def put(content: bytes | memoryview) -> None:
             digest.update(content)
             stream.write(content)
+
+        put(struct.pack("<Q", len(described)) + described)
+        for value in tensors.values():
+            # No name holds the numbers here: a second tensor would be in memory with the next.
+            put(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _contents(header: bytes, tensors: Tensors) -> Iterator[bytes | memoryview]:
-    yield header
-    for value in tensors.values():
-        yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
