@@ -12,7 +12,7 @@ from absl.app import UsageError
 from ground.files import check_plain
 from ground.words import few_names
 
-TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams")
 _OUR_TENSORS, _OUR_STATE = "model*.safetensors", "state.json"
 _TRANSFORMERS_TENSORS = ("model.safetensors", "pytorch_model.bin")
 _STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -38,7 +38,7 @@ def locate(path: str | Path, *, prefer_best: bool = False) -> tuple[str, Path]:
     if path.is_file():
         if _RANKS.fullmatch(path.name):
             return "ranks", path.parent
-        if path.suffix in TORCH_SUFFIXES:
+        if path.suffix in SUFFIXES:
             return "file", path
         if path.name.endswith(".index.json"):
             return "index", path
@@ -87,7 +87,7 @@ def _locate_by_suffix(folder: Path) -> tuple[str, Path]:
             return "tf1", prefix
     if len(indices) == 1:
         return "tf1", indices[0].with_suffix("")
-    files = sorted(p for p in folder.iterdir() if p.suffix in TORCH_SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
     if not indices and len(files) == 1:
         return "file", files[0]
     candidates = [p.name for p in (indices or files)]

@@ -110,11 +110,18 @@ def _read_tf1(prefix: Path, config: Config | None) -> Checkpoint:
         check_plain(file)
     named = open_tf1(prefix)
     checkpoint = _renamed(named, config, prefix)
+    if config is not None:
+        return checkpoint
+    found = _config_beside(prefix.parent, checkpoint.tensors)
     naming = _require_naming(sorted(named), prefix)
-    found = config or _config_beside(prefix.parent, checkpoint.tensors)
-    if found is not None and found.family == naming.family:
-        found = dataclasses.replace(found, **naming.implies(checkpoint.tensors))
-    return dataclasses.replace(checkpoint, config=found)
+    return dataclasses.replace(checkpoint, config=_corrected(found, naming, checkpoint.tensors))
+
+
+def _corrected(config: Config | None, naming: Naming, tensors: Tensors) -> Config | None:
+    """Return the config with what names and shapes tell better than the JSON beside them."""
+    if config is None or config.family != naming.family:
+        return config
+    return dataclasses.replace(config, **naming.implies(tensors))
 
 
 def _merged_ranks(folder: Path) -> dict[str, Array]:
@@ -249,7 +256,8 @@ def _renamed(named: Tensors, config: Config | None, where: Path) -> Checkpoint:
         for name, neutral in naming.neutral.items()
     ):
         tensors = {name: value for name, value in tensors.items() if name not in naming.neutral}
-    return Checkpoint(tensors, config, naming.name, where, sorted(skipped), sorted(unplaced))
+    corrected = _corrected(config, naming, tensors)
+    return Checkpoint(tensors, corrected, naming.name, where, sorted(skipped), sorted(unplaced))
 
 
 def _same(first: Array, second: Array) -> bool:

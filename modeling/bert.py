@@ -1,6 +1,7 @@
-"""BERT (Devlin et al. 2019), and RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020), which are the same graph.
+"""BERT (Devlin et al. 2019), and RoBERTa (2019), XLM-R (Conneau et al. 2020) and ERNIE-M (Ouyang et al. 2021), one graph.
 
-The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id.
+The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id,
+and ERNIE-M has no token types.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def _roberta(values: Values) -> dict[str, Any]:
     return {"position_offset": padding + 1}
 
 
+def _ernie_m(values: Values) -> dict[str, Any]:
+    """Return what ERNIE-M's codes have whatever their JSON says: positions from 2, no token types, and its epsilon."""
+    return {"position_offset": 2, "type_vocab_size": 0, "layer_norm_eps": 1e-5}
+
+
 DIALECTS = (
     Dialect(
         recognises=lambda values, file_name: (
@@ -57,5 +63,6 @@ DIALECTS = (
     transformers("bert", recognises=lambda values: "embedding_size" not in values),
     transformers("roberta", "pad_token_id", fields=_roberta),
     transformers("xlm-roberta", "pad_token_id", fields=_roberta),
+    transformers("ernie_m", "pad_token_id", fields=_ernie_m, absent=("type_vocab_size",)),
     transformers("sbert"),  # SOFA's StructBERT (Wang et al. 2020)
 )

@@ -85,6 +85,7 @@ def transformers(
     *further_keys: str,
     recognises: Callable[[Values], bool] = lambda values: False,
     fields: Callable[[Values], dict[str, Any]] = lambda values: {},
+    absent: Collection[str] = (),
 ) -> Dialect:
     """Return the dialect of transformers' `model_type`, in whose words "gelu" is the exact form.
 
@@ -93,8 +94,9 @@ def transformers(
         further_keys: mandatory keys besides BERT's.
         recognises: old files without a `model_type` that are of this form too.
         fields: fields of `Config` that have other names there, or none.
+        absent: keys of BERT that the form has not, or that its code does not read.
     """
-    keys = (*BERT_KEYS, *further_keys)
+    keys = (*(key for key in BERT_KEYS if key not in absent), *further_keys)
 
     def read(values: Values, file_name: str) -> dict[str, Any]:
         for key, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):

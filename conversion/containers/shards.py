@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from absl.app import UsageError
 
+from conversion.containers.paddle_files import open_paddle
 from conversion.containers.safetensors_files import open_safetensors, save_safetensors
 from conversion.containers.torch_files import open_torch, save_torch
 from conversion.lazy import Array, Tensors
@@ -22,8 +23,8 @@ class _IndexShape(TypedDict):
 
 
 def open_file(path: Path) -> dict[str, Array]:
-    """Return the tensors of a file, by its suffix."""
-    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+    """Return the tensors of a file, by its suffix; any unknown one is PyTorch's."""
+    return {".safetensors": open_safetensors, ".pdparams": open_paddle}.get(path.suffix, open_torch)(path)
 
 
 def open_index(index: Path) -> dict[str, Array]:

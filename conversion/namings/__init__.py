@@ -6,11 +6,18 @@ The first naming whose `detect` matches is a checkpoint's, so narrower ones come
 from collections.abc import Iterable
 
 from conversion.graphs import Graph
-from conversion.namings import albert, albert_zh, bert, palm, roberta
+from conversion.namings import albert, albert_zh, bert, ernie_m, palm, roberta
 from conversion.rules import Naming
 from modeling.config import Config
 
-NAMINGS: tuple[Naming, ...] = (*palm.NAMINGS, *albert_zh.NAMINGS, *albert.NAMINGS, *roberta.NAMINGS, *bert.NAMINGS)
+NAMINGS: tuple[Naming, ...] = (
+    *palm.NAMINGS,
+    *ernie_m.NAMINGS,
+    *albert_zh.NAMINGS,
+    *albert.NAMINGS,
+    *roberta.NAMINGS,
+    *bert.NAMINGS,
+)
 GRAPHS: tuple[Graph, ...] = (palm.ENGLISH_GRAPH, palm.GRAPH, albert.GRAPH, albert_zh.GRAPH, bert.GRAPH)
 
 

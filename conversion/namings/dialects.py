@@ -63,6 +63,13 @@ _TORCH: Expansion = {
 }
 
 
+_PADDLE: Expansion = {
+    "table": _TORCH["table"],
+    "dense": lambda o, t: [Rule((f"{o}/kernel",), f"{t}.weight"), Rule((f"{o}/bias",), f"{t}.bias")],
+    "norm": _TORCH["norm"],
+}
+
+
 def tf1_rules(rows: Iterable[Row]) -> tuple[Rule, ...]:
     """Return the rules of rows whose names are scopes of TF 1."""
     return tuple(rule for kind, ours, theirs in rows for rule in _TF1[kind](ours, theirs))
@@ -71,6 +78,11 @@ def tf1_rules(rows: Iterable[Row]) -> tuple[Rule, ...]:
 def torch_rules(rows: Iterable[Row]) -> tuple[Rule, ...]:
     """Return the rules of rows whose names are modules of PyTorch, whose matrices are [out, in]."""
     return tuple(rule for kind, ours, theirs in rows for rule in _TORCH[kind](ours, theirs))
+
+
+def paddle_rules(rows: Iterable[Row]) -> tuple[Rule, ...]:
+    """Return the rules of rows whose names are layers of Paddle, whose matrices are [in, out]."""
+    return tuple(rule for kind, ours, theirs in rows for rule in _PADDLE[kind](ours, theirs))
 
 
 def embeddings(prefix: str, *, words: str = "table") -> list[Row]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from absl.app import UsageError
 
-from conversion.graphs import Graph
-from conversion.lazy import Array, Tensors
+from conversion.graphs import Graph, as_it_is
 from conversion.namings.dialects import (
     ATTENTION,
     BERT_KEYS,
@@ -48,10 +47,6 @@ ENGLISH_GRAPH = Graph(
     describes=lambda config: config.family == "palm_en" and config.num_decoder_layers > 0,
     transformers=_no_class,
 )
-
-
-def _as_it_is(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
-    return config, dict(tensors)
 
 
 def _joined(ours: str, roles: tuple[str, ...], theirs: str) -> list[Rule]:
@@ -132,7 +127,7 @@ def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
         backbone=("bert.", "decoder."),
         ties={"cls.predictions.decoder_weight": "bert.embeddings.word_embeddings.weight"},
         implies=lambda tensors: {"copy": "none"},
-        rewrite=_as_it_is,
+        rewrite=as_it_is,
         config_keys=(),
         describe=_plug_config,
     )
@@ -182,7 +177,7 @@ def _english(name: str, generator: str, copy: str, heads: tuple[tuple[str, str, 
         backbone=("bert.", "decoder.", f"{generator}."),
         ties={f"{generator}.weight": "decoder.embeddings.weight"},
         implies=lambda tensors: {"copy": copy},
-        rewrite=_as_it_is,
+        rewrite=as_it_is,
         config_keys=(),
     )
 

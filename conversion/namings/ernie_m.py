@@ -1,0 +1,63 @@
+"""Names of ERNIE-M (Ouyang et al. 2021) in transformers 4 and in Paddle: XLM-R's graph without token types.
+
+Paddle keeps matrices as [in, out], and makes the feed-forward four times as wide as the model whatever its JSON says.
+transformers 5 has no class for ERNIE-M, so that nothing is written under these names.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from conversion.graphs import as_it_is
+from conversion.lazy import Tensors
+from conversion.namings.dialects import ATTENTION, FEED_FORWARD, Row, paddle_rules, torch_rules
+from conversion.rules import Naming, Rule
+
+_LAYER = "ernie_m.encoder.layers.{k}"
+
+
+def _name(name: str) -> str | None:
+    """Spell a name as models with a head do."""
+    name = name.removeprefix("module.")
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = f"ernie_m.{name}"
+    return None if name.endswith("embeddings.position_ids") else name
+
+
+def _width(tensors: Tensors) -> Mapping[str, Any]:
+    kernel = tensors.get("backbone/encoder/feed_forward_0/intermediate/kernel")
+    return {} if kernel is None else {"intermediate_size": kernel.shape[-1]}
+
+
+def _naming(name: str, projections: str, rules: Callable[[Iterable[Row]], tuple[Rule, ...]]) -> Naming:
+    embeddings = "backbone/embeddings"
+    rows: list[Row] = [
+        ("table", f"{embeddings}/word_embeddings", "ernie_m.embeddings.word_embeddings"),
+        ("table", f"{embeddings}/position_embeddings", "ernie_m.embeddings.position_embeddings"),
+        ("norm", f"{embeddings}/layer_norm", "ernie_m.embeddings.layer_norm"),
+        *(("dense", f"{ATTENTION}/{role}", f"{projections}.{role[0]}_proj") for role in ("query", "key", "value")),
+        ("dense", f"{ATTENTION}/output", f"{_LAYER}.self_attn.out_proj"),
+        ("norm", f"{ATTENTION}/layer_norm", f"{_LAYER}.norm1"),
+        ("dense", f"{FEED_FORWARD}/intermediate", f"{_LAYER}.linear1"),
+        ("dense", f"{FEED_FORWARD}/output", f"{_LAYER}.linear2"),
+        ("norm", f"{FEED_FORWARD}/layer_norm", f"{_LAYER}.norm2"),
+        ("dense", "backbone/pooler", "ernie_m.pooler.dense"),
+        ("dense", "classifier", "classifier"),
+    ]
+    return Naming(
+        name=name,
+        family="bert",
+        container="read only",
+        detect=(rf"encoder\.layers\.\d+{projections.removeprefix(_LAYER)}\.q_proj\.", r"embeddings\.layer_norm\."),
+        rules=rules(rows),
+        canonical=_name,
+        backbone=("ernie_m.",),
+        implies=_width,
+        rewrite=as_it_is,
+        config_keys=(),
+    )
+
+
+NAMINGS = (
+    _naming("ernie_m", f"{_LAYER}.self_attn.self_attn", torch_rules),
+    _naming("ernie_m_paddle", f"{_LAYER}.self_attn", paddle_rules),
+)
