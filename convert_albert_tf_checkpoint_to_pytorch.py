@@ -31,7 +31,10 @@ class Options:
     )
     vocab_file: str | None = flag(None, help="vocabulary, where none lies beside the checkpoint", essential=True)
     model_type: str = flag("auto", help="transformers class", choices=("auto", "albert", "bert"))
-    do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
+    do_lower_case: bool | None = flag(
+        None,
+        help="whether the tokenizer lowers its input; by default as the files there say, else True",
+    )
 
 
 def main(options: Options) -> int:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-4
 _TORCH_FILES = (".bin", ".pt", ".pth")
-_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,10 @@ class Options:
     pytorch_model_bin: bool = flag(
         False, help="also write pytorch_model.bin, for tools that read no safetensors", group=Group.DATA
     )
-    do_lower_case: bool = flag(True, help="whether the tokenizer lowers its input")
+    do_lower_case: bool | None = flag(
+        None,
+        help="whether the tokenizer lowers its input; by default as the files beside --input say, else True",
+    )
     labels: tuple[str, ...] = flag((), help="names of a classifier's classes, in order, where the run has none")
     best: bool = flag(
         False, help="of a run's output folder, take best/ instead of the newest step", essential=True, group=Group.DATA
@@ -154,13 +156,14 @@ def untold(checkpoint: Checkpoint) -> str:
 
 def check_output(options: Options, checkpoint: Checkpoint, output: Path) -> None:
     """Raise `UsageError` where the conversion would write over what it reads or what no conversion wrote."""
+    from conversion.beside import find_vocabulary
     from conversion.writers import VERB
     from ground.outputs import Target, check_outputs, was_written
 
     reads = {
         "--input": [options.input, checkpoint.path, *checkpoint.folders],
         "--config_file": [options.config_file],
-        "--vocab_file": find_vocabulary(checkpoint, options.vocab_file),
+        "--vocab_file": [file.path for file in find_vocabulary(checkpoint, options.vocab_file)],
     }
     if is_file(options):
         check_outputs(reads, [Target(output, "--output", lambda path: was_written(path, VERB))])
@@ -176,7 +179,7 @@ def is_file(options: Options) -> bool:
 
 def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
     """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
-    from conversion.readers import labels_of
+    from conversion.beside import find_vocabulary, is_lowered, labels_of
     from conversion.writers import PART_BYTES, write_ours, write_plug, write_tf1, write_transformers
 
     config, tensors = checkpoint.config, checkpoint.tensors
@@ -191,7 +194,7 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
             vocabulary,
             model_type=options.model_type,
             pytorch_bin=options.pytorch_model_bin,
-            do_lower_case=options.do_lower_case,
+            do_lower_case=is_lowered(checkpoint) if options.do_lower_case is None else options.do_lower_case,
             labels=labels,
             allow_dropped=options.allow_unexpected,
             part_bytes=sys.maxsize if is_file(options) else PART_BYTES,
@@ -230,14 +233,6 @@ def _place_file(folder: Path, target: Path) -> None:
     announce(target.parent, VERB, {name: path.stat().st_size for name, path in new.items()})
     for name, path in new.items():
         shutil.move(path, target.with_name(name))
-
-
-def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Path]:
-    """Return the vocabulary to copy: the given one, else the first beside the checkpoint or in the run's folder."""
-    if given is not None:
-        return [Path(given)]
-    found = [folder / name for folder in checkpoint.folders for name in _VOCABULARIES if (folder / name).exists()]
-    return found[:1]
 
 
 def print_names(checkpoint: Checkpoint) -> None:

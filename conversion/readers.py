@@ -9,7 +9,6 @@ import glob
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
 
 import numpy as np
 from absl.app import UsageError
@@ -22,24 +21,10 @@ from conversion.containers.tf1_files import open_tf1
 from conversion.lazy import Array, LazyTensor, Tensors, as_float32, is_floating
 from conversion.locating import locate
 from conversion.rules import Naming, Translation
-from ground.documents import check_shape, read_json
 from ground.files import check_plain
 from ground.words import few_names
 from modeling.config import Config, load_config
 from training import checkpoints
-
-LABELS = "labels.json"
-"""Names of a classifier's classes beside converted weights, which have no `run.json`."""
-_OUR_RUN = "run.json"
-_DEFAULT_LABEL = "LABEL_"
-
-
-class _RowShape(TypedDict):
-    labels: list[str]
-
-
-class _RunShape(TypedDict):
-    row: _RowShape | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,29 +121,6 @@ def _merged_ranks(folder: Path) -> dict[str, Array]:
         if place is not None:
             cuts[name] = (place[0].cut_axis, len(place[0].ours))
     return ranks.merged(held, cuts, folder)
-
-
-def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of a classifier's classes, in order; empty where nothing beside the weights tells them.
-
-    They stand in the `run.json` of a run, in transformers' config.json, or in `labels.json` of a conversion. Runs of
-    old have no such file, and a pretraining run has no row. Raises `UsageError` for a file that nobody can have
-    written.
-    """
-    fix = "restore it, or name the classes with --labels"
-    if checkpoint.source_format != "ours":
-        path = checkpoint.folder / "config.json"
-        values = read_json(path, dict[str, Any], what="a config", fix=fix) if path.is_file() else {}
-        by_index = check_shape(values.get("id2label") or {}, dict[str, str], where=f"id2label of {path}", fix=fix)
-        names = tuple(by_index.get(str(i), f"{_DEFAULT_LABEL}{i}") for i in range(len(by_index)))
-        return () if all(name == f"{_DEFAULT_LABEL}{i}" for i, name in enumerate(names)) else names
-    for folder in checkpoint.folders:
-        if (folder / _OUR_RUN).is_file():
-            row = read_json(folder / _OUR_RUN, _RunShape, what="a run.json", fix=fix)["row"]
-            return () if row is None else tuple(row["labels"])
-        if (folder / LABELS).is_file():
-            return tuple(read_json(folder / LABELS, list[str], what="a list of labels", fix=fix))
-    return ()
 
 
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:

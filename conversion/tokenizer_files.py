@@ -8,16 +8,31 @@ SentencePiece model beside TensorFlow, whose protobuf is older than the one that
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from absl.app import UsageError
 
+from ground.documents import check_shape
+from ground.files import check_plain
+
+_GIVE = "give --vocab_file"
 _VARINT, _BYTES, _FIXED32, _FIXED64 = 0, 2, 5, 1
 _UNKNOWN_PIECE = 2
 
 
 _XLMR_FIRST = ("<unk>", "<s>", "</s>")
+
+
+class _AddedShape(TypedDict):
+    content: str
+    id: int
+
+
+class _TokenizerShape(TypedDict):
+    model: dict[str, Any]
+    added_tokens: NotRequired[list[_AddedShape]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +52,40 @@ class VocabularyForm:
     tokenizer_class: str
     count: Callable[[bytes], int]
     tokenizer_json: Callable[[bytes, bool], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyFile:
+    """A vocabulary as it was found.
+
+    Args:
+        path: where, for messages.
+        name: file name, whose suffix tells the kind: `.txt` for WordPiece, `.model` for SentencePiece.
+        content: bytes.
+    """
+
+    path: Path
+    name: str
+    content: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> "VocabularyFile":
+        """Return the file at `path`."""
+        return cls(path, path.name, check_plain(path).read_bytes())
+
+
+def wordpiece_of_json(tokenizer: Mapping[str, Any], path: Path) -> bytes:
+    """Return the vocab.txt of a WordPiece tokenizer.json; raise `UsageError` for another kind, or ids with gaps."""
+    shape = check_shape(tokenizer, _TokenizerShape, where=str(path), fix=_GIVE)
+    model = shape["model"]
+    if model["type"] != "WordPiece":
+        raise UsageError(f"{path} is a tokenizer of the kind {model['type']}, whose file cannot be made of it; {_GIVE}")
+    vocabulary = check_shape(model.get("vocab"), dict[str, int], where=f"model.vocab of {path}", fix=_GIVE)
+    ids = vocabulary | {token["content"]: token["id"] for token in shape.get("added_tokens", [])}
+    entries = sorted(ids, key=lambda entry: ids[entry])
+    if sorted(ids.values()) != list(range(len(ids))) or any("\n" in entry for entry in entries):
+        raise UsageError(f"{path} has ids with gaps, or entries of several lines: no vocab.txt says the same; {_GIVE}")
+    return "".join(f"{entry}\n" for entry in entries).encode()
 
 
 def wordpiece_json(vocabulary: bytes, do_lower_case: bool) -> str:

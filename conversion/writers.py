@@ -16,16 +16,15 @@ from typing import Any
 from absl.app import UsageError
 
 from conversion import namings
+from conversion.beside import LABELS
 from conversion.containers.ranks import cut, rank_file
 from conversion.containers.safetensors_files import save_safetensors
 from conversion.containers.shards import save_in_parts
 from conversion.containers.tf1_files import save_tf1
 from conversion.containers.torch_files import save_torch
 from conversion.lazy import Array, Tensors
-from conversion.readers import LABELS
 from conversion.rules import Naming, Translation
-from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyForm
-from ground.files import check_plain
+from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyFile, VocabularyForm
 from ground.outputs import RECORD, is_left_over, note_written, was_written
 from ground.words import few_names
 from modeling.config import Config
@@ -35,6 +34,7 @@ PART_BYTES = 4 * 2**30
 """Above it weights are written to several files, as a run's checkpoints are."""
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 _ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
+Vocabularies = Sequence[str | Path | VocabularyFile]
 VERB = "convert_checkpoint"
 """The name under which `ground.outputs` keeps what is written here."""
 
@@ -54,7 +54,7 @@ def write_transformers(
     directory: str | Path,
     config: Config,
     tensors: Tensors,
-    vocab_files: Sequence[str | Path] = (),
+    vocab_files: Vocabularies = (),
     *,
     model_type: str = "auto",
     pytorch_bin: bool = False,
@@ -95,7 +95,7 @@ def write_tf1(
     directory: str | Path,
     config: Config,
     tensors: Tensors,
-    vocab_files: Sequence[str | Path] = (),
+    vocab_files: Vocabularies = (),
     *,
     allow_dropped: Sequence[str] = (),
 ) -> Written:
@@ -123,7 +123,7 @@ def write_plug(
     directory: str | Path,
     config: Config,
     tensors: Tensors,
-    vocab_files: Sequence[str | Path] = (),
+    vocab_files: Vocabularies = (),
     *,
     count: int,
     allow_dropped: Sequence[str] = (),
@@ -159,7 +159,7 @@ def write_ours(
     directory: str | Path,
     config: Config,
     tensors: Tensors,
-    vocab_files: Sequence[str | Path] = (),
+    vocab_files: Vocabularies = (),
     *,
     labels: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
@@ -256,14 +256,15 @@ def _transformers_config(naming: Naming, config: Config, tensors: Tensors, label
 
 
 def _vocabulary(
-    files: Sequence[str | Path], config: Config, forms: Sequence[VocabularyForm], do_lower_case: bool | None
+    files: Vocabularies, config: Config, forms: Sequence[VocabularyForm], do_lower_case: bool | None
 ) -> dict[str, bytes]:
     """Return contents by file name; with `do_lower_case` also the files from which transformers builds a tokenizer."""
     contents: dict[str, bytes] = {}
-    for path in map(Path, files):
-        content = check_plain(path).read_bytes()
+    for file in files:
+        found = file if isinstance(file, VocabularyFile) else VocabularyFile.read(Path(file))
+        content = found.content
         try:
-            kinds = [form for form in forms if form.is_sentencepiece == (path.suffix == ".model")]
+            kinds = [form for form in forms if form.is_sentencepiece == found.name.endswith(".model")]
             if not kinds:
                 raise UsageError(
                     "it is of another kind than the model's tokenizer in transformers; use --model_type=bert"
@@ -279,7 +280,7 @@ def _vocabulary(
                 description |= {"model_max_length": config.max_sequence_length}
                 contents["tokenizer_config.json"] = (json.dumps(description, indent=2) + "\n").encode()
         except UsageError as error:
-            raise UsageError(f"vocabulary {path}: {error}") from error
+            raise UsageError(f"vocabulary {found.path}: {error}") from error
     return contents
 
 

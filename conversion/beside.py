@@ -1,0 +1,94 @@
+"""What lies beside weights and travels with them: the vocabulary, whether text is lower-cased, the names of classes.
+
+Each is looked for where its writer puts it: `run.json` of a run, `labels.json` of a conversion, transformers'
+config.json, tokenizer_config.json and tokenizer.json, which for WordPiece stands in for a vocab.txt that is not there.
+"""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+from absl.app import UsageError
+
+from conversion.readers import Checkpoint
+from conversion.tokenizer_files import VocabularyFile, wordpiece_of_json
+from ground.documents import check_shape, read_json
+
+LABELS = "labels.json"
+_RUN, _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "run.json", "config.json", "tokenizer.json", "tokenizer_config.json"
+_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
+_DEFAULT_LABEL = "LABEL_"
+_LABELS_FIX = "restore it, or name the classes with --labels"
+_CASE_FIX = "restore it, or give --do_lower_case"
+
+
+class _RowShape(TypedDict):
+    labels: list[str]
+
+
+class _RunShape(TypedDict):
+    row: _RowShape | None
+
+
+def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[VocabularyFile]:
+    """Return the vocabulary: the given one, else the first beside the checkpoint or in the run's folder; or none."""
+    if given is not None:
+        return [VocabularyFile.read(Path(given))]
+    for folder in checkpoint.folders:
+        path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
+        if path is not None:
+            return [VocabularyFile.read(path)]
+    path = checkpoint.folder / _TOKENIZER
+    if not path.is_file():
+        return []
+    content = read_json(path, dict[str, Any], what="a tokenizer.json", fix="give --vocab_file")
+    return [VocabularyFile(path, "vocab.txt", wordpiece_of_json(content, path))]
+
+
+def is_lowered(checkpoint: Checkpoint) -> bool:
+    """Return whether the model's text was lower-cased; True, as in BERT's and ALBERT's code, where nothing tells.
+
+    Raises `UsageError` for a file that nobody can have written.
+    """
+    for folder in checkpoint.folders:
+        for name, place in ((_RUN, ("tokenizer", "do_lower_case")), (_TOKENIZER_CONFIG, ("do_lower_case",))):
+            path = folder / name
+            value: Any = read_json(path, dict[str, Any], what=f"a {name}", fix=_CASE_FIX) if path.is_file() else {}
+            for key in place:
+                value = value.get(key) if isinstance(value, dict) else None
+            if value is not None:
+                return check_shape(value, bool, where=f"{'.'.join(place)} of {path}", fix=_CASE_FIX)
+    path = checkpoint.folder / _TOKENIZER
+    if not path.is_file():
+        return True
+    normalizer = read_json(path, dict[str, Any], what="a tokenizer.json", fix=_CASE_FIX).get("normalizer") or {}
+    check_shape(normalizer, dict[str, Any], where=f"normalizer of {path}", fix=_CASE_FIX)
+    steps = [normalizer, *(step for step in normalizer.get("normalizers") or () if isinstance(step, dict))]
+    return any(step.get("type") == "Lowercase" or step.get("lowercase") is True for step in steps)
+
+
+def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of a classifier's classes, in order; empty where nothing beside the weights tells them.
+
+    Runs of old have no file that does, and a pretraining run has no row. Raises `UsageError` for a file that nobody can
+    have written.
+    """
+    if checkpoint.source_format != "ours":
+        path = checkpoint.folder / _CONFIG
+        values = read_json(path, dict[str, Any], what="a config", fix=_LABELS_FIX) if path.is_file() else {}
+        return _labels_by_index(values.get("id2label") or {}, path)
+    for folder in checkpoint.folders:
+        if (folder / _RUN).is_file():
+            row = read_json(folder / _RUN, _RunShape, what="a run.json", fix=_LABELS_FIX)["row"]
+            return () if row is None else tuple(row["labels"])
+        if (folder / LABELS).is_file():
+            return tuple(read_json(folder / LABELS, list[str], what="a list of labels", fix=_LABELS_FIX))
+    return ()
+
+
+def _labels_by_index(by_index: Any, path: Path) -> tuple[str, ...]:
+    """Return the labels of {"0": "no", "1": "yes"}; none where they are transformers' LABEL_0 and so on."""
+    check_shape(by_index, dict[str, str], where=f"id2label of {path}", fix=_LABELS_FIX)
+    if by_index.keys() != {str(i) for i in range(len(by_index))}:
+        raise UsageError(f"id2label of {path} has the keys {', '.join(by_index)}; expected 0, 1, ...; {_LABELS_FIX}")
+    names = tuple(by_index[str(i)] for i in range(len(by_index)))
+    return () if all(name == f"{_DEFAULT_LABEL}{i}" for i, name in enumerate(names)) else names
