@@ -50,8 +50,9 @@ class Options:
     )
     model_type: str = flag(
         "auto",
-        help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
-        choices=("auto", "albert", "bert", "roberta"),
+        help="transformers class: auto keeps shared layers shared (albert), writes bert where nothing is shared, and "
+        "code of ours beside the weights (divan_*, for trust_remote_code=True) where transformers has no class",
+        choices=("auto", "albert", "bert", "roberta", "divan_encoder", "divan_palm"),
     )
     pytorch_model_bin: bool = flag(
         False, help="also write pytorch_model.bin, for tools that read no safetensors", group=Group.DATA
@@ -225,13 +226,13 @@ def report(checkpoint: Checkpoint, written: Written, vocabulary: list[Path], out
     if not vocabulary:
         print("no vocabulary found: pass --vocab_file to write one beside the weights")
     comparable = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
-    if written.naming.startswith("transformers") and comparable:
+    if written.model_type and comparable:
         from conversion.parity import largest_differences
 
         differences = largest_differences(checkpoint, written.directory)
         print("largest difference from transformers on random input with padding:")
     else:
-        if written.naming.startswith("transformers"):
+        if written.model_type:
             print("outputs not compared: that needs torch and transformers (pip install torch transformers)")
         again = read_checkpoint(written.directory, config=written.config).tensors
         differences = {"tensors read back": float(again.keys() != written.tensors.keys())}

@@ -1,0 +1,80 @@
+"""Names of our own code for transformers (`conversion/remote_code`) where that has no class: encoders of every family.
+
+PALM's code has the names of its releases, which `palm.py` lists. Bricks keep their numbers, so that shared ones stand
+once in the file.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from absl.app import UsageError
+
+from conversion.graphs import Tensors
+from conversion.namings.dialects import ATTENTION, FEED_FORWARD, embeddings, query_key_value, torch_name, torch_rules
+from conversion.remote import CONFIG_KEYS, RemoteCode
+from conversion.rules import Naming
+from modeling.config import Config
+
+MODEL_TYPE = "divan_encoder"
+_ATTENTION, _FEED_FORWARD = "divan.encoder.attention.{k}", "divan.encoder.feed_forward.{k}"
+
+
+def _as_it_is(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
+    """Return the model unchanged; raise `UsageError` for a decoder."""
+    if config.num_decoder_layers:
+        raise UsageError("this model has a decoder: use --model_type=auto")
+    return config, dict(tensors)
+
+
+NAMINGS = (
+    Naming(
+        name="transformers_divan_encoder",
+        family="",
+        container="transformers",
+        detect=(r"(^|\.)encoder\.attention\.\d+\.query\.", r"(^|\.)encoder\.feed_forward\.\d+\.intermediate\."),
+        rules=torch_rules(
+            [
+                *embeddings("divan.embeddings."),
+                ("dense", "backbone/embeddings/projection", "divan.embeddings.embedding_hidden_mapping_in"),
+                *query_key_value(ATTENTION, f"{_ATTENTION}."),
+                ("dense", f"{ATTENTION}/output", f"{_ATTENTION}.dense"),
+                ("norm", f"{ATTENTION}/layer_norm", f"{_ATTENTION}.LayerNorm"),
+                ("dense", f"{FEED_FORWARD}/intermediate", f"{_FEED_FORWARD}.intermediate"),
+                ("dense", f"{FEED_FORWARD}/output", f"{_FEED_FORWARD}.output"),
+                ("norm", f"{FEED_FORWARD}/layer_norm", f"{_FEED_FORWARD}.LayerNorm"),
+                ("norm", "backbone/encoder/layer_norm", "divan.encoder.LayerNorm"),
+                ("dense", "backbone/pooler", "divan.pooler"),
+                ("dense", "masked_lm/transform", "predictions.dense"),
+                ("norm", "masked_lm/layer_norm", "predictions.LayerNorm"),
+                ("bias", "masked_lm/output_bias", "predictions.decoder.bias"),
+                ("dense", "sentence_pair", "seq_relationship"),
+                ("norm", "pooled_layer_norm", "pooled_layer_norm"),
+                ("dense", "classifier", "classifier"),
+            ]
+        ),
+        canonical=torch_name("divan"),
+        backbone=("divan.",),
+        ties={"predictions.decoder.weight": "divan.embeddings.word_embeddings.weight"},
+        rewrite=_as_it_is,
+        config_keys=CONFIG_KEYS,
+        config_constants={
+            "pad_token_id": 0,
+            "tie_word_embeddings": True,
+            "dtype": "float32",
+            "classifier_dropout": 0.1,
+        },
+        model_type=MODEL_TYPE,
+        class_prefix="DivanEncoder",
+        code=RemoteCode(
+            configuration="configuration_divan_encoder",
+            modeling="modeling_divan_encoder",
+            prefix="DivanEncoder",
+            classes={
+                "AutoModel": "Model",
+                "AutoModelForMaskedLM": "ForMaskedLM",
+                "AutoModelForPreTraining": "ForPreTraining",
+                "AutoModelForSequenceClassification": "ForSequenceClassification",
+            },
+        ),
+    ),
+)
