@@ -167,7 +167,7 @@ def _place_file(folder: Path, target: Path) -> None:
     from conversion.writers import VERB
     from ground.outputs import RECORD, announce, was_written
 
-    suffixes = (".json", ".txt", ".model")
+    suffixes = (".json", ".txt", ".model", ".py")
     beside = {
         path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD
     }

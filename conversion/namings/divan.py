@@ -16,13 +16,20 @@ from conversion.rules import Naming
 from modeling.config import Config
 
 MODEL_TYPE = "divan_encoder"
+FAMILIES = ("bert", "albert", "albert_zh", "palm", "palm_en")
+"""Those that `configuration_divan_encoder.py` has the particulars of."""
 _ATTENTION, _FEED_FORWARD = "divan.encoder.attention.{k}", "divan.encoder.feed_forward.{k}"
 
 
 def _as_it_is(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[Config, Tensors]:
-    """Return the model unchanged; raise `UsageError` for a decoder."""
+    """Return the model unchanged; raise `UsageError` for a decoder, and for a family that the code does not know."""
     if config.num_decoder_layers:
-        raise UsageError("this model has a decoder: use --model_type=auto")
+        raise UsageError(f"this model has a decoder, which {MODEL_TYPE} has not; use --model_type=auto")
+    if config.family not in FAMILIES:
+        raise UsageError(
+            f'{MODEL_TYPE} has no graph for the family "{config.family}", only for {", ".join(FAMILIES)}; use '
+            "--format=ours"
+        )
     return config, dict(tensors)
 
 

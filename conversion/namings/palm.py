@@ -118,6 +118,14 @@ def _additive(theirs: str) -> list[Row]:
     ]
 
 
+# Those of the Chinese release; the English one has none.
+_HEADS: tuple[Row, ...] = (
+    ("dense", "masked_lm/transform", "cls.predictions.transform.dense"),
+    ("norm", "masked_lm/layer_norm", "cls.predictions.transform.LayerNorm"),
+    ("bias", "masked_lm/output_bias", "cls.predictions.bias"),
+    ("dense", "sentence_pair", "cls.seq_relationship"),
+    ("dense", "classifier", "classification_head/cls"),
+)
 _LAYER, _DECODER_LAYER = "bert.encoder.layer.{k}", "decoder.decoder.layer.{k}"
 
 
@@ -141,11 +149,7 @@ def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule], export: Ma
             ("dense", f"{_INNER}/output", f"{_DECODER_LAYER}.output"),
             ("norm", f"{_INNER}/layer_norm", f"{_DECODER_LAYER}.post_cross_attention_layernorm"),
             ("norm", f"{_DECODER}/layer_norm", "decoder.decoder.final_layernorm"),
-            ("dense", "masked_lm/transform", "cls.predictions.transform.dense"),
-            ("norm", "masked_lm/layer_norm", "cls.predictions.transform.LayerNorm"),
-            ("bias", "masked_lm/output_bias", "cls.predictions.bias"),
-            ("dense", "sentence_pair", "cls.seq_relationship"),
-            ("dense", "classifier", "classification_head/cls"),
+            *_HEADS,
             ("dense", "copy/gate", "copy.gate"),
             *_additive("copy.attention"),
         ]
@@ -205,6 +209,7 @@ def _english(name: str, generator: str, copy: Mapping[str, str], heads: tuple[Ro
                 ("dense", f"{_INNER}/output", f"{_ENGLISH_LAYER}.feed_forward.w_2"),
                 ("norm", f"{_INNER}/layer_norm", f"{_ENGLISH_LAYER}.feed_forward.layer_norm"),
                 ("norm", f"{_DECODER}/layer_norm", "decoder.layer_norm"),
+                *_HEADS,
                 *heads,
             ]
         ),

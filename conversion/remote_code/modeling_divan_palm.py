@@ -301,26 +301,31 @@ class PalmEncoder(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        return_dict: bool = True,
+        **settings: object,
     ) -> DivanPalmEncoderOutput:
-        """Encode the source; `attention_mask` is 1 for tokens, 0 for padding, and 1 everywhere by default."""
+        """Encode the source; `attention_mask` is 1 for tokens, 0 for padding, and 1 everywhere by default.
+
+        All states are returned always, whatever the settings that `generate` passes on.
+        """
         states = [self.embeddings(input_ids, token_type_ids)]
         mask = None if attention_mask is None else additive(attention_mask, states[0].dtype)[:, None, None]
         for block in self.get_submodule("encoder.layer").children():
             states.append(block(states[-1], mask)[0])
-        x, chinese = states[-1], self.config.family == "palm"
+        x = states[-1]
         if self.config.final_layer_norm:
             norm = self.get_submodule("encoder.LayerNorm")
-            # The released Chinese code normalises the last state twice.
-            x = norm(norm(x)) if chinese else norm(x)
-        # The released Chinese pooler has weights, which nothing reads.
-        pooled = x[:, 0] if chinese else torch.tanh(self.get_submodule("pooler.dense")(x[:, 0]))
+            # The released code, which is the Chinese one, normalises the last state twice.
+            x = norm(norm(x))
         return DivanPalmEncoderOutput(
             last_hidden_state=x,  # pyright: ignore[reportArgumentType]
-            pooler_output=pooled,  # pyright: ignore[reportArgumentType]
+            pooler_output=self.pooled(x),  # pyright: ignore[reportArgumentType]
             hidden_states=tuple(states),  # pyright: ignore[reportArgumentType]
             source_ids=input_ids,
         )
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return the vector of the whole text; the released Chinese pooler has weights, which nothing reads."""
+        return x[:, 0] if self.config.family == "palm" else torch.tanh(self.get_submodule("pooler.dense")(x[:, 0]))
 
 
 class PalmDecoder(nn.Module):
@@ -416,7 +421,8 @@ class DivanPalmPreTrainedModel(PreTrainedModel):
         assert isinstance(encoder, PalmEncoder)
         assert isinstance(decoder, PalmDecoder)
         encoded: Any = encoder_outputs or encoder(input_ids, attention_mask, token_type_ids)
-        memory, source_ids = encoded.last_hidden_state, getattr(encoded, "source_ids", input_ids)
+        memory: Any = encoded.last_hidden_state
+        source_ids: Any = getattr(encoded, "source_ids", input_ids)
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         cache = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
@@ -588,7 +594,9 @@ class DivanPalmForConditionalGeneration(DivanPalmPreTrainedModel, GenerationMixi
             words = h @ self.get_input_embeddings().weight.T + predictions.bias
             words = words[..., : self.config.vocab_size]
         if self.config.num_pair_labels:
-            pairs = self.get_submodule("cls.seq_relationship")(x[:, 0])
+            encoder = self.get_encoder()
+            assert isinstance(encoder, PalmEncoder)
+            pairs = self.get_submodule("cls.seq_relationship")(encoder.pooled(x))
         return words, pairs
 
     def _with_copies(
