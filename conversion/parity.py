@@ -50,15 +50,21 @@ def random_features(config: Config, *, pad_id: int = 0, seed: int = 0) -> dict[s
     return features
 
 
-def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs of our model with the checkpoint's heads; raise `UsageError` where the two do not fit."""
+def our_model(checkpoint: Checkpoint) -> Any:
+    """Return our model with the checkpoint's heads; raise `UsageError` where the two do not fit."""
+    assert checkpoint.config is not None
+    model = model_for(checkpoint.config, checkpoint.tensors)
+    load_into(model, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
+    return model
+
+
+def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray], model: Any = None) -> dict[str, np.ndarray]:
+    """Return the outputs of our model of the checkpoint, which is built unless it is given."""
     from keras import ops
 
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
-    model = model_for(config, tensors)
-    load_into(model, checkpoint, allow_missing=ANY_HEAD, allow_unexpected=ANY_HEAD)
-    raw = model(dict(features))
+    raw = (model or our_model(checkpoint))(dict(features))
     outputs = {"last hidden state": raw["sequence_output"], "hidden states": ops.stack(raw["hidden_states"])}
     if "backbone/pooler/kernel" in tensors:
         outputs["pooled output"] = raw["pooled_output"]
@@ -173,9 +179,14 @@ def largest_differences(checkpoint: Checkpoint, directory: Path, *, seed: int = 
     assert checkpoint.config is not None
     pad_id = read_json(directory / "config.json", dict[str, Any], what="a config")["pad_token_id"]
     features = random_features(checkpoint.config, pad_id=pad_id, seed=seed)
-    ours, theirs = our_outputs(checkpoint, features), transformers_outputs(directory, features)
+    model = our_model(checkpoint)
+    ours, theirs = our_outputs(checkpoint, features, model), transformers_outputs(directory, features)
     if "greedy tokens" in theirs:
-        ours["greedy tokens"], theirs["greedy tokens"] = _greedy(checkpoint, features, theirs["greedy tokens"])
+        # Behind the same words: our score of the best next word, and of the one that was chosen there.
+        tokens_BT = theirs["greedy tokens"].astype(np.int32)
+        again = our_outputs(checkpoint, features | {"target_ids": tokens_BT}, model)["next-token logits"]
+        ours["greedy tokens"] = again.max(-1)
+        theirs["greedy tokens"] = np.take_along_axis(again, tokens_BT[:, 1:, None], axis=2)[..., 0]
     mask_BL1 = features["input_mask"][:, :, None]
     differences = {
         name: np.abs(value - theirs[name])
@@ -183,13 +194,3 @@ def largest_differences(checkpoint: Checkpoint, directory: Path, *, seed: int = 
         if name in theirs and value.shape == theirs[name].shape
     }
     return {name: float(np.max(gap * mask_BL1 if name in _OF_TOKENS else gap)) for name, gap in differences.items()}
-
-
-def _greedy(
-    checkpoint: Checkpoint, features: Mapping[str, np.ndarray], tokens_BT: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return our scores of the tokens that we find most likely behind those before, and of the given ones, [B, T]."""
-    target = {"target_ids": tokens_BT.astype(np.int32)}
-    scores_BTV = our_outputs(checkpoint, {**features, **target})["next-token logits"]
-    chosen_BT = np.take_along_axis(scores_BTV, tokens_BT[:, 1:, None], axis=2)[..., 0]
-    return scores_BTV.max(-1), chosen_BT
