@@ -119,7 +119,7 @@ class Naming:
 
     def serves(self, config: Config) -> bool:
         """Return whether the names belong to models of the config's family."""
-        return self.family in ("", config.family)
+        return not self.family or self.family == config.family
 
     def writes(self, config: Config) -> bool:
         """Return whether these names say of a model of the family what `config` says."""

@@ -6,6 +6,13 @@ import copy
 
 from transformers import PretrainedConfig
 
+# What is particular to a family: the pooled vector is the first state itself; the decoder has a word table of its own,
+# sinusoids, pre-LN, the tanh GELU and a bias on its scores.
+PARTICULAR: dict[str, frozenset[str]] = {
+    "palm": frozenset({"pools_first_state"}),
+    "palm_en": frozenset({"own_decoder"}),
+}
+
 
 class DivanPalmConfig(PretrainedConfig):
     """Choices that decide the graph and the shapes of its weights.
@@ -52,6 +59,12 @@ class DivanPalmConfig(PretrainedConfig):
     decoder_start_token_id: int | None = None
     tie_word_embeddings: bool = True
 
+    def has(self, particular: str) -> bool:
+        """Return whether the family has a particular of the table."""
+        if self.family not in PARTICULAR:
+            raise ValueError(f"family is {self.family!r}; expected one of {', '.join(PARTICULAR)}")
+        return particular in PARTICULAR[self.family]
+
     @property
     def table_rows(self) -> int:
         """The rows of a word table."""
@@ -65,7 +78,7 @@ class DivanPalmConfig(PretrainedConfig):
         stack.num_hidden_layers = self.num_decoder_layers
         stack.num_attention_heads = self.decoder_attention_heads or self.num_attention_heads
         stack.intermediate_size = self.decoder_intermediate_size or self.intermediate_size
-        if self.family == "palm_en":
+        if self.has("own_decoder"):
             stack.hidden_act, stack.layer_norm_eps, stack.ln_type = "gelu_new", 1e-6, "preln"
             stack.final_layer_norm = True
         return stack

@@ -325,7 +325,10 @@ class PalmEncoder(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """Return the vector of the whole text; the released Chinese pooler has weights, which nothing reads."""
-        return x[:, 0] if self.config.family == "palm" else torch.tanh(self.get_submodule("pooler.dense")(x[:, 0]))
+        pooled = x[:, 0]
+        return (
+            pooled if self.config.has("pools_first_state") else torch.tanh(self.get_submodule("pooler.dense")(pooled))
+        )
 
 
 class PalmDecoder(nn.Module):
@@ -334,7 +337,7 @@ class PalmDecoder(nn.Module):
     def __init__(self, config: DivanPalmConfig, names: Names) -> None:
         super().__init__()
         self.names = names
-        self.embeddings = ScaledEmbeddings(config) if config.family == "palm_en" else None
+        self.embeddings = ScaledEmbeddings(config) if config.has("own_decoder") else None
         blocks = nn.ModuleList(Block(config, names.decoder_block, k) for k in range(config.num_hidden_layers))
         self.add_module(names.layers, blocks)
         if config.final_layer_norm:
@@ -382,8 +385,6 @@ class DivanPalmPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: DivanPalmConfig) -> None:
         super().__init__(config)
-        if config.family not in NAMES:
-            raise ValueError(f"family is {config.family!r}; expected one of {', '.join(NAMES)}")
         names = NAMES[config.family]
         self.names = names
         place(self, names.encoder, PalmEncoder(config, names.encoder_block))
@@ -509,7 +510,7 @@ class DivanPalmForConditionalGeneration(DivanPalmPreTrainedModel, GenerationMixi
         super().__init__(config)
         names, width, copies = self.names, config.hidden_size, config.copy != "none"
         self.scores = names.scores[copies]
-        place(self, self.scores, nn.Linear(width, config.table_rows, bias=config.family == "palm_en"))
+        place(self, self.scores, nn.Linear(width, config.table_rows, bias=config.has("own_decoder")))
         self._tied_weights_keys = {f"{self.scores}.weight": f"{names.words}.weight"}
         if copies:
             place(self, names.gate, nn.Linear(2 * width, 1))
