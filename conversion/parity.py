@@ -133,7 +133,7 @@ def _seq2seq_outputs(model: Any, source: Mapping[str, Any], target: Any) -> dict
     import torch
     import transformers
 
-    encoded = model.get_encoder()(**source)
+    encoded = model.get_encoder()(**source, output_hidden_states=True)
     outputs = {
         "last hidden state": encoded.last_hidden_state,
         "pooled output": encoded.pooler_output,

@@ -301,11 +301,12 @@ class PalmEncoder(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **settings: object,
     ) -> DivanPalmEncoderOutput:
         """Encode the source; `attention_mask` is 1 for tokens, 0 for padding, and 1 everywhere by default.
 
-        All states are returned always, whatever the settings that `generate` passes on.
+        Other settings that `generate` passes on change nothing.
         """
         states = [self.embeddings(input_ids, token_type_ids)]
         mask = None if attention_mask is None else additive(attention_mask, states[0].dtype)[:, None, None]
@@ -319,7 +320,7 @@ class PalmEncoder(nn.Module):
         return DivanPalmEncoderOutput(
             last_hidden_state=x,  # pyright: ignore[reportArgumentType]
             pooler_output=self.pooled(x),  # pyright: ignore[reportArgumentType]
-            hidden_states=tuple(states),  # pyright: ignore[reportArgumentType]
+            hidden_states=tuple(states) if output_hidden_states else None,  # pyright: ignore[reportArgumentType]
             source_ids=input_ids,
         )
 
@@ -416,28 +417,31 @@ class DivanPalmPreTrainedModel(PreTrainedModel):
         encoder_outputs: DivanPalmEncoderOutput | None,
         past_key_values: Cache | None,
         use_cache: bool | None,
+        output_hidden_states: bool | None,
     ) -> tuple[Seq2SeqModelOutput, Tensor, Tensor | None]:
         """Return the states, the source's ids, and where the last block of the decoder looks if that is copied."""
         encoder, decoder = self.get_encoder(), self.get_decoder()
         assert isinstance(encoder, PalmEncoder)
         assert isinstance(decoder, PalmDecoder)
-        encoded: Any = encoder_outputs or encoder(input_ids, attention_mask, token_type_ids)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        encoded: Any = encoder_outputs or encoder(input_ids, attention_mask, token_type_ids, wanted)
         memory: Any = encoded.last_hidden_state
         source_ids: Any = getattr(encoded, "source_ids", input_ids)
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
-        past = 0 if cache is None else cache.get_seq_length()
+        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; expected an EncoderDecoderCache")
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if decoder.embeddings is not None:
             x = decoder.embeddings.embedded(decoder_input_ids, past)
         else:
             x = encoder.embeddings(decoder_input_ids, position=past)
         memory_mask = None if attention_mask is None else additive(attention_mask, memory.dtype)[:, None, None]
-        x, states, attention = decoder(x, memory, memory_mask, decoder_attention_mask, cache)
+        x, states, attention = decoder(x, memory, memory_mask, decoder_attention_mask, past_key_values)
         outputs = Seq2SeqModelOutput(
             last_hidden_state=x,
-            past_key_values=cache,  # pyright: ignore[reportArgumentType]
-            decoder_hidden_states=states,  # pyright: ignore[reportArgumentType]
+            past_key_values=past_key_values,  # pyright: ignore[reportArgumentType]
+            decoder_hidden_states=states if wanted else None,  # pyright: ignore[reportArgumentType]
             encoder_last_hidden_state=memory,
             encoder_hidden_states=encoded.hidden_states,
         )
@@ -464,6 +468,7 @@ class DivanPalmModel(DivanPalmPreTrainedModel):
         encoder_outputs: DivanPalmEncoderOutput | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> Seq2SeqModelOutput:
         """Encode the source and decode the target."""
         if decoder_input_ids is None:
@@ -477,6 +482,7 @@ class DivanPalmModel(DivanPalmPreTrainedModel):
             encoder_outputs,
             past_key_values,
             use_cache,
+            output_hidden_states,
         )
         return outputs
 
@@ -559,6 +565,7 @@ class DivanPalmForConditionalGeneration(DivanPalmPreTrainedModel, GenerationMixi
             encoder_outputs,
             past_key_values,
             use_cache if labels is None else False,
+            output_hidden_states,
         )
         x, memory = outputs.last_hidden_state, outputs.encoder_last_hidden_state
         assert x is not None
@@ -567,14 +574,13 @@ class DivanPalmForConditionalGeneration(DivanPalmPreTrainedModel, GenerationMixi
         if self.config.copy != "none":
             logits = self._with_copies(logits, x, memory, attention_mask, source_ids, attention)
         loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return Seq2SeqLMOutput(
             loss=loss,  # pyright: ignore[reportArgumentType]
             logits=logits,
             past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states if wanted else None,
+            decoder_hidden_states=outputs.decoder_hidden_states,
             encoder_last_hidden_state=memory,
-            encoder_hidden_states=outputs.encoder_hidden_states if wanted else None,
+            encoder_hidden_states=outputs.encoder_hidden_states,
         )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:

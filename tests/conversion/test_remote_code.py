@@ -33,7 +33,7 @@ from modeling.config import COPYING, Config
 from modeling.families import FAMILIES
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+DynamicCache = pytest.importorskip("transformers").DynamicCache
 
 CODES = {naming.model_type: naming.code for naming in NAMINGS if naming.code is not None}
 OWN = [name for name, config in CONFIGS.items() if transformers_model_type(config) in CODES]
@@ -81,8 +81,12 @@ def test_every_graph_without_a_stock_class_is_a_case():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [{"num_pair_labels": 3}, {"num_labels": 3}], ids=["pretraining", "classifier"])
-@pytest.mark.parametrize("graph", OWN)
+@pytest.mark.parametrize(
+    ("graph", "heads"),
+    [(graph, {"num_pair_labels": 3}) for graph in OWN]
+    + [(graph, {"num_labels": 3}) for graph in OWN if CONFIGS[graph].copy == "none"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
 def test_computes_the_same_and_comes_back(graph: str, heads: dict[str, int], tmp_path: Path):
     checkpoint = _checkpoint(graph, **heads)
     folder = _exported(tmp_path / "out", checkpoint)
@@ -265,6 +269,8 @@ def test_scores_are_a_distribution_step_by_step(graph: str, tmp_path: Path):
         loss = model(ids, mask, labels=labels.masked_fill(~real, -100)).loss
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, atol=1e-5, rtol=0)
     assert whole.shape[-1] == CONFIGS[graph].vocab_size
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache; expected an EncoderDecoderCache"):
+        model(ids, mask, decoder_input_ids=target, past_key_values=DynamicCache())
     if CONFIGS[graph].copy != "none":
         torch.testing.assert_close(whole.exp().sum(-1), torch.ones(whole.shape[:2]))
     nll = -whole.log_softmax(-1)[:, :-1].gather(2, labels[..., None])[..., 0]
@@ -400,6 +406,25 @@ def test_token_ids_are_those_of_the_vocabulary(entries: list[str], expected: tup
     model = _opened(folder)
     assert (model.generation_config.decoder_start_token_id, model.config.pad_token_id) == (3, 2)
     assert (read_checkpoint(folder).config) == CONFIGS["palm"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": ["gelu"]}, r"hidden_act is \['gelu'\]; expected one of gelu"),
+        ({"hidden_act": "gelu_erf"}, "hidden_act is 'gelu_erf'; expected one of gelu"),
+        ({"family": {}}, "family is {}; expected str"),
+        ({"family": "berd"}, "family is 'berd'; expected one of bert"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"vocab_size": None}, "vocab_size is None; expected int"),
+    ],
+)
+def test_a_changed_config_is_refused_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path):
+    folder = _exported(tmp_path / "out", _checkpoint("zh_preln"))
+    description = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(description | changes))
+    with pytest.raises(UsageError, match=message):
+        read_checkpoint(folder)
 
 
 @pytest.mark.parametrize(("offset", "ids"), [(0, (101, 102, 0)), (2, (0, 2, 1))])
