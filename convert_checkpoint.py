@@ -56,8 +56,9 @@ class Options:
     )
     model_type: str = flag(
         "auto",
-        help="transformers class: auto keeps shared layers shared (albert) and writes bert where nothing is shared",
-        choices=("auto", "albert", "bert", "roberta"),
+        help="transformers class: auto keeps shared layers shared (albert), writes bert where nothing is shared, and "
+        "code of ours beside the weights (divan_*, for trust_remote_code=True) where transformers has no class",
+        choices=("auto", "albert", "bert", "roberta", "divan_encoder", "divan_palm"),
     )
     pytorch_model_bin: bool = flag(
         False, help="also write pytorch_model.bin, for tools that read no safetensors", group=Group.DATA
@@ -220,7 +221,7 @@ def _place_file(folder: Path, target: Path) -> None:
     from conversion.writers import VERB
     from ground.outputs import RECORD, announce, was_written
 
-    suffixes = (".json", ".txt", ".model")
+    suffixes = (".json", ".txt", ".model", ".py")
     beside = [path for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD]
     new = {target.name: folder / "pytorch_model.bin"}
     for path in beside:

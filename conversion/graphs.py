@@ -31,7 +31,8 @@ class Graph:
         title: for people.
         mark: our name of a variable that no graph before this one in `namings.GRAPHS` has; empty for the last.
         describes: whether a config has the graph's variables.
-        transformers: the model_type of transformers that keeps what a model of the family shares.
+        transformers: the model_type of transformers, or of our code for it, that keeps what a model of the family
+            shares; its blocks may still be none of stock transformers (`has_stock_block`).
     """
 
     family: str
@@ -128,16 +129,27 @@ def as_original(
     return dataclasses.replace(config, vocab_padding_multiple=1), _without_padding(config, tensors)
 
 
-def _check_block(config: Config, target: str) -> None:
-    reasons = {
+def has_stock_block(config: Config) -> bool:
+    """Return whether a block is one that stock transformers has."""
+    return not any(_block_refusals(config).values())
+
+
+def _block_refusals(config: Config) -> dict[str, bool]:
+    return {
         "its layers are pre-LN, and stock transformers has only post-LN": config.ln_type != "postln",
         "it has a final LayerNorm": config.final_layer_norm,
         f"its feed-forward is split in {config.ffn_groups} groups (google_fast)": config.ffn_groups != 1,
         "it has no token types": config.type_vocab_size == 0,
     }
-    for reason, holds in reasons.items():
+
+
+def _check_block(config: Config, target: str) -> None:
+    for reason, holds in _block_refusals(config).items():
         if holds:
-            raise UsageError(f"this model cannot be written as transformers' {target}: {reason}")
+            raise UsageError(
+                f"this model cannot be written as transformers' {target}: {reason}; use --model_type=auto, which "
+                "writes code of ours where transformers has no class"
+            )
 
 
 def _plain_config(config: Config, **changes: Any) -> Config:

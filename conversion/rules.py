@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from conversion.lazy import Array, LazyTensor, Tensors, derived
+from conversion.remote import RemoteCode
 from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, VocabularyForm
 from modeling.config import Config
 
@@ -84,7 +85,7 @@ class Naming:
 
     Args:
         name: shown to people and kept as a checkpoint's `source_format`.
-        family: `Config.family` of the models that the names belong to.
+        family: `Config.family` of the models that the names belong to; empty for names of several families.
         container: "tf1" or "transformers".
         detect: expressions; names are of this naming where each expression matches at least one of them.
         rules: one for every tensor.
@@ -104,6 +105,7 @@ class Naming:
         class_prefix: what the names of transformers' classes begin with; empty in TF 1.
         head_classes: number of classes that a head must have there to be kept.
         vocabularies: kinds of vocabulary files that their tokenizers read.
+        code: what an export carries because transformers has no class for the graph; None where it has one.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Naming:
     class_prefix: str = ""
     head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     vocabularies: tuple[VocabularyForm, ...] = (WORDPIECE, ALBERT_PIECES)
+    code: RemoteCode | None = None
 
     def names(self, names: Iterable[str]) -> bool:
         """Return whether the raw names of a checkpoint are of this naming."""
@@ -139,6 +142,10 @@ class Naming:
     def is_cut(self) -> bool:
         """Whether the rules say how model parallelism cuts the tensors."""
         return any(rule.cut_axis is not None for rule in self.rules)
+
+    def serves(self, config: Config) -> bool:
+        """Return whether the names belong to models of the config's family."""
+        return not self.family or self.family == config.family
 
     def writes(self, config: Config) -> bool:
         """Return whether these names say of a model of the family what `config` says."""

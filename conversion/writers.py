@@ -41,13 +41,17 @@ VERB = "convert_checkpoint"
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A checkpoint as it was written: folder, naming, config and tensors (our names), and tensors without a place."""
+    """A checkpoint as it was written: folder, naming, config and tensors (our names), and tensors without a place.
+
+    `model_type` is transformers' word for the graph, and empty in other formats.
+    """
 
     directory: Path
     naming: str
     config: Config
     tensors: dict[str, Array]
     dropped: list[str]
+    model_type: str = ""
 
 
 def write_transformers(
@@ -63,17 +67,18 @@ def write_transformers(
     allow_dropped: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
 ) -> Written:
-    """Write config.json, model.safetensors and the vocabulary so that stock transformers' Auto classes open them.
+    """Write config.json, model.safetensors and the vocabulary so that transformers' Auto classes open them.
 
     `model_type` "auto" keeps shared layers shared: ALBERT for Google's graph and for albert_zh with all shared, else
-    BERT. `vocab_files` is a WordPiece `*.txt` or a SentencePiece `*.model`; `labels` name the classes of a classifier.
-    A sentence-pair head without exactly two classes has no place there. Raises `UsageError` for a tensor without a
-    place that no pattern of `allow_dropped` matches, for a graph that stock transformers cannot express, for a
-    vocabulary of another size, and when `directory` holds other files.
+    BERT; where transformers has no class, our own code goes with the weights, for trust_remote_code=True. `vocab_files`
+    is a WordPiece `*.txt` or a SentencePiece `*.model`; `labels` name the classes of a classifier. A sentence-pair head
+    without exactly two classes has no place in a stock class. Raises `UsageError` for a tensor without a place that no
+    pattern of `allow_dropped` matches, for a graph that `model_type` cannot express, for a vocabulary of another size,
+    and when `directory` holds other files.
     """
     if model_type == "auto":
         model_type = namings.transformers_model_type(config)
-    naming = _transformers_naming(model_type, tensors)
+    naming = _transformers_naming(model_type, config, tensors)
     graph, converted = naming.rewrite(config, tensors)
     kept = _kept(naming, converted, allow_dropped)
     width = kept["backbone/embeddings/word_embeddings"].shape[1]
@@ -81,14 +86,19 @@ def write_transformers(
     named = _named(naming, graph, kept | neutral)
     vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case)
     description = _transformers_config(naming, graph, kept, labels)
+    code = {} if naming.code is None else naming.code.contents()
+    token_ids = {} if naming.code is None else naming.code.token_ids(graph, vocabulary.get("tokenizer.json"))
     with writing_directory(directory) as folder:
-        _write_json(folder / "config.json", description)
+        _write_json(folder / "config.json", description | token_ids)
+        if token_ids:
+            _write_json(folder / "generation_config.json", token_ids)
         save_in_parts(folder / "model.safetensors", named, part_bytes=part_bytes, metadata={"format": "pt"})
         if pytorch_bin:
             save_in_parts(folder / "pytorch_model.bin", named, part_bytes=part_bytes)
-        for name, content in vocabulary.items():
+        for name, content in (vocabulary | code).items():
             (folder / name).write_bytes(content)
-    return Written(Path(directory), naming.name, graph, kept, sorted(set(converted) - set(kept)))
+    dropped = sorted(set(converted) - set(kept))
+    return Written(Path(directory), naming.name, graph, kept, dropped, naming.model_type)
 
 
 def write_tf1(
@@ -182,14 +192,20 @@ def write_ours(
     return Written(Path(directory), "ours", config, dict(tensors), [])
 
 
-def _transformers_naming(model_type: str, tensors: Tensors) -> Naming:
-    """Return the naming of `model_type` that has most of the heads of `tensors`; raise `UsageError` for none."""
+def _transformers_naming(model_type: str, config: Config, tensors: Tensors) -> Naming:
+    """Return the naming of `model_type` that says what the config says and has most heads of `tensors`.
+
+    Raises `UsageError` for none.
+    """
     candidates = [naming for naming in namings.NAMINGS if naming.model_type == model_type]
     if not candidates:
         known = sorted({naming.model_type for naming in namings.NAMINGS} - {""})
         raise UsageError(f"--model_type={model_type}: expected auto, {', '.join(known)}")
     heads = {name.split("/")[0] for name in tensors}
-    return max(candidates, key=lambda naming: len(heads & naming.heads))
+    return max(
+        candidates,
+        key=lambda naming: (naming.serves(config), naming.writes(config), len(heads & naming.heads)),
+    )
 
 
 def _tf1_naming(config: Config) -> Naming:
@@ -252,7 +268,8 @@ def _transformers_config(naming: Naming, config: Config, tensors: Tensors, label
         values["architectures"] = [f"{naming.class_prefix}Model"]
     values |= {name: getattr(config, name) for name in naming.config_keys}
     values["hidden_act"] = _TRANSFORMERS_ACTIVATIONS.get(config.hidden_act, config.hidden_act)
-    return {**values, **naming.config_constants}
+    own = {} if naming.code is None else naming.code.description(tensors)
+    return {**values, **naming.config_constants, **own}
 
 
 def _vocabulary(

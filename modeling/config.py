@@ -16,7 +16,7 @@ from absl.app import UsageError
 
 from ground.bounds import BOUNDS
 from ground.documents import read_json
-from modeling.dialects import BERT_KEYS, check_keys, is_transformers
+from modeling.dialects import BERT_KEYS, EXPORTED, check_keys, is_transformers
 from modeling.families import FAMILIES
 
 ACTIVATIONS = ("gelu", "gelu_erf", "relu", "swish", "tanh", "linear")
@@ -202,7 +202,8 @@ class Config:
 def load_config(path: str | Path) -> Config:
     """Read a model's JSON description: ours, albert_zh's, Google's (BERT, ALBERT) or transformers' config.json.
 
-    The form is told by its keys: `family` is ours, the others are the dialects of `modeling.families.FAMILIES`.
+    The form is told by its keys: `family` is ours, also in the config.json of an export with our own code; the others
+    are the dialects of `modeling.families.FAMILIES`.
 
     Raises:
         OSError: the file cannot be read.
@@ -218,6 +219,8 @@ def load_config(path: str | Path) -> Config:
 
 def _parse(values: Mapping[str, Any], file_name: str) -> Config:
     fields = [field.name for field in dataclasses.fields(Config)]
+    if "family" in values and is_transformers(values):
+        return Config(family=values["family"], **EXPORTED.fields(values, file_name, set(fields) - {"family"}))
     if "family" in values:
         check_keys(values, known=fields, mandatory=("family", *BERT_KEYS))
         return Config(**values)

@@ -102,12 +102,8 @@ def transformers(
         for key, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, expected) != expected:
                 raise UsageError(f"{key} is {values[key]!r}; only {expected!r} can be read")
-        activation = values["hidden_act"]
-        known = tuple(_TRANSFORMERS_ACTIVATIONS)  # a list or an object has no hash to be looked up by
-        if activation not in known:
-            raise UsageError(f"hidden_act is {activation!r}; expected one of {', '.join(known)}")
         taken = {key: values[key] for key in (*keys, "initializer_range", "layer_norm_eps") if key in values}
-        return taken | {"hidden_act": _TRANSFORMERS_ACTIVATIONS[activation]} | fields(values)
+        return taken | _activation(values) | fields(values)
 
     def recognised(values: Values, file_name: str) -> bool:
         return values[_MODEL_TYPE] == model_type if _MODEL_TYPE in values else recognises(values)
@@ -118,6 +114,23 @@ def transformers(
         read=read,
         model_type=model_type,
     )
+
+
+def _activation(values: Values) -> dict[str, str]:
+    activation = values["hidden_act"]
+    known = tuple(_TRANSFORMERS_ACTIVATIONS)  # a list or an object has no hash to be looked up by
+    if activation not in known:
+        raise UsageError(f"hidden_act is {activation!r}; expected one of {', '.join(known)}")
+    return {"hidden_act": _TRANSFORMERS_ACTIVATIONS[activation]}
+
+
+EXPORTED = Dialect(
+    recognises=lambda values, file_name: is_transformers(values) and "family" in values,
+    mandatory=("family", *BERT_KEYS),
+    read=lambda values, file_name: {**values, **_activation(values)},
+    model_type="divan",
+)
+"""Our own code for transformers: every field of `Config` under its own name, and transformers' word for a GELU."""
 
 
 def check_keys(values: Values, *, known: Sequence[str] | None, mandatory: Sequence[str]) -> None:

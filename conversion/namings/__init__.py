@@ -5,12 +5,13 @@ The first naming whose `detect` matches is a checkpoint's, so narrower ones come
 
 from collections.abc import Iterable
 
-from conversion.graphs import Graph
-from conversion.namings import albert, albert_zh, bert, ernie_m, palm, roberta
+from conversion.graphs import Graph, has_stock_block
+from conversion.namings import albert, albert_zh, bert, divan, ernie_m, palm, roberta
 from conversion.rules import Naming
 from modeling.config import Config
 
 NAMINGS: tuple[Naming, ...] = (
+    *divan.NAMINGS,
     *palm.NAMINGS,
     *ernie_m.NAMINGS,
     *albert_zh.NAMINGS,
@@ -42,5 +43,7 @@ def graph_of_config(config: Config) -> Graph:
 
 
 def transformers_model_type(config: Config) -> str:
-    """Return transformers' model_type that keeps what the model shares."""
-    return next(graph for graph in GRAPHS if graph.family == config.family).transformers(config)
+    """Return transformers' model_type that keeps what the model shares, or that of our own code where it has none."""
+    own = next(graph for graph in GRAPHS if graph.family == config.family).transformers(config)
+    stock = any(naming.model_type == own and naming.code is None for naming in NAMINGS)
+    return divan.MODEL_TYPE if stock and not has_stock_block(config) else own

@@ -47,6 +47,7 @@ _TF1: Expansion = {
 _TORCH: Expansion = {
     "bias": lambda o, t: [Rule((o,), t)],
     "table": lambda o, t: [Rule((o,), f"{t}.weight")],
+    "matrix": lambda o, t: [Rule((f"{o}/kernel",), f"{t}.weight", transposed=True)],
     "dense": lambda o, t: [Rule((f"{o}/kernel",), f"{t}.weight", transposed=True), Rule((f"{o}/bias",), f"{t}.bias")],
     "norm": lambda o, t: [Rule((f"{o}/gamma",), f"{t}.weight"), Rule((f"{o}/beta",), f"{t}.bias")],
     # Megatron's layers: a column's outputs are cut over processes, and a row's inputs.

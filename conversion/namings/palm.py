@@ -5,23 +5,30 @@ not. The English one is PreSumm's decoder on an encoder of transformers; its tab
 here.
 """
 
+import functools
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl.app import UsageError
 
-from conversion.graphs import Graph, as_it_is
+from conversion.graphs import Graph
+from conversion.lazy import Array, Tensors
+from conversion.namings import divan
 from conversion.namings.dialects import (
     ATTENTION,
     BERT_KEYS,
     FEED_FORWARD,
+    Row,
     bert_block,
     embeddings,
     query_key_value,
     torch_name,
     torch_rules,
 )
+from conversion.remote import CONFIG_KEYS, RemoteCode
 from conversion.rules import Naming, Rule
+from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES
 from modeling.config import Config
 
 _DECODER = "backbone/decoder"
@@ -29,8 +36,11 @@ _SELF, _CROSS = f"{_DECODER}/attention_{{k}}", f"{_DECODER}/cross_attention_{{k}
 _INNER = f"{_DECODER}/feed_forward_{{k}}"
 
 
-def _no_class(config: Config) -> str:
-    raise UsageError("transformers has no class for PALM: only --format=ours can hold it")
+MODEL_TYPE = "divan_palm"
+
+
+def _own_code(config: Config) -> str:
+    return MODEL_TYPE if config.num_decoder_layers else divan.MODEL_TYPE
 
 
 GRAPH = Graph(
@@ -38,15 +48,57 @@ GRAPH = Graph(
     title="PALM graph (one word table for encoder and decoder)",
     mark=_SELF.format(k=0) + "/query/kernel",
     describes=lambda config: config.family == "palm" and config.num_decoder_layers > 0,
-    transformers=_no_class,
+    transformers=_own_code,
 )
 ENGLISH_GRAPH = Graph(
     family="palm_en",
     title="English PALM graph (target_embeddings)",
     mark="backbone/target_embeddings/word_embeddings",
     describes=lambda config: config.family == "palm_en" and config.num_decoder_layers > 0,
-    transformers=_no_class,
+    transformers=_own_code,
 )
+
+
+def _as_released(
+    config: Config, tensors: Tensors, refusals: Callable[[Config], Mapping[str, bool]]
+) -> tuple[Config, dict[str, Array]]:
+    """Return the model unchanged; raise `UsageError` for what the releases have no names for, or another graph."""
+    reasons = {
+        "it has no decoder": config.num_decoder_layers == 0,
+        "its layers are shared": config.sharing != "none",
+        "its layers are groups of blocks": config.inner_group_num != 1,
+        f"its feed-forward is split in {config.ffn_groups} groups": config.ffn_groups != 1,
+        **refusals(config),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"this model cannot be written under PALM's names: {reason}; --format=ours can hold it")
+    return config, dict(tensors)
+
+
+_EXPORT: Mapping[str, Any] = {
+    "config_keys": CONFIG_KEYS,
+    "config_constants": {
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        "classifier_dropout": 0.1,
+    },
+    "model_type": MODEL_TYPE,
+    "class_prefix": "DivanPalm",
+    "vocabularies": (WORDPIECE, ALBERT_PIECES, XLMR_PIECES),
+    "code": RemoteCode(
+        configuration="configuration_divan_palm",
+        modeling="modeling_divan_palm",
+        prefix="DivanPalm",
+        classes={
+            "AutoModel": "Model",
+            "AutoModelForSeq2SeqLM": "ForConditionalGeneration",
+            "AutoModelForSequenceClassification": "ForSequenceClassification",
+        },
+        generates=True,
+    ),
+}
 
 
 def _joined(ours: str, roles: tuple[str, ...], theirs: str) -> list[Rule]:
@@ -83,10 +135,30 @@ def _check_released(config: Config) -> None:
             raise UsageError(f"this model cannot be written for PLUG's released code: {reason}")
 
 
+def _additive(theirs: str) -> list[Row]:
+    """Return the rows of the paper's attention for copying, which no release has."""
+    return [
+        ("matrix", "copy/memory", f"{theirs}.memory"),
+        ("dense", "copy/state", f"{theirs}.state"),
+        ("matrix", "copy/score", f"{theirs}.score"),
+    ]
+
+
+def _heads(bias: str) -> list[Row]:
+    """Return the rows of the Chinese release's heads, whose output bias is of the kind `bias`; the English has none."""
+    return [
+        ("dense", "masked_lm/transform", "cls.predictions.transform.dense"),
+        ("norm", "masked_lm/layer_norm", "cls.predictions.transform.LayerNorm"),
+        (bias, "masked_lm/output_bias", "cls.predictions.bias"),
+        ("dense", "sentence_pair", "cls.seq_relationship"),
+        ("dense", "classifier", "classification_head/cls"),
+    ]
+
+
 _LAYER, _DECODER_LAYER = "bert.encoder.layer.{k}", "decoder.decoder.layer.{k}"
 
 
-def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
+def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule], export: Mapping[str, Any]) -> Naming:
     rows = torch_rules(
         [
             *embeddings("bert.embeddings.", words="cut_table"),
@@ -106,11 +178,9 @@ def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
             ("row", f"{_INNER}/output", f"{_DECODER_LAYER}.output"),
             ("norm", f"{_INNER}/layer_norm", f"{_DECODER_LAYER}.post_cross_attention_layernorm"),
             ("norm", f"{_DECODER}/layer_norm", "decoder.decoder.final_layernorm"),
-            ("dense", "masked_lm/transform", "cls.predictions.transform.dense"),
-            ("norm", "masked_lm/layer_norm", "cls.predictions.transform.LayerNorm"),
-            ("cut_bias", "masked_lm/output_bias", "cls.predictions.bias"),
-            ("dense", "sentence_pair", "cls.seq_relationship"),
-            ("dense", "classifier", "classification_head/cls"),
+            *_heads("cut_bias"),
+            ("dense", "copy/gate", "copy.gate"),
+            *_additive("copy.attention"),
         ]
     )
     decoder = [
@@ -126,10 +196,9 @@ def _chinese(name: str, detect: tuple[str, ...], encoder: list[Rule]) -> Naming:
         canonical=torch_name("bert"),
         backbone=("bert.", "decoder."),
         ties={"cls.predictions.decoder_weight": "bert.embeddings.word_embeddings.weight"},
-        implies=lambda tensors: {"copy": "none"},
-        rewrite=as_it_is,
-        config_keys=(),
+        rewrite=functools.partial(_as_released, refusals=lambda config: {"it is English": config.family != "palm"}),
         describe=_plug_config,
+        **export,
     )
 
 
@@ -148,7 +217,7 @@ def _english_name(name: str) -> str | None:
     return None if name.endswith((".mask", ".pos_emb.pe", "embeddings.position_ids")) else name
 
 
-def _english(name: str, generator: str, copy: str, heads: tuple[tuple[str, str, str], ...] = ()) -> Naming:
+def _english(name: str, generator: str, copy: Mapping[str, str], heads: tuple[Row, ...] = ()) -> Naming:
     encoder = "bert.model.encoder.layer.{k}"
     return Naming(
         name=name,
@@ -170,15 +239,22 @@ def _english(name: str, generator: str, copy: str, heads: tuple[tuple[str, str, 
                 ("dense", f"{_INNER}/output", f"{_ENGLISH_LAYER}.feed_forward.w_2"),
                 ("norm", f"{_INNER}/layer_norm", f"{_ENGLISH_LAYER}.feed_forward.layer_norm"),
                 ("norm", f"{_DECODER}/layer_norm", "decoder.layer_norm"),
+                *_heads("bias"),
                 *heads,
             ]
         ),
         canonical=_english_name,
         backbone=("bert.", "decoder.", f"{generator}."),
         ties={f"{generator}.weight": "decoder.embeddings.weight"},
-        implies=lambda tensors: {"copy": copy},
-        rewrite=as_it_is,
-        config_keys=(),
+        implies=lambda tensors: copy,
+        rewrite=functools.partial(
+            _as_released,
+            refusals=lambda config: {
+                "it is Chinese": config.family != "palm_en",
+                "its encoder has a final LayerNorm": config.final_layer_norm,
+            },
+        ),
+        **_EXPORT,
     )
 
 
@@ -187,14 +263,20 @@ NAMINGS = (
         "palm",
         (r"(^|\.)encoder\.layer\.\d+\.attention\.self\.query_key_value\.",),
         _joined(ATTENTION, ("query", "key", "value"), f"{_LAYER}.attention.self.query_key_value"),
+        _EXPORT,
     ),
     _chinese(
         "plug_nlu",
         (r"(^|\.)encoder\.layer\.\d+\.attention\.self\.query\.", r"(^|\.)encoder\.layer\.\d+\.attention\.LayerNorm\."),
         list(torch_rules(query_key_value(ATTENTION, f"{_LAYER}.attention.self.", kind="column"))),
+        {"config_keys": ()},
     ),
-    _english("palm_en", "generator.0", "none"),
+    _english("palm_en", "generator.0", {"copy": "none"}),
+    # Names do not tell what kind of copying it is: the release's config says p_gen, ours says all.
     _english(
-        "palm_en_copy", "generator.gen_proj", "legacy_attention", (("dense", "copy/gate", "generator.prob_proj"),)
+        "palm_en_copy",
+        "generator.gen_proj",
+        {},
+        (("dense", "copy/gate", "generator.prob_proj"), *_additive("generator.attention")),
     ),
 )

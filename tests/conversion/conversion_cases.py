@@ -63,6 +63,16 @@ CONFIGS = {
     "palm": _PALM,
     "palm_en": dataclasses.replace(_PALM_EN, copy="none"),
     "palm_en_copy": _PALM_EN,
+    "palm_additive": dataclasses.replace(_PALM, copy="additive", vocab_padding_multiple=20, num_hidden_layers=2),
+    "palm_attention": dataclasses.replace(
+        _PALM, copy="attention", type_vocab_size=0, num_hidden_layers=2, num_decoder_layers=3
+    ),
+    "palm_encoder": dataclasses.replace(_PALM, num_decoder_layers=0),
+    "palm_en_additive": dataclasses.replace(
+        _PALM_EN, copy="additive", position_offset=2, type_vocab_size=1, num_hidden_layers=1
+    ),
+    "palm_en_attention": dataclasses.replace(_PALM_EN, copy="attention", num_hidden_layers=1),
+    "final_norm": dataclasses.replace(_BERT, ln_type="preln", final_layer_norm=True, type_vocab_size=0),
     "padded": dataclasses.replace(_BERT, num_hidden_layers=2, vocab_padding_multiple=20, position_offset=2),
 }
 

@@ -101,7 +101,7 @@ def _models(naming: Naming):
     for graph, config in CONFIGS.items():
         for heads in ({}, {"num_labels": 3}):
             tensors = random_tensors(graph, **heads)
-            if config.family == naming.family and naming.writes(config):
+            if naming.serves(config) and naming.writes(config):
                 try:
                     rewritten, converted = naming.rewrite(config, tensors)
                 except UsageError:
