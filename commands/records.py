@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from data.objectives import OBJECTIVES
+from ground.addresses import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,7 +151,7 @@ def keep_pair_head(tensors: dict[str, np.ndarray], options: Any) -> None:
             tensors.pop(name, None)
     elif head is not None and len(head) != len(labels):
         raise UsageError(
-            f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
+            f"--init_checkpoint={shown(options.init_checkpoint)} has a sentence-pair head of {len(head)} classes, but "
             f"--objective={options.objective} has {len(labels)} ({', '.join(labels)}): give an objective "
             f"of {len(head)} classes, or --init_sentence_head=False for a new head"
         )

@@ -16,6 +16,7 @@ from absl.app import UsageError
 
 from conversion import namings
 from conversion.rules import Naming, Translation
+from conversion.sources import obtain
 from ground.documents import read_json
 from ground.files import check_plain
 from modeling.config import Config, load_config
@@ -97,7 +98,7 @@ def read_checkpoint(path: str | Path, *, config: Config | None = None, prefer_be
 
 def locate(path: str | Path, *, prefer_best: bool = False) -> tuple[str, Path]:
     """Resolve what a person may pass to ("ours", folder), ("tf1", prefix) or ("torch", file); raises `UsageError`."""
-    path = Path(path)
+    path = obtain(path)
     if path.is_dir():
         return _locate_in_folder(path, prefer_best)
     prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
