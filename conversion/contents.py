@@ -52,14 +52,14 @@ def zip_directory(stream: IO[bytes]) -> tuple[bytes, int] | None:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         return None
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
+    count, length = _END.unpack_from(tail, at)[4:6]
     end = start + at
-    if 0xFFFFFFFF in (length, offset) or count == 0xFFFF:
-        stream.seek(max(0, end - _LOCATOR_64.size - _END_64.size))
-        record = stream.read(_END_64.size + _LOCATOR_64.size)
-        if len(record) == _END_64.size + _LOCATOR_64.size and record.startswith(b"PK\x06\x06"):
-            count, length = _END_64.unpack_from(record)[7:9]
-            end -= len(record)
+    # Some writers, PyTorch's among them, add the records for large files to small ones too.
+    stream.seek(max(0, end - _LOCATOR_64.size - _END_64.size))
+    record = stream.read(_END_64.size + _LOCATOR_64.size)
+    if record[_END_64.size :].startswith(b"PK\x06\x07") and record.startswith(b"PK\x06\x06"):
+        count, length = _END_64.unpack_from(record)[7:9]
+        end -= len(record)
     if length > min(end, MOST_DIRECTORY_BYTES):
         return None
     stream.seek(end - length)

@@ -56,8 +56,10 @@ def without_password(text: str) -> str:
         return text
     rest = text[found.end() :]
     place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # A password with one of these characters in it, which should have been written as %2F, ends at the last @.
-    end = place.rfind("@") if "@" in place or _HOST.fullmatch(place) else rest.rfind("@")
+    end = place.rfind("@")
+    if end + 1 == len(place) or not _HOST.fullmatch(place, end + 1):
+        # A password with one of these characters in it, which should have been written as %2F, ends at the last @.
+        end = rest.rfind("@")
     return text[: found.end()] + rest[end + 1 :]
 
 

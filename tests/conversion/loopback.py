@@ -24,7 +24,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             behaviour(self, self.server.files.get(path))
         self.close_connection = True
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
 
     def head(self, status: int, **headers: Any) -> None:

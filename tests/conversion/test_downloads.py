@@ -445,7 +445,7 @@ def test_names_of_files():
 SECRET = "Sesame"
 
 
-@given(st.text("ab:/?#@%[]\\ é", max_size=6), st.text("ab:/?#@%[]", max_size=6), st.sampled_from(["", ":99", ":x"]))
+@given(st.text("ab:/?#%[]\\ é", max_size=6), st.text("ab:/?#@%[]", max_size=6), st.sampled_from(["", ":99", ":x"]))
 def test_passwords_are_never_shown(before: str, after: str, port: str):
     text = f"http://me:{before}{SECRET}{after}@host{port}/x.zip"
     assert SECRET not in shown(text)
@@ -532,8 +532,10 @@ def test_an_archived_checkpoint_of_tf1_is_converted_from_its_address(server: Ser
     from conversion.readers import read_checkpoint
     from conversion.writers import write_tf1
 
-    config, tensors = CONFIGS["google"], random_tensors("google")
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]))
+    config, tensors = CONFIGS["zh_all"], random_tensors("zh_all")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz1"])
+    )
     write_tf1(tmp_path / "albert_tiny", config, tensors, [tmp_path / "vocab.txt"])
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
