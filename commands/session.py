@@ -384,7 +384,7 @@ class Session:
             output_dir=Path(options.output_dir),
             config=as_json(self.config),
             complete_config=complete_config,
-            options=as_json(resolved(options)),
+            options=documents.as_json(resolved(options)),
             summary=self._preamble(facts),
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,

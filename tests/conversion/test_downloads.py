@@ -554,3 +554,14 @@ def test_an_archived_checkpoint_of_tf1_is_converted_from_its_address(server: Ser
     assert convert_checkpoint.main(options) == 0
     assert (tmp_path / "ours/vocab.txt").read_bytes() == (tmp_path / "vocab.txt").read_bytes()
     assert len(server.requests) == 2
+
+
+def test_runs_keep_no_password():
+    import run_classifier
+    from commands.flags import resolved
+
+    paths = {"data_dir": "d", "bert_config_file": "c", "output_dir": "o", "task_name": "lcqmc"}
+    options = run_classifier.Options(**paths, init_checkpoint=f"https://me:{SECRET}@host/x.zip?v=2#sha256=1")
+    kept = resolved(options)
+    assert kept["init_checkpoint"] == "https://host/x.zip?v=2#sha256=1"
+    assert {name: kept[name] for name in paths} == paths
