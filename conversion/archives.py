@@ -314,27 +314,32 @@ def _unpack_zip(stream: IO[bytes], writer: _Writer) -> None:
         named = [(member, _claim_zip(member, writer)) for member in members]
         writer.check(sum(member.file_size for member in members))
         for member, path in named:
-            if member.is_dir():
+            if _is_folder(member):
                 writer.make_folder(path)
             else:
                 writer.write(path, _pieces(opened, member, writer))
 
 
+def _is_folder(member: zipfile.ZipInfo) -> bool:
+    # `ZipInfo.is_dir` fails for a name that is empty, or empty up to a NUL.
+    return member.orig_filename.endswith("/")
+
+
 def _claim_zip(member: zipfile.ZipInfo, writer: _Writer) -> str | None:
     """Return where a member goes; raises `_RefusedError`."""
     shown, kind = _quoted(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
-    path = writer.claim(member.orig_filename, is_folder=member.is_dir())
+    path = writer.claim(member.orig_filename, is_folder=_is_folder(member))
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "symbolic link" if kind == stat.S_IFLNK else "device, pipe or socket"
         raise _RefusedError(f"{shown} is a {what}", "pack the files themselves, as zip does by default")
-    disagree = kind and (kind == stat.S_IFDIR) != member.is_dir()
-    if disagree or (member.is_dir() and member.file_size):
+    disagree = kind and (kind == stat.S_IFDIR) != _is_folder(member)
+    if disagree or (_is_folder(member) and member.file_size):
         raise _RefusedError(f"{shown} is both a file and a folder")
     if member.flag_bits & 0x2041:
         raise _RefusedError(f"{shown} is encrypted", "pack it anew without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _RefusedError(f"{shown} is packed by method {member.compress_type}; expected deflate or none")
-    if path == "" and not member.is_dir():
+    if path == "" and not _is_folder(member):
         raise _RefusedError(f"{shown} is no name of a file")
     return path
 

@@ -292,8 +292,11 @@ def test_names_that_zip_and_its_list_give_differently(tmp_path: Path):
     at = content.rindex(b"abc")
     (tmp_path / "x").write_bytes(content[:at] + b"abd" + content[at + 3 :])
     assert "is damaged or cut short" in refused(tmp_path / "x")
-    (tmp_path / "x").write_bytes(patched(content, b"abc", b"a\0c"))
-    assert refused(tmp_path / "x")
+    for name in (b"a\0c", b"\0bc"):
+        (tmp_path / "x").write_bytes(patched(content, b"abc", name))
+        assert "has a control character" in refused(tmp_path / "x")
+    (tmp_path / "x").write_bytes(zipped(("", {})))
+    assert "'' is no name of a file" in refused(tmp_path / "x")
 
 
 def test_a_list_of_members_that_is_longer_than_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

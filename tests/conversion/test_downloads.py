@@ -560,7 +560,7 @@ def test_runs_keep_no_password():
     import run_classifier
     from commands.flags import resolved
 
-    paths = {"data_dir": "d", "bert_config_file": "c", "output_dir": "o", "task_name": "lcqmc"}
+    paths: dict[str, Any] = {"data_dir": "d", "bert_config_file": "c", "output_dir": "o", "task_name": "lcqmc"}
     options = run_classifier.Options(**paths, init_checkpoint=f"https://me:{SECRET}@host/x.zip?v=2#sha256=1")
     kept = resolved(options)
     assert kept["init_checkpoint"] == "https://host/x.zip?v=2#sha256=1"
