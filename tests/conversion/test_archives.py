@@ -313,6 +313,15 @@ def test_a_list_of_members_that_is_longer_than_any(tmp_path: Path, monkeypatch: 
         assert "it has more than 3 members; pack the files of one checkpoint" in refused(tmp_path / "y/x")
 
 
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_member_of_another_size_than_is_announced(size: int, tmp_path: Path):
+    content = bytearray(zipped(("abc", {}), content=b"hello"))
+    at = content.rindex(b"PK\1\2") + 24
+    content[at : at + 4] = struct.pack("<L", size)
+    (tmp_path / "x").write_bytes(content)
+    assert "is damaged or cut short" in refused(tmp_path / "x")
+
+
 def test_a_zip_with_more_members_than_it_announces(tmp_path: Path):
     content = bytearray(zipped(("abc", {}), ("d", {})))
     content[content.rindex(b"PK\5\6") + 10] = 1
