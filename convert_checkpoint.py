@@ -31,7 +31,8 @@ class Options:
     _data: ClassVar = Group.DATA
     input: str = flag(
         help="a run's output folder or a step_* folder, a TF 1 prefix, .index or folder, a transformers folder, "
-        "a .safetensors or a .bin file, an index of several, or PLUG's folder of mp_rank_* files",
+        "a .safetensors or a .bin file, an index of several, or PLUG's folder of mp_rank_* files; an archive of one, "
+        "or its http(s) address, works too",
         aliases=("init_checkpoint",),
     )
     output: str | None = flag(

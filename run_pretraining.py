@@ -67,7 +67,8 @@ class Options(TrainingOptions):
     )
     init_checkpoint: str | None = flag(
         None,
-        help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder",
+        help="weights to start from: a folder of ours, a TensorFlow 1 prefix, or a transformers folder; an archive of "
+        "one, or its http(s) address, works too",
         essential=True,
         group=Group.MODEL,
     )

@@ -48,7 +48,8 @@ class FineTuningOptions(TrainingOptions):
     task_file: str | None = flag(None, help="TOML file of task rows of your own, in the form of tasks/datasets.toml")
     init_checkpoint: str | None = flag(
         None,
-        help="pretrained weights: a folder of ours, a TensorFlow 1 prefix, or a transformers folder",
+        help="pretrained weights: a folder of ours, a TensorFlow 1 prefix, or a transformers folder; an archive of "
+        "one, or its http(s) address, works too",
         essential=True,
         group=Group.MODEL,
     )

@@ -33,6 +33,7 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags as absl_flags
 from absl.app import UsageError
 
+from ground.addresses import without_password
 from ground.bounds import BOUNDS, FINITE
 from ground.documents import SURROGATE, read_json
 from ground.files import write_atomically
@@ -402,9 +403,17 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def resolved(options: Any) -> dict[str, Any]:
+    """Return all options by name as a run keeps them: without the passwords of addresses."""
+    return {
+        name: without_password(value) if isinstance(value, str) else value
+        for name, value in dataclasses.asdict(options).items()
+    }
+
+
 def write_config(options: Any, path: str | os.PathLike[str]) -> None:
     """Write the resolved options as JSON that `--config` reads back; raises `OSError`."""
-    write_atomically(path, json.dumps(dataclasses.asdict(options), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(resolved(options), indent=2, ensure_ascii=False) + "\n")
 
 
 def run(

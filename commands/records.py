@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from data.objectives import OBJECTIVES
+from ground.addresses import shown
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from conversion.lazy import Array
     from data.reading import PretrainingDataset
     from data.shards import Shards
     from modeling.config import Config
@@ -139,7 +139,7 @@ def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) ->
         )
 
 
-def keep_pair_head(tensors: dict[str, np.ndarray], options: Any) -> None:
+def keep_pair_head(tensors: dict[str, Array], options: Any) -> None:
     """Remove the sentence-pair head of --init_checkpoint where it is not wanted, or not learnt.
 
     Raises `UsageError` where it is wanted and has another number of classes than the objective.
@@ -148,19 +148,19 @@ def keep_pair_head(tensors: dict[str, np.ndarray], options: Any) -> None:
     if not (options.init_sentence_head and labels):
         for name in ("sentence_pair/kernel", "sentence_pair/bias"):
             tensors.pop(name, None)
-    elif head is not None and len(head) != len(labels):
+    elif head is not None and head.shape[0] != len(labels):
         raise UsageError(
-            f"--init_checkpoint={options.init_checkpoint} has a sentence-pair head of {len(head)} classes, but "
+            f"--init_checkpoint={shown(options.init_checkpoint)} has a sentence-pair head of {head.shape[0]} classes, but "
             f"--objective={options.objective} has {len(labels)} ({', '.join(labels)}): give an objective "
-            f"of {len(head)} classes, or --init_sentence_head=False for a new head"
+            f"of {head.shape[0]} classes, or --init_sentence_head=False for a new head"
         )
 
 
-def check_pair_head(tensors: dict[str, np.ndarray], objective: str) -> None:
+def check_pair_head(tensors: dict[str, Array], objective: str) -> None:
     """Raise `UsageError` where weights that are to be scored have no sentence-pair head of the objective's classes."""
     labels, head = OBJECTIVES[objective].labels, tensors.get("sentence_pair/bias")
-    if labels and (head is None or len(head) != len(labels)):
-        got = "no sentence-pair head" if head is None else f"a sentence-pair head of {len(head)} classes"
+    if labels and (head is None or head.shape[0] != len(labels)):
+        got = "no sentence-pair head" if head is None else f"a sentence-pair head of {head.shape[0]} classes"
         raise UsageError(
             f"the weights have {got}, but --objective={objective} scores {len(labels)} "
             f"({', '.join(labels)}): give the --objective that they were trained with and records made for it, "

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
+from commands.flags import resolved
+from ground.addresses import shown
 from ground.documents import as_json, read_json
 from ground.locks import is_lock
 from ground.outputs import Target
@@ -179,10 +181,10 @@ def _compare_data(folder: Path, former: Mapping[str, Any], data: Mapping[str, An
 
 def _compare_flags(folder: Path, options: Any) -> list[str]:
     rules = {name: rule for table in RULES.values() for name, rule in table.items()}
-    former, changes = _former_flags(folder), []
+    former, present, changes = _former_flags(folder), as_json(resolved(options)), []
     for field in dataclasses.fields(options):
         name, rule = field.name, rules[field.name]
-        old, new = former.get(name, field.default), as_json(getattr(options, name))
+        old, new = former.get(name, field.default), present[name]
         old = list(old) if isinstance(old, tuple) else old
         if old is dataclasses.MISSING or old == new:
             continue
@@ -206,7 +208,7 @@ def _another(folder: Path, flag: str, name: str, old: Any, new: Any, fix: str) -
 
 
 def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else shown(str(value))
 
 
 def _former_flags(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from absl.app import UsageError
 
 from commands.devices import Devices, chip_of, found_devices, peak_flops_per_second, steps_per_call
 from commands.estimate import Work, estimate
-from commands.flags import write_config
+from commands.flags import resolved, write_config
 from commands.options import TrainingOptions
 from commands.sizes import check_batch, check_model
 from ground import documents
@@ -384,7 +384,7 @@ class Session:
             output_dir=Path(options.output_dir),
             config=as_json(self.config),
             complete_config=complete_config,
-            options=as_json(options),
+            options=documents.as_json(resolved(options)),
             summary=self._preamble(facts),
             keep_checkpoint_max=options.keep_checkpoint_max,
             log_every_steps=options.log_steps,

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
+from ground.addresses import shown
+
 if TYPE_CHECKING:
     import keras
-    import numpy as np
 
     from commands.devices import AnyEngine
+    from conversion.lazy import Array
     from modeling.config import Config
 
-    Adjust = Callable[[dict[str, np.ndarray]], None]
+    Adjust = Callable[[dict[str, Array]], None]
 
 
 def initialize(
@@ -32,7 +34,7 @@ def initialize(
     Args:
         model: built.
         config: its own.
-        path: a folder of this project, a TensorFlow 1 prefix, a transformers folder.
+        path: a folder of this project, a TensorFlow 1 prefix, a transformers folder; an archive or an address of one.
         allow_missing: expressions over names of variables that the checkpoint need not have.
         allow_unexpected: expressions over names of tensors that the model need not have.
         adjust: looks at the tensors by name, and may remove some, before they are loaded.
@@ -47,7 +49,7 @@ def initialize(
     if adjust:
         adjust(checkpoint.tensors)
     report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-    return f"{path} ({checkpoint.source_format}): {report}"
+    return f"{shown(path)} ({checkpoint.source_format}): {report}"
 
 
 def restore(

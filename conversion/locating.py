@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl.app import UsageError
 
+from conversion.sources import obtain
 from ground.files import check_plain
 from ground.words import few_names
 
@@ -19,7 +20,8 @@ _STEP_FOLDER = re.compile(r"step_(\d+)")
 _RANKS = re.compile(r"mp_rank_\d+_model_states\.(pt|safetensors)")
 _ACCEPTED = (
     "a run's output folder, a step_* folder, a TF 1 checkpoint (prefix, .index or folder), a transformers folder, "
-    "a .safetensors or a .bin file, an .index.json of several, or a folder of mp_rank_*_model_states files"
+    "a .safetensors or a .bin file, an .index.json of several, a folder of mp_rank_*_model_states files, an archive of "
+    "one of them, or its http(s) address"
 )
 
 
@@ -29,7 +31,7 @@ def locate(path: str | Path, *, prefer_best: bool = False) -> tuple[str, Path]:
     Kinds: "ours" (a folder), "tf1" (a prefix), "file" (safetensors or PyTorch), "index" (of several files), "ranks" (a
     folder with a file for each process of a model-parallel run).
     """
-    path = Path(path)
+    path = obtain(path)
     if path.is_dir():
         return _locate_in_folder(path, prefer_best)
     prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))

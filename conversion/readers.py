@@ -31,7 +31,7 @@ from training import checkpoints
 class Checkpoint:
     """Tensors under our names, the config as far as it is known, and where both came from."""
 
-    tensors: Tensors
+    tensors: dict[str, Array]
     config: Config | None
     source_format: str
     path: Path

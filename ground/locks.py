@@ -19,26 +19,32 @@ from typing import Any
 from absl.app import UsageError
 
 from ground.documents import parse_json
+from ground.progress import format_duration
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
 _MOST_BYTES = 4096
+_LOOK_SECONDS = 0.2
+_TELL_SECONDS = 300
 
 
 @contextlib.contextmanager
-def holding(path: Path, what: str, *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def holding(
+    path: Path, what: str, *, keep: Callable[[], bool] = lambda: False, wait_seconds: float = 0.0
+) -> Iterator[None]:
     """Hold the lock file `path` inside, and remove it afterwards; its folder is made, and removed if it stays empty.
 
     Args:
         path: of the lock file.
         what: is locked, for the error: `--output_dir=out`.
         keep: is asked at the end whether the file stays, unlocked; where the folder holds nothing else it goes.
+        wait_seconds: how long another process that holds it is waited for, which is said on stderr now and then.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it, and still does after `wait_seconds`.
     """
     made = _make_folders(path.parent)
     try:
-        descriptor = _acquire(path, what)
+        descriptor = _acquire(path, what, wait_seconds)
         try:
             yield
         finally:
@@ -76,18 +82,33 @@ def _make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _acquire(path: Path, what: str) -> int:
+def _acquire(path: Path, what: str, wait_seconds: float) -> int:
     from filelock import lock_descriptor
 
+    started, told = time.monotonic(), -float(_TELL_SECONDS)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:
+            if not wait_seconds:
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)  # the one that was waited for left nothing, nor its folder
+            continue
         try:
             content = os.pread(descriptor, _MOST_BYTES, 0)
             if content and "pid" not in _owner_in(content):
                 raise UsageError(f"{what}: {path} is not the lock of a run: move it away")
             if not _locked(descriptor, path, lock_descriptor):
-                raise UsageError(f"{what} is in use by {_described(content)}: wait for it to end, or give another name")
-            if _is_still(path, descriptor):
+                waited = time.monotonic() - started
+                if waited >= wait_seconds:
+                    fix = "wait for it to end" + ("" if wait_seconds else ", or give another name")
+                    raise UsageError(f"{what} is in use by {_described(content)}: {fix}")
+                if content and waited >= told + _TELL_SECONDS:
+                    told = waited
+                    most = format_duration(wait_seconds - waited)
+                    print(f"{what}: waiting for {_described(content)}, {most} at most", file=sys.stderr, flush=True)
+                time.sleep(_LOOK_SECONDS)
+            elif _is_still(path, descriptor):
                 _tell_owner(descriptor)
                 return descriptor
         except BaseException:

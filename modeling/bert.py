@@ -1,7 +1,7 @@
-"""BERT (Devlin et al. 2019), and RoBERTa (2019), XLM-R (Conneau et al. 2020) and ERNIE-M (Ouyang et al. 2021), one graph.
+"""BERT (Devlin et al. 2019), and RoBERTa (2019), XLM-R (2020) and ERNIE-M (Ouyang et al. 2021), which are one graph.
 
-The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id,
-and ERNIE-M has no token types.
+The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id, and ERNIE-M has no
+token types.
 """
 
 from __future__ import annotations
