@@ -145,14 +145,15 @@ def keep_pair_head(tensors: dict[str, Array], options: Any) -> None:
     Raises `UsageError` where it is wanted and has another number of classes than the objective.
     """
     labels, head = OBJECTIVES[options.objective].labels, tensors.get("sentence_pair/bias")
+    classes = 0 if head is None else head.shape[0]
     if not (options.init_sentence_head and labels):
         for name in ("sentence_pair/kernel", "sentence_pair/bias"):
             tensors.pop(name, None)
-    elif head is not None and head.shape[0] != len(labels):
+    elif head is not None and classes != len(labels):
         raise UsageError(
-            f"--init_checkpoint={shown(options.init_checkpoint)} has a sentence-pair head of {head.shape[0]} classes, but "
+            f"--init_checkpoint={shown(options.init_checkpoint)} has a sentence-pair head of {classes} classes, but "
             f"--objective={options.objective} has {len(labels)} ({', '.join(labels)}): give an objective "
-            f"of {head.shape[0]} classes, or --init_sentence_head=False for a new head"
+            f"of {classes} classes, or --init_sentence_head=False for a new head"
         )
 
 

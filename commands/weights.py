@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,9 @@ def initialize(
 
     checkpoint = read_checkpoint(path, config=config)
     if adjust:
-        adjust(checkpoint.tensors)
+        tensors = dict(checkpoint.tensors)
+        adjust(tensors)
+        checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
     report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     return f"{shown(path)} ({checkpoint.source_format}): {report}"
 

@@ -31,7 +31,7 @@ from training import checkpoints
 class Checkpoint:
     """Tensors under our names, the config as far as it is known, and where both came from."""
 
-    tensors: dict[str, Array]
+    tensors: Tensors
     config: Config | None
     source_format: str
     path: Path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request
 
+import numpy as np
 import pytest
 from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors
@@ -547,7 +548,7 @@ def test_an_archived_checkpoint_of_tf1_is_converted_from_its_address(server: Ser
     for source in (address, Path(address)):
         found = read_checkpoint(source)
         assert found.config == config
-        assert {name: value.tobytes() for name, value in found.tensors.items()} == {
+        assert {name: np.asarray(value).tobytes() for name, value in found.tensors.items()} == {
             name: value.tobytes() for name, value in tensors.items()
         }
     options = convert_checkpoint.Options(input=address, output=str(tmp_path / "ours"), format="ours")

@@ -78,7 +78,8 @@ def test_classifier_computes_the_same(graph: str, model_type: str, tmp_path: Pat
 
 def test_a_wrong_weight_is_seen(tmp_path: Path):
     checkpoint = _checkpoint("google")
-    changed = {name: value.T if "query/kernel" in name else value for name, value in checkpoint.tensors.items()}
+    tensors = random_tensors("google")
+    changed = {name: value.T if "query/kernel" in name else value for name, value in tensors.items()}
     write_transformers(tmp_path / "out", CONFIGS["google"], changed)
     assert largest_differences(checkpoint, tmp_path / "out")["last hidden state"] > 1e-3
 

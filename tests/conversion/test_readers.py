@@ -12,16 +12,17 @@ from conversion_cases import CONFIGS, all_numbers, random_tensors, save_tf1
 
 from conversion.containers.safetensors_files import save_safetensors
 from conversion.containers.torch_files import save_torch
+from conversion.lazy import Tensors
 from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
 from conversion.rules import Translation
 from conversion.writers import write_ours, write_tf1, write_transformers
 
 
-def _assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def _assert_same(got: Tensors, expected: dict[str, np.ndarray]) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+        np.testing.assert_array_equal(np.asarray(got[name]), value, err_msg=name)
 
 
 def _tf1(folder: Path, graph: str = "zh_all") -> dict[str, np.ndarray]:
