@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 from hypothesis import settings
+
+# transformers copies the code of exported folders to a cache, by default in the home folder, and asks once, at import.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 
 # On a busy machine the first example of a test takes longer than any deadline that is fixed.
 settings.register_profile("without deadlines", deadline=None)
