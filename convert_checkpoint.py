@@ -86,10 +86,11 @@ class Options:
 
 NEEDS = (
     Need(
-        ("model_type", "pytorch_model_bin", "labels", "do_lower_case"),
+        ("model_type", "pytorch_model_bin", "do_lower_case"),
         "--format=transformers",
         lambda o: o.format == "transformers",
     ),
+    Need(("labels",), "--format=transformers or ours", lambda o: o.format in ("transformers", "ours")),
     Need(("num_shards",), "--format=plug", lambda o: o.format == "plug"),
 )
 

@@ -28,8 +28,10 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
     ("run_pretraining", "masked_lm_until"): {"objective": "masked_lm"},
     **{("inspect_records", n): {"action": "repair"} for n in ("vocab_file", "spm_model_file")},
-    **{("convert_checkpoint", n): {"format": "tf1"} for n in ("model_type", "pytorch_model_bin", "labels")},
-    ("convert_checkpoint", "do_lower_case"): {"format": "tf1"},
+    **{
+        ("convert_checkpoint", n): {"format": "tf1"}
+        for n in ("model_type", "pytorch_model_bin", "labels", "do_lower_case")
+    },
 }
 
 

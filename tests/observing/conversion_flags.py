@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from observing.rows import ABSENT, DIFFERENT, Notes, Row, Verb, file_content
 
-import conversion.parity
+import conversion.containers.shards
+import conversion.proof
 import conversion.writers
 import convert_albert_tf_checkpoint_to_pytorch
 import convert_checkpoint
@@ -20,13 +21,16 @@ BARE = {"input": "{world}/shared/model.safetensors"}
 
 
 def without_torch(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
-    """Write a listing in the place of a PyTorch file, and do not ask transformers to compute what was written."""
+    """Write a listing in the place of a PyTorch file; neither read it back nor ask transformers to compute with it."""
 
-    def save_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    def save_torch(path: Path, state: Mapping[str, Any]) -> None:
+        tensors = state.get("module", state)
         path.write_text("".join(f"{name} {list(value.shape)}\n" for name, value in sorted(tensors.items())))
 
-    patch.setattr(conversion.writers, "save_torch", save_torch)
-    patch.setattr(conversion.parity, "largest_differences", lambda checkpoint, folder: {"hidden states": 0.0})
+    for module in (conversion.writers, conversion.containers.shards):
+        patch.setattr(module, "save_torch", save_torch)
+    patch.setattr(conversion.proof, "read_back", lambda written: {"tensors read back": 0.0})
+    patch.setattr(conversion.proof, "compare_outputs", lambda checkpoint, written: ({"hidden states": 0.0}, "none"))
 
 
 CONVERT = Verb(
@@ -41,7 +45,7 @@ CONVERT = Verb(
         Row(
             "config_file",
             "{world}/relu.json",
-            {"files/out/config.json/hidden_act": "relu"},
+            {"files/out/config.json/hidden_act": "relu", **PRINTED},
             {**BARE, "config_file": "{world}/shared.json"},
         ),
         Row(
@@ -69,6 +73,25 @@ CONVERT = Verb(
             {"input": "{world}/run"},
         ),
         Row("list", "true", {"files": ABSENT, **PRINTED}),
+        Row("check_only", "true", {"files": ABSENT, **PRINTED}),
+        Row(
+            "num_shards",
+            "2",
+            {"files": DIFFERENT, "files/out/mp_rank_01_model_states.pt": DIFFERENT},
+            {"input": "{world}/palm", "format": "plug", "num_shards": "1"},
+        ),
+        Row(
+            "allow_missing",
+            "backbone/pooler/.*",
+            {"error": ABSENT, "exit code": 0, "files": DIFFERENT, **PRINTED},
+            {"input": "{world}/lacking", "format": "ours"},
+        ),
+        Row(
+            "allow_unexpected",
+            "sentence_pair/.*",
+            {"error": ABSENT, "exit code": 0, "files": DIFFERENT, **PRINTED},
+            {"input": "{world}/three_classes"},
+        ),
     ),
     without_torch,
     file_content,
@@ -79,7 +102,7 @@ CONVERT_ALBERT = Verb(
     {"tf_checkpoint_path": "{world}/tf1", "bert_config_file": "{world}/shared.json", "pytorch_dump_path": "out"},
     (
         Row("tf_checkpoint_path", "{world}/other_tf1", {"files/out/model.safetensors": DIFFERENT, **PRINTED}),
-        Row("bert_config_file", "{world}/relu.json", {"files/out/config.json/hidden_act": "relu"}),
+        Row("bert_config_file", "{world}/relu.json", {"files/out/config.json/hidden_act": "relu", **PRINTED}),
         Row("pytorch_dump_path", "elsewhere", {"files": DIFFERENT, **PRINTED}),
         Row("share_type", "ffn", {"error": re.compile("--share_type=ffn, but the layers .* share 'all'")}),
         Row(

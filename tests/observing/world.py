@@ -157,12 +157,17 @@ def make_checkpoints(folder: Path) -> None:
     write_ours(folder / "run/best", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1))
     write_ours(folder / "run/checkpoints/step_00000002", CONFIGS["shared"], shared)
     write_ours(folder / "classifier", CONFIG, tensors(CONFIG, classes=2))
+    lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}
+    write_ours(folder / "lacking", CONFIG, lacking)
+    write_ours(folder / "three_classes", CONFIG, tensors(CONFIG, pairs=3))
+    exact = dataclasses.replace(PALM, hidden_act="gelu_erf")
+    write_ours(folder / "palm", exact, tensors(exact))
     write_tf1(folder / "tf1", CONFIGS["shared"], shared, [folder / "vocab.txt"])
     write_tf1(folder / "other_tf1", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1), [folder / "vocab.txt"])
 
 
-def tensors(config: Config, *, classes: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+def tensors(config: Config, *, classes: int = 0, pairs: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random weights with the heads of pretraining or, with `classes`, of a classifier."""
-    shapes = variable_shapes(lambda: ClassifierModel(config, classes) if classes else PretrainingModel(config, 2))
+    shapes = variable_shapes(lambda: ClassifierModel(config, classes) if classes else PretrainingModel(config, pairs))
     random = np.random.default_rng(seed)
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
