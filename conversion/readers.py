@@ -198,7 +198,7 @@ def _renamed(named: Tensors, config: Config | None, where: Path) -> Checkpoint:
             continue
         repeated = naming.ties.get(spelt)
         if repeated is not None:
-            if repeated in by_canonical and not _same(by_canonical[repeated], named[name]):
+            if repeated in by_canonical and not same_numbers(by_canonical[repeated], named[name]):
                 raise UsageError(f"{name} of {where} differs from {repeated}: an output table of its own has no place")
             skipped.append(name)
         elif translation.to_ours(spelt) is not None:
@@ -222,8 +222,8 @@ def _renamed(named: Tensors, config: Config | None, where: Path) -> Checkpoint:
     return Checkpoint(tensors, corrected, naming.name, where, sorted(skipped), sorted(unplaced))
 
 
-def _same(first: Array, second: Array) -> bool:
-    """Return whether two tensors have the same numbers; at no time are both in memory, since tables are large."""
+def same_numbers(first: Array, second: Array) -> bool:
+    """Return whether two tensors are the same bit for bit; at no time are both in memory, since tables are large."""
     if first.shape != second.shape:
         return False
     digests = (hashlib.sha256(np.ascontiguousarray(as_float32(value)).data).digest() for value in (first, second))

@@ -6,9 +6,11 @@ Differs from the library's own functions in memory alone: those hold a whole fil
 import contextlib
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 import numpy as np
@@ -29,20 +31,32 @@ def open_safetensors(path: Path) -> dict[str, Array]:
     # Of a folder safetensors says "No such device".
     path.open("rb").close()
     tensors: dict[str, Array] = {}
+    # The library checks that the places lie in the file; it reads by mapping it, which counts as memory once more.
     with _whole_safetensors(path), safetensors.safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118
-            cut = file.get_slice(name)
-            kind = _TYPES.get(cut.get_dtype())
-            if kind is None:
-                raise UsageError(f"{name} of {path} has numbers of type {cut.get_dtype()}; expected float weights")
-            tensors[name] = LazyTensor(tuple(cut.get_shape()), np.dtype(kind), _reader_of_safetensors(path, name))
+        names = list(file.keys())
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    for name in names:
+        described = header[name]
+        kind = _TYPES.get(described["dtype"])
+        if kind is None:
+            raise UsageError(f"{name} of {path} has numbers of type {described['dtype']}; expected float weights")
+        begin = 8 + length + described["data_offsets"][0]
+        read = _reader(path, name, begin, tuple(described["shape"]), np.dtype(kind))
+        tensors[name] = LazyTensor(tuple(described["shape"]), np.dtype(kind), read)
     return tensors
 
 
-def _reader_of_safetensors(path: Path, name: str) -> Callable[[], np.ndarray]:
+def _reader(
+    path: Path, name: str, begin: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        with _whole_safetensors(path), safetensors.safe_open(path, framework="np") as file:
-            return file.get_tensor(name)
+        size = math.prod(shape) * dtype.itemsize
+        numbers = np.fromfile(path, np.uint8, size, offset=begin)
+        if len(numbers) != size:
+            raise UsageError(f"{name} of {path} is cut short; copy the file again")
+        return numbers.view(dtype).reshape(shape)
 
     return read
 
