@@ -20,6 +20,7 @@ from data.schema import present, schema_to_json
 from data.word_order import MAX_TOKENS, WordOrder
 from ground.bounds import BOUNDS
 from ground.documents import check_shape, read_json
+from ground.words import nearest
 
 FIX = "delete it to read the shards without it"
 _MAX_BYTES = 512 * 2**20  # 100,000 shards take 20 MB; a vocabulary with labels of its own 10 bytes a token.
@@ -41,7 +42,7 @@ class ShardShape(TypedDict):
     name: FileName
     examples: Count
     bytes: NotRequired[Count]
-    sha256: NotRequired[str]
+    sha256: str
 
 
 class ListingShape(TypedDict):
@@ -110,7 +111,7 @@ class TokenizerShape(TypedDict):
     fingerprint: str
     vocab_size: Size
     file: str | None
-    cls_id: NotRequired[Token]
+    cls_id: Token
     segment_ids: NotRequired[Annotated[list[Token], Meta(min_length=2, max_length=2)]]
 
 
@@ -172,7 +173,7 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     """Raise `UsageError`, one line that names `path`, for a manifest by which no shards can be read."""
     check_shape(manifest, ManifestShape, where=str(path), fix=FIX)
     try:
-        for check in (_check_counts, _check_recipe, _check_lengths, _check_dynamic, _check_features):
+        for check in (_check_counts, _check_parts, _check_recipe, _check_lengths, _check_dynamic, _check_features):
             check(manifest)
     except UsageError as error:
         raise UsageError(f"{path}: {error}; {FIX}") from None
@@ -274,6 +275,15 @@ def _target(recipe: Mapping[str, Any]) -> dict[str, int]:
     return {"target": continuation["max_target_length"]} if continuation else {}
 
 
+def _check_parts(manifest: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for a key of the recipe's parts that is unknown: another recipe would be read without it."""
+    parts = {"masking": MaskingShape, "word_order": WordOrderShape, "continuation": ContinuationShape}
+    for part, shape in parts.items():
+        known = shape.__annotations__
+        for key in (manifest["recipe"].get(part) or {}).keys() - known.keys():
+            raise UsageError(f"recipe.{part} has the unknown key {key!r}; the nearest is {nearest(key, known)!r}")
+
+
 def _check_recipe(manifest: Mapping[str, Any]) -> None:
     """Raise `UsageError` where the recipe of compact records cannot be had, by which they are masked."""
     continuation, row = manifest["recipe"].get("continuation"), OBJECTIVES.get(manifest["objective"])
@@ -297,7 +307,7 @@ def _check_dynamic(manifest: Mapping[str, Any]) -> None:
     vocabulary, size = manifest["mask_vocabulary"], tokenizer["vocab_size"]
     _agree("mask_vocabulary.size", vocabulary["size"], size, "the tokenizer")
     ranges = [*vocabulary["special_ids"], *vocabulary["replacement_ids"], [0, vocabulary["mask_id"]]]
-    ranges.append([0, tokenizer.get("cls_id", 0)])
+    ranges.append([0, tokenizer["cls_id"]])
     for first, last in ranges:
         if not first <= last < size:
             raise UsageError(f"mask_vocabulary has ids from {first} to {last}, of a vocabulary of {size:,}")

@@ -116,7 +116,8 @@ class Generator:
 
     def _rows(self, features: Features, places: np.ndarray, longest: int) -> dict[str, np.ndarray]:
         """Return the features of these sources, cut behind the longest or filled up to the executor's length."""
-        length = self.executor.length_for(longest)
+        # A model whose positions are no power of two has none for the rest of the last bucket.
+        length = min(self.executor.length_for(longest), self.model.max_source_tokens)
         rows = {name: np.asarray(value)[places, :length] for name, value in features.items()}
         return {name: np.pad(value, ((0, 0), (0, length - value.shape[1]))) for name, value in rows.items()}
 

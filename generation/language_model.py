@@ -46,6 +46,11 @@ class Generative:
         return self.body.target_embeddings.max_positions
 
     @property
+    def max_source_tokens(self) -> int:
+        """The positions of the encoder."""
+        return self.model.config.max_sequence_length
+
+    @property
     def variables(self) -> Sequence[Any]:
         """All of the model."""
         return self.model.variables

@@ -49,6 +49,11 @@ class Decodable(Protocol):
         ...
 
     @property
+    def max_source_tokens(self) -> int:
+        """The most positions of the encoder."""
+        ...
+
+    @property
     def variables(self) -> Sequence[Any]:
         """Every Keras variable that `prepare`, `start` and `step` read."""
         ...

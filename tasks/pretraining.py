@@ -144,9 +144,9 @@ def _share_of_most_frequent(
             total.update(batch[ids][:, first:][batch[weights][:, first:] > 0].tolist())
         return total
 
-    ((most_frequent, _),) = counts(training).most_common(1)
+    most_frequent = counts(training).most_common(1)
     held_out_counts = counts(held_out)
-    return held_out_counts[most_frequent] / max(held_out_counts.total(), 1)
+    return sum(held_out_counts[label] for label, _ in most_frequent) / max(held_out_counts.total(), 1)
 
 
 def unchanged_share(held_out: Iterable[Mapping[str, np.ndarray]]) -> float:

@@ -89,6 +89,9 @@ class Segments:
         """Return the examples of compact records, padded to `width`; raises `MalformedRecordError`."""
         _check_whole_numbers(columns)
         lengths = np.diff(columns["input_ids"].splits)
+        if (np.diff(columns["token_boundary"].splits) != lengths).any():
+            # Without word starts nothing would be masked, and nothing learnt.
+            raise MalformedRecordError("token_boundary has another length than input_ids")
         ends = columns["first_segment_length"]
         inner = ends.matrix(len(ends.values) // max(len(lengths), 1))
         return cls(

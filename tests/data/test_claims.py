@@ -73,9 +73,11 @@ def test_a_manifest_removes_nothing_outside_of_its_folder_and_nothing_that_it_di
         victim.write_text("mine")
     (folder / "out/d").symlink_to(victims[0])
     names = ["../a.txt", str(victims[2]), "d", ".", "..", "out/../../c.txt"]
-    shards = [{"name": name, "examples": 1, "bytes": 4} for name in names]
+    shards = [{"name": name, "examples": 1, "bytes": 4, "sha256": ""} for name in names]
     manifest = folder / "out/x.manifest.json"
-    manifest.write_text(json.dumps({"recipe": {}, "shards": [{"name": "b.txt", "examples": 1, "bytes": 5}]}))
+    manifest.write_text(
+        json.dumps({"recipe": {}, "shards": [{"name": "b.txt", "examples": 1, "bytes": 5, "sha256": ""}]})
+    )
     with pytest.raises(UsageError, match=r"b.txt exists and is not known"):
         make(folder, output_file=folder / "out/x.tfrecord")
     (folder / "out/d").unlink()

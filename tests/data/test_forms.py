@@ -382,5 +382,13 @@ def test_compact_records_of_other_numbers_are_malformed(name: str):
         Segments.problems(columns, None, [3])
 
 
+def test_compact_records_without_word_starts_are_malformed():
+    """Nothing of them would be masked, and a run would learn nothing."""
+    columns = {each: Column(np.ones(2, np.int64), np.array([0, 1, 2])) for each in COMPACT_FEATURES}
+    columns["token_boundary"] = Column(np.zeros(0, np.int64), np.array([0, 0, 0]))
+    with pytest.raises(MalformedRecordError, match="token_boundary has another length than input_ids"):
+        Segments.from_record(columns, 3)
+
+
 def test_a_feature_without_values_is_a_matrix_without_columns():
     assert Column(np.zeros(0, np.int64), np.zeros(4, np.int64)).matrix(0).shape == (3, 0)

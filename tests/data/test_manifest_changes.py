@@ -126,10 +126,47 @@ def test_inspection_of_a_changed_manifest_is_one_line(tmp_path: Path):
             assert "\n" not in line, (path, value)
 
 
+def renamed(manifest: Any, path: tuple) -> Any:
+    """Return the manifest with an underscore behind the last key of `path`."""
+    manifest = copy.deepcopy(manifest)
+    parent = manifest
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[f"{path[-1]}_"] = parent.pop(path[-1])
+    return manifest
+
+
+@pytest.mark.parametrize("name", ["bert", "structbert_dynamic"])
+def test_a_renamed_key_is_harmless_or_one_line(name: str, tmp_path: Path):
+    """Reading, inspection and repair either do what they did with the key, or say what is wrong with it."""
+    shard = tmp_path / next(RECORDS.glob(f"{name}*.tfrecord")).name
+    shutil.copy(RECORDS / shard.name, shard)
+    manifest = json.loads((RECORDS / f"{name}.manifest.json").read_text(encoding="utf-8"))
+    manifest["shards"] = manifest["shards"][:1]
+    manifest["num_examples"] = manifest["shards"][0]["examples"]
+    written = shard.with_name("x.manifest.json")
+    written.write_text(json.dumps(manifest), encoding="utf-8")
+    expected, refused = batches(shard), set()
+    for path in places(manifest):
+        if not path or not isinstance(path[-1], str):
+            continue
+        written.write_text(json.dumps(renamed(manifest, path)), encoding="utf-8")
+        found, line = attempt(lambda: batches(shard))
+        attempt(lambda: list(inspection.verify([shard])))
+        attempt(lambda: inspection.repair(shard))
+        assert "\n" not in line, path
+        if found is None:
+            refused.add(path[-1])
+        elif find_manifests([shard]):
+            for feature, array in expected.items():
+                np.testing.assert_array_equal(found[feature], array, err_msg=str(path))
+    assert {"sha256", "ngram", "rate", "vocab_size"} <= refused
+
+
 @pytest.mark.parametrize("name", ["../x.tfrecord", "/x.tfrecord", "a/x.tfrecord", "..", ".", "", "a\0b", "x" * 300])
 def test_a_shard_is_a_plain_file_of_the_folder(name: str, tmp_path: Path):
     (tmp_path / "x.tfrecord").write_bytes(b"")
-    content = {"shards": [{"name": name, "examples": 0}]}
+    content = {"shards": [{"name": name, "examples": 0, "sha256": ""}]}
     (tmp_path / "x.manifest.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(
         UsageError, match=r"\$\.shards\[0\]\.name is .*: expected .*; delete it to read the shards without it"

@@ -94,6 +94,14 @@ def test_copying_models_generate_as_they_are_trained(features: dict[str, np.ndar
 
 
 @pytest.mark.slow
+def test_a_source_may_fill_positions_that_are_no_power_of_two():
+    model = generative(config_of(max_position_embeddings=20))
+    settings = Settings(max_new_tokens=2)
+    whole = sources(1, 20)
+    close(Generator(model, settings)(whole), by_hand(model, whole, settings))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["beams"])
 def test_eager_steps_equal_compiled_ones_in_a_cache_of_two_sizes(
     model: Generative, features: dict[str, np.ndarray], way: str, monkeypatch: pytest.MonkeyPatch

@@ -385,7 +385,7 @@ def foreign_output(random: Random, seeds: Path) -> Case:
     manifest = place.endswith("manifest.json")
     if manifest and random.random() < 0.7:
         shard = random.choice(("../victim/thesis.txt", f"{CASE}/victim/thesis.txt", "notes.txt", "../in/text.txt", "."))
-        content = json.dumps({"shards": [{"name": shard, "examples": 1}]}).encode()
+        content = json.dumps({"shards": [{"name": shard, "examples": 1, "sha256": ""}]}).encode()
     names = (target, Path(place).name, Path(value).name, Path(stem).name, *_others(base))
     # A user's file beside the output is no reason to stop; one in its place is, and stays as it is.
     outputs = tuple(each for each in base.outputs if not place.startswith(each)) or _all_but(place, base)

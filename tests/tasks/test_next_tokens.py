@@ -168,3 +168,10 @@ def test_the_floor_of_next_tokens_is_the_most_frequent_one():
     batch = {"target_ids": ids, "target_mask": (ids > 0).astype(np.int32)}
     held_out = {"target_ids": np.asarray([[2, 7, 8, 3]]), "target_mask": np.ones((1, 4), np.int32)}
     assert next_tokens_unigram_accuracy([batch, batch], [held_out]) == pytest.approx(1 / 3)
+
+
+def test_the_floor_without_any_label_is_zero():
+    nothing = {"target_ids": np.zeros((2, 4), np.int32), "target_mask": np.zeros((2, 4), np.int32)}
+    labelled = {"target_ids": np.asarray([[2, 7, 8, 3]]), "target_mask": np.ones((1, 4), np.int32)}
+    assert next_tokens_unigram_accuracy([nothing], [labelled]) == 0
+    assert next_tokens_unigram_accuracy([labelled], [nothing]) == 0
