@@ -70,7 +70,7 @@ def test_any_one_missing_tensor_is_named(name: str):
 
 def test_every_backbone_tensor_is_wanted_even_when_all_is_allowed():
     checkpoint = _checkpoint("bert")
-    extra = dataclasses.replace(checkpoint, tensors=checkpoint.tensors | {"backbone/more": np.zeros(3, np.float32)})
+    extra = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, "backbone/more": np.zeros(3, np.float32)})
     with pytest.raises(UsageError, match=r"1 unexpected:\n\+ backbone/more \[3\]"):
         assignment(shapes("bert"), extra, allow_missing=[".*"], allow_unexpected=[".*"])
 

@@ -190,7 +190,8 @@ class Eager(TensorFlowExecutor):
 
 def _lively(checkpoint: Checkpoint) -> Checkpoint:
     """Weights whose texts change from word to word: signs keep a word from being its own best successor."""
-    tensors = {n: v * 1.5 if n.endswith(("kernel", "_embeddings")) else v for n, v in checkpoint.tensors.items()}
+    given = all_numbers(checkpoint.tensors)
+    tensors = {n: v * 1.5 if n.endswith(("kernel", "_embeddings")) else v for n, v in given.items()}
     signs = np.resize(np.array([1, -1], np.float32), 8)
     tensors |= {n: v * signs for n, v in tensors.items() if n == "backbone/decoder/layer_norm/gamma"}
     tensors |= {n: v * 0.2 for n, v in tensors.items() if n == "copy/gate/kernel"}

@@ -114,7 +114,7 @@ def test_pooler_may_be_new_only_where_nothing_reads_it(tmp_path: Path):
     report = load_into(PretrainingModel(CONFIG, num_pair_labels=0), checkpoint)
     assert report.missing == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     pair = {"sentence_pair/kernel": np.zeros((8, 2), np.float32), "sentence_pair/bias": np.zeros(2, np.float32)}
-    with_pair = dataclasses.replace(checkpoint, tensors=checkpoint.tensors | pair)
+    with_pair = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **pair})
     with pytest.raises(UsageError, match="2 missing, 0 unexpected"):
         load_into(PretrainingModel(CONFIG), with_pair)
 

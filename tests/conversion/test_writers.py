@@ -9,6 +9,7 @@ from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors
 
 from conversion import writers
+from conversion.lazy import Tensors
 from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
 from conversion.rules import Naming
@@ -31,10 +32,10 @@ TF1_GRAPHS = [
 ]
 
 
-def _assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def _assert_same(got: Tensors, expected: Tensors) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+        np.testing.assert_array_equal(np.asarray(got[name]), np.asarray(value), err_msg=name)
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])
