@@ -190,6 +190,9 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
     vocabulary = find_vocabulary(checkpoint, options.vocab_file)
     labels = options.labels or labels_of(checkpoint)
     if options.format == "transformers":
+        lowered = options.do_lower_case
+        if lowered is None:
+            lowered = not vocabulary or is_lowered(checkpoint)
         written = write_transformers(
             folder,
             config,
@@ -197,7 +200,7 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
             vocabulary,
             model_type=options.model_type,
             pytorch_bin=options.pytorch_model_bin,
-            do_lower_case=is_lowered(checkpoint) if options.do_lower_case is None else options.do_lower_case,
+            do_lower_case=lowered,
             labels=labels,
             allow_dropped=options.allow_unexpected,
             part_bytes=sys.maxsize if is_file(options) else PART_BYTES,

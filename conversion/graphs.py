@@ -42,11 +42,6 @@ class Graph:
     transformers: Callable[[Config], str]
 
 
-def as_it_is(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
-    """Return the model itself."""
-    return config, dict(tensors)
-
-
 def as_bert(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return BERT's graph of equal outputs: projection folded into the word table, shared bricks copied to every layer.
 

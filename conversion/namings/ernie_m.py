@@ -7,12 +7,15 @@ transformers 5 has no class for ERNIE-M, so that nothing is written under these 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from conversion.graphs import as_it_is
-from conversion.lazy import Tensors
+from absl.app import UsageError
+
+from conversion.lazy import Array, Tensors
 from conversion.namings.dialects import ATTENTION, FEED_FORWARD, Row, paddle_rules, torch_rules
 from conversion.rules import Naming, Rule
+from modeling.config import Config
 
 _LAYER = "ernie_m.encoder.layers.{k}"
+_OFFSET = 2
 
 
 def _name(name: str) -> str | None:
@@ -26,6 +29,23 @@ def _name(name: str) -> str | None:
 def _width(tensors: Tensors) -> Mapping[str, Any]:
     kernel = tensors.get("backbone/encoder/feed_forward_0/intermediate/kernel")
     return {} if kernel is None else {"intermediate_size": kernel.shape[-1]}
+
+
+def _as_ernie(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
+    """Return the model itself; raise `UsageError` for a graph that ERNIE-M's codes do not compute."""
+    reasons = {
+        "it has token types": config.type_vocab_size != 0,
+        f"its positions begin at {config.position_offset}": config.position_offset != _OFFSET,
+        "its layers are shared": config.sharing != "none",
+        "its layers are groups of blocks": config.inner_group_num != 1,
+        "its layers are pre-LN": config.ln_type != "postln",
+        "it has a final LayerNorm": config.final_layer_norm,
+        "its feed-forward is split": config.ffn_groups != 1,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"this model is none of ERNIE-M's: {reason}")
+    return config, dict(tensors)
 
 
 def _naming(name: str, projections: str, rules: Callable[[Iterable[Row]], tuple[Rule, ...]]) -> Naming:
@@ -52,7 +72,7 @@ def _naming(name: str, projections: str, rules: Callable[[Iterable[Row]], tuple[
         canonical=_name,
         backbone=("ernie_m.",),
         implies=_width,
-        rewrite=as_it_is,
+        rewrite=_as_ernie,
         config_keys=(),
     )
 
