@@ -18,6 +18,7 @@ import safetensors
 from absl.app import UsageError
 
 from conversion.lazy import Array, LazyTensor, Tensors
+from ground.documents import parse_json
 
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _WHOLE = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
@@ -36,7 +37,7 @@ def open_safetensors(path: Path) -> dict[str, Array]:
         names = list(file.keys())
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
+        header = parse_json(stream.read(length), dict[str, Any], where=str(path), what="a header")
     for name in names:
         described = header[name]
         kind = _TYPES.get(described["dtype"])

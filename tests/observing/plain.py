@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from conversion.lazy import LazyTensor
+
 _SCALARS = (bool, int, float, str, types.NoneType)
 
 
@@ -28,6 +30,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, LazyTensor):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)} {digest(np.ascontiguousarray(value).tobytes())}"
     if isinstance(value, Path):
