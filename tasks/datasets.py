@@ -1,11 +1,10 @@
-"""The rows of datasets.toml and the files they name: labelled examples from TAB separated text or JSON lines."""
+"""The rows of datasets.toml, the files that they name, and the labelled texts that these hold."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
@@ -13,16 +12,11 @@ from typing import Annotated, NotRequired, TypedDict
 from absl.app import UsageError
 from msgspec import Meta
 
-from data.corpus.compression import open_text
-from data.corpus.encodings import find_encoding
-from data.corpus.look import look
-from ground.documents import SURROGATE, check_shape, json_line, read_toml
+from ground.documents import check_shape, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
+from tasks.readers import READERS, find_reader
 from tasks.text_scores import UNITS
-
-# No example is as long: what a model reads is a thousandth of it.
-MAX_LINE_BYTES = 1 << 20
 
 
 class _RowShape(TypedDict):
@@ -30,6 +24,7 @@ class _RowShape(TypedDict):
     metric: str
     files: dict[str, Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]]
     kind: NotRequired[str]
+    format: NotRequired[str]
     labels: NotRequired[list[str]]
     label_names: NotRequired[dict[str, str]]
     ignored_labels: NotRequired[list[str]]
@@ -50,9 +45,6 @@ HEADER_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-_ANSWERS = ("label", "target")  # columns that a test file may lack
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """One labelled text or pair of texts; `label` is None where the file does not tell (a test file)."""
@@ -71,6 +63,7 @@ class DatasetRow:
     metric: str
     files: Mapping[str, tuple[str, ...]]
     kind: str = "classification"
+    format: str = "lines"
     labels: tuple[str, ...] = ()
     label_names: Mapping[str, str] = field(default_factory=dict)
     ignored_labels: tuple[str, ...] = ()
@@ -131,6 +124,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
         ("column", row.columns, (*kind.columns, "-")),
         ("column of names", row.names, kind.columns),
         ("metric", [row.metric], kind.metrics),
+        ("format", [row.format], READERS),
         ("unit", [row.units], UNITS),
     ):
         for word in words:
@@ -194,8 +188,7 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
         UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
     """
     examples = []
-    for line_number, record in read_records(row, path):
-        where = f"{path}:{line_number}"
+    for where, record in find_reader(row.format).records(row, path):
         label = record.get("label")
         if label is not None:
             label = row.label_names.get(label, label)
@@ -213,104 +206,3 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
     if not examples:
         raise UsageError(f"{path} holds no example: expected a line for each, with {', '.join(row.columns)}")
     return examples
-
-
-def read_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of every line and its columns by name; raises `UsageError` for a malformed line."""
-    return _json_records(row, path) if path.suffix in (".json", ".jsonl") else _tab_records(row, path)
-
-
-def read_lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty with their numbers; compressed files are decompressed.
-
-    Raises:
-        UsageError: the file is no text in the row's encoding, or a line is too long or holds a NUL; the line is named.
-    """
-    encoding = find_encoding(row.encoding)
-    if wrong := look(path, encoding):
-        raise UsageError(f"{path} is not {encoding.upper()} text: {wrong}")
-    # Split on LF only: str.splitlines would cut at U+2028 and friends, which occur inside real questions.
-    with open_text(path, encoding) as stream:
-        for number, raw in enumerate(iter(functools.partial(stream.readline, MAX_LINE_BYTES), b""), start=1):
-            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                raise UsageError(f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes; expected an example a line")
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"{path}:{number} is not {encoding.upper()} text (byte {error.start} of the line); mend it, or "
-                    "give --encoding"
-                ) from None
-            if "\0" in line:
-                raise UsageError(f"{path}:{number}: a NUL character; expected text, with a TAB between columns")
-            if line:
-                yield number, line
-
-
-def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    header_names = row.header_names
-    for line_number, line in read_lines(row, path):
-        where = f"{path}:{line_number}"
-        try:
-            fields = json_line(line)
-        except ValueError as error:
-            raise UsageError(f"{where}: not a JSON object ({error})") from None
-        if not isinstance(fields, dict):
-            raise UsageError(f"{where}: not a JSON object but {type(fields).__name__}")
-        record = {}
-        for column, names in header_names.items():
-            name = next((name for name in names if name in fields), None)
-            value = None if name is None else fields[name]
-            if value is None:  # null is an absent value, not the word None
-                continue
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
-            record[column] = value if isinstance(value, str) else _as_text(value, where)
-            if half := SURROGATE.search(record[column]):
-                raise UsageError(
-                    f"{where}: {name} has \\u{ord(half[0]):04x}, half of a character; expected text, write both halves"
-                )
-        yield line_number, record
-
-
-def _as_text(value: float, where: str) -> str:
-    try:
-        return str(value)
-    except ValueError:  # thousands of digits
-        raise UsageError(f"{where}: a number has thousands of digits; expected text") from None
-
-
-def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    columns: tuple[str, ...] = row.columns
-    unlabelled = tuple(column for column in columns if column not in _ANSWERS)
-    for order, (line_number, line) in enumerate(read_lines(row, path)):
-        cells = line.split("\t")
-        if order == 0 and (header := _header(row, cells)):
-            if twice := [name for name, times in Counter(header).items() if times > 1 and name != "-"]:
-                raise UsageError(f"{path}:{line_number}: the header names {twice[0]} twice; name one of them otherwise")
-            columns = unlabelled = header
-            continue
-        names = columns if len(cells) == len(columns) else unlabelled
-        if len(cells) != len(names):
-            raise UsageError(
-                f"{path}:{line_number}: got {len(cells)} TAB separated columns, expected {', '.join(columns)}"
-            )
-        yield line_number, {name: cell for name, cell in zip(names, cells, strict=True) if name != "-"}
-
-
-def _header(row: DatasetRow, cells: Sequence[str]) -> tuple[str, ...] | None:
-    """The columns in the order of a header line, or None where the line is an example."""
-    found = [cell.strip().lower() for cell in cells]
-    # Of several names of one column in a line the first is the column, as in a JSON object.
-    chosen = {
-        name: column for column, names in row.header_names.items() for name in [n for n in names if n in found][:1]
-    }
-    named = tuple(chosen.get(cell, "-") for cell in found)
-    if set(named) >= set(row.columns) - {*_ANSWERS, "-"}:
-        return named
-    if len(cells) == len(row.columns) and "label" in row.columns:
-        label = cells[row.columns.index("label")]
-        # A header in words of its own: by position, and only where the cell cannot be a mistyped label.
-        if row.label_names.get(label, label) not in (*row.labels, *row.ignored_labels) and "label" in label.lower():
-            return row.columns
-    return None

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from data.source_target import SourceTargetDataset, encode_sources_targets
-from tasks.datasets import DatasetRow, read_lines, read_records
+from tasks.datasets import DatasetRow
 from tasks.kinds import HeadOptions, Prediction, Scores
+from tasks.readers import find_reader
+from tasks.readers.lines import read_lines
 from tasks.text_scores import TEXT_METRICS, text_scores
 
 if TYPE_CHECKING:
@@ -79,8 +81,8 @@ def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[SourceTarget
             unequal length, or no example at all; file and line are named.
     """
     examples = []
-    for number, record in _two_files(row, path, need_labels) if path.suffix == SOURCE else read_records(row, path):
-        where = f"{path}:{number}"
+    one_file = find_reader(row.format).records
+    for where, record in _two_files(row, path, need_labels) if path.suffix == SOURCE else one_file(row, path):
         text_a, text_b, target = (record.get(column) for column in ("text_a", "text_b", "target"))
         if row.separator and text_a is not None:
             text_a, found, text_b = text_a.partition(row.separator)
@@ -97,14 +99,14 @@ def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[SourceTarget
     return examples
 
 
-def _two_files(row: DatasetRow, path: Path, need_labels: bool) -> Iterator[tuple[int, dict[str, str]]]:
+def _two_files(row: DatasetRow, path: Path, need_labels: bool) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the lines of NAME.source with those of NAME.target beside it."""
     other = path.with_suffix(TARGET)
     sources = list(read_lines(row, path))
     if not other.is_file():
         if need_labels:
             raise UsageError(f"{path} has no {other.name} beside it; training and evaluation need the targets")
-        yield from ((number, {"text_a": line}) for number, line in sources)
+        yield from ((f"{path}:{number}", {"text_a": line}) for number, line in sources)
         return
     targets = list(read_lines(row, other))
     if [number for number, _ in sources] != [number for number, _ in targets]:
@@ -113,7 +115,7 @@ def _two_files(row: DatasetRow, path: Path, need_labels: bool) -> Iterator[tuple
             "line; give one target a source"
         )
     for (number, line), (_, target) in zip(sources, targets, strict=True):
-        yield number, {"text_a": line, "target": target}
+        yield f"{path}:{number}", {"text_a": line, "target": target}
 
 
 def dataset(
