@@ -15,6 +15,7 @@ from absl.app import UsageError
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 from ground.files import write_atomically
+from ground.words import one_line
 
 if TYPE_CHECKING:
     from conversion.readers import Checkpoint
@@ -146,7 +147,7 @@ def account(options: Options, checkpoint: Checkpoint) -> None:
     print(f"{checkpoint.path}: read as {checkpoint.source_format}")
     report = check_fits(checkpoint, options.allow_missing, options.allow_unexpected)
     for line in report.lines(checkpoint):
-        print(line)
+        print(one_line(line))
     print(f"not told by the weights: {untold(checkpoint)}")
 
 
@@ -249,7 +250,7 @@ def print_names(checkpoint: Checkpoint) -> None:
     print(f"{len(checkpoint.tensors)} tensors, {total:,} parameters, read as {checkpoint.source_format}")
     for what, names in (("skipped", checkpoint.skipped), ("without a place", checkpoint.unplaced)):
         if names:
-            print(f"{what}: {', '.join(names)}")
+            print(one_line(f"{what}: {', '.join(names)}"))
 
 
 def prove(checkpoint: Checkpoint, written: Written | None, place: str) -> int:

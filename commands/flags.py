@@ -38,7 +38,7 @@ from ground.bounds import BOUNDS, FINITE
 from ground.documents import SURROGATE, read_json
 from ground.files import write_atomically
 from ground.outputs import note_read
-from ground.words import nearest
+from ground.words import nearest, one_line
 
 Options = TypeVar("Options")
 
@@ -469,8 +469,8 @@ def _forget_stdout() -> None:
 
 
 def _fail(program: str, message: str, code: int) -> NoReturn:
-    # A file name may hold bytes that are no text.
-    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    # A file name may hold bytes that are no text, and a damaged checkpoint's names what controls a terminal.
+    line = one_line(message)
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     print(f"{program}: {line}", file=sys.stderr)

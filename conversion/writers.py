@@ -176,7 +176,7 @@ def write_ours(
 ) -> Written:
     """Write model.safetensors and state.json as `training/checkpoints.py` reads them: a `best/` folder at step 0."""
     vocabulary = _vocabulary(vocab_files, config, _ANY_VOCABULARY, do_lower_case=None)
-    parts = in_parts({name: value.nbytes for name, value in tensors.items()}, part_bytes)
+    parts = in_parts({name: tensors[name].nbytes for name in sorted(tensors)}, part_bytes)
     with writing_directory(directory) as folder:
         files = {}
         for number, names in enumerate(parts, 1):
@@ -248,7 +248,8 @@ def _named(naming: Naming, config: Config, tensors: Tensors) -> dict[str, Array]
     named, lost = Translation(naming, config.inner_group_num).exported(tensors)
     if lost:
         raise UsageError(f"{naming.name} has no place for {lost[0]}")
-    return named
+    # In the order of names, so that the same weights are the same files wherever they come from.
+    return dict(sorted(named.items()))
 
 
 def _transformers_config(naming: Naming, config: Config, tensors: Tensors, labels: Sequence[str]) -> dict[str, Any]:

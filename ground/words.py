@@ -1,4 +1,4 @@
-"""Words for messages: the known word that a misspelt one is nearest to, and a few of many names."""
+"""Words for messages: the known word that a misspelt one is nearest to, a few of many names, one line of any text."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def few_names(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(names[:_SHOWN_NAMES]) or "nothing"
     return shown + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")
+
+
+def one_line(text: str) -> str:
+    """Return `text` as one line in which what no terminal shows, such as a control character, is written in escapes."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)

@@ -94,7 +94,8 @@ def _load(path: Path) -> Any:
 
     # torch raises OSError for a damaged file too; opening it first keeps a missing permission from reading as damage.
     path.open("rb").close()
-    damages = (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, OSError, LookupError)
+    # Of the older form PyTorch asserts that every storage which is named is there.
+    damages = (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, OSError, LookupError, AssertionError)
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_inert_classes()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -137,6 +137,7 @@ def raising(error):
         (lambda options: None, 0, ""),
         (lambda options: 7, 7, ""),
         (raising(UsageError("two\nlines")), 2, "two lines"),
+        (raising(UsageError("bell\a \x1b[31m \udcff \u202e 甲\u3000é")), 2, r"bell\x07 \x1b[31m \udcff \u202e 甲 é"),
         (raising(UsageError(f"a{'x' * 9999}b")), 2, f"a{'x' * 999} ... {'x' * 999}b"),
         (
             raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "x.txt")),

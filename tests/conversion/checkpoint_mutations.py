@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ from tests.conversion.archive_mutations import mutate
 from tests.conversion.conversion_cases import CONFIGS, random_tensors
 
 _CHUNK = 500
+WRONG = "wrong"
 _SECONDS, _MEMORY_BYTES = 30, 6 * 2**30
 _RAN = Path(tempfile.gettempdir()) / "checkpoint-mutations-ran"
 
@@ -153,9 +155,7 @@ def judge(folder: Path) -> str:
         is_lowered(checkpoint)
         labels_of(checkpoint)
     except UsageError as error:
-        line = " ".join(str(error).split())
-        assert line.isprintable(), f"not printable: {line!r}"
-        assert "Traceback" not in line
+        assert "Traceback" not in str(error)
         return "refused"
     finally:
         assert not _RAN.exists(), "code of a file ran"
@@ -177,7 +177,10 @@ def _bounded() -> Iterator[None]:
 
 
 def run(cases: range, seed: int) -> Counter[str]:
-    """Try the changes of these numbers, which the seed decides; return how many were refused and taken, by form."""
+    """Try the changes of these numbers, which the seed decides; return how many were refused and taken, by form.
+
+    What is neither is counted as `WRONG`, with a traceback on standard error.
+    """
     outcomes: Counter[str] = Counter()
     base = Path(tempfile.mkdtemp(prefix="checkpoints-"))
     try:
@@ -195,9 +198,9 @@ def run(cases: range, seed: int) -> Counter[str]:
             try:
                 with _bounded():
                     outcomes[f"{name}: {judge(folder)}"] += 1
-            except Exception as error:
-                error.add_note(f"checkpoint_mutations: {name}, seed {seed}, case {case}: {done}")
-                raise
+            except Exception:
+                print(f"{name}, seed {seed}, case {case}: {done}\n{traceback.format_exc(limit=-4)}", file=sys.stderr)
+                outcomes[WRONG] += 1
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(base, ignore_errors=True)
@@ -213,7 +216,8 @@ def _chunk(first: int, arguments: argparse.Namespace) -> tuple[Counter[str], str
         [*command, f"--seed={arguments.seed}"], capture_output=True, text=True, check=False, env=environment
     )
     outcomes = Counter({name: int(n) for name, _, n in (line.rpartition("\t") for line in done.stdout.splitlines())})
-    failure = f"cases {first} to {last}: exit {done.returncode}\n{done.stderr[-1500:]}" if done.returncode else ""
+    wrong = done.returncode or outcomes[WRONG]
+    failure = f"cases {first} to {last}: exit {done.returncode}\n{done.stderr[-6000:]}" if wrong else ""
     return outcomes, failure
 
 

@@ -81,12 +81,12 @@ CONFIGS = {
 
 
 @functools.cache
-def shapes(name: str, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
+def shapes(graph: str | Config, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
     """Shapes of the pretraining model, or with `num_labels` of the classifier."""
     from modeling import LanguageModel, variable_shapes
     from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
 
-    config = CONFIGS[name]
+    config = graph if isinstance(graph, Config) else CONFIGS[graph]
     heads: list[Any] = [MaskedLMHead, *([partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else [])]
     if num_labels:
         heads = [partial(ClassifierHead, num_labels=num_labels, dropout=0.0)]
@@ -95,12 +95,14 @@ def shapes(name: str, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str
     return variable_shapes(lambda: LanguageModel(config, heads))
 
 
-def random_tensors(name: str, *, num_pair_labels: int = 2, num_labels: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(
+    graph: str | Config, *, num_pair_labels: int = 2, num_labels: int = 0, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Every tensor of the pretraining model (or of the classifier, with `num_labels`), none of them symmetric."""
     generator = np.random.default_rng(seed)
     return {
         key: generator.normal(1.0 if key.endswith("gamma") else 0.0, 0.3, shape).astype(np.float32)
-        for key, shape in shapes(name, num_pair_labels, num_labels).items()
+        for key, shape in shapes(graph, num_pair_labels, num_labels).items()
     }
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import checkpoint_mutations
 import numpy as np
 import pytest
 import torch
@@ -124,3 +125,10 @@ def test_a_binary_file_called_checkpoint(content: bytes, tmp_path: Path):
     assert one_line(tmp_path) == ""
     save_tf1(tmp_path / "other", {"x": np.zeros(2, np.float32)})
     assert "several checkpoints" in one_line(tmp_path)
+
+
+def test_no_change_of_a_file_does_anything_but_be_refused_or_read():
+    """Ten thousand of these changes are tried by `python -m tests.conversion.checkpoint_mutations`."""
+    outcomes = checkpoint_mutations.run(range(60), seed=0)
+    assert outcomes.total() == 60
+    assert not outcomes[checkpoint_mutations.WRONG]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ground.words import one_line
 from tests.hostile.case import CASE, Case
 from tests.hostile.oracle import CLEAN, FAULTS, Verdict, judge, judge_killed, last_line
 from tests.hostile.sandbox import Limits, Observation, adopt_orphans, call_verb, kill_at, observe
@@ -219,7 +220,7 @@ def attempt(case: Case, seeds: Path, folder: Path, limits: Limits) -> tuple[Obse
             (logs / log).unlink()
     seen = observe(lambda: call_verb(case.verb, arguments, trains=case.trains), inside, logs, limits)
     # As they are printed: some bytes are no text.
-    names = tuple(name.replace(CASE, str(inside)).encode(errors="backslashreplace").decode() for name in case.names)
+    names = tuple(one_line(name.replace(CASE, str(inside))) for name in case.names)
     return seen, judge(dataclasses.replace(case, names=names), seen)
 
 
