@@ -18,6 +18,7 @@ from modeling.sharing import shared_bricks
 
 _EMBEDDINGS = "backbone/embeddings"
 _ROBERTA_OFFSET = 2  # rows of the position table before the first token's: one past its padding id
+_ORIGINAL_EPS = 1e-12  # a constant of all three TF 1 codes; their JSON does not have it
 _PROJECTION_BIAS = f"{_EMBEDDINGS}/projection/bias"
 _BRICK = re.compile(r"backbone/encoder/(attention|feed_forward)_(\d+)/(.*)")
 
@@ -109,13 +110,16 @@ def as_original(
     """Return the model for the TF 1 code of its own family, which does not pad the vocabulary.
 
     Raises `UsageError` for what that code cannot compute: exact GELU, a final LayerNorm, shifted positions, no token
-    types, and the `refusals` of the family (reason -> whether it holds).
+    types, another epsilon of LayerNorm than its constant, and the `refusals` of the family (reason -> whether it
+    holds).
     """
     reasons = {
         "it has only the tanh form of GELU": config.hidden_act == "gelu_erf",
         "it has no final LayerNorm": config.final_layer_norm,
         "it has no offset of positions": config.position_offset != 0,
         "it always has token types": config.type_vocab_size == 0,
+        f"it adds {_ORIGINAL_EPS:g} in a LayerNorm, not {config.layer_norm_eps:g}": config.layer_norm_eps
+        != _ORIGINAL_EPS,
         **refusals(config),
     }
     for reason, holds in reasons.items():

@@ -209,11 +209,17 @@ def _transformers_naming(model_type: str, config: Config, tensors: Tensors) -> N
 
 
 def _tf1_naming(config: Config) -> Naming:
-    """Return the naming of the family's own TF 1 code that says the same as the config."""
-    return next(
-        naming
-        for naming in namings.NAMINGS
-        if naming.container == "tf1" and naming.family == config.family and naming.writes(config)
+    """Return the naming of the family's own TF 1 code that says the same as the config.
+
+    Raises `UsageError` for a family that never had such code.
+    """
+    codes = [naming for naming in namings.NAMINGS if naming.container == "tf1"]
+    for naming in codes:
+        if naming.family == config.family and naming.writes(config):
+            return naming
+    raise UsageError(
+        f"--format=tf1 writes models of {', '.join(sorted({naming.family for naming in codes}))}; the family "
+        f"{config.family} has no TF 1 code: use --format=transformers"
     )
 
 

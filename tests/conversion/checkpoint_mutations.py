@@ -154,8 +154,7 @@ def judge(folder: Path) -> str:
         find_vocabulary(checkpoint, None)
         is_lowered(checkpoint)
         labels_of(checkpoint)
-    except UsageError as error:
-        assert "Traceback" not in str(error)
+    except UsageError:
         return "refused"
     finally:
         assert not _RAN.exists(), "code of a file ran"

@@ -52,6 +52,7 @@ CONFIGS = {
     "google_unshared_ffn": dataclasses.replace(_GOOGLE, sharing="attention"),
     "google_wide": dataclasses.replace(_GOOGLE, embedding_size=8, hidden_act="relu"),
     "google_fast": dataclasses.replace(_GOOGLE, hidden_size=16, intermediate_size=32, ffn_groups=16),
+    "google_eps": dataclasses.replace(_GOOGLE, layer_norm_eps=1e-6),
     "zh_all": _ZH,
     "zh_attention": dataclasses.replace(_ZH, sharing="attention"),
     "zh_ffn": dataclasses.replace(_ZH, sharing="ffn"),

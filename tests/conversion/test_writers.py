@@ -144,6 +144,8 @@ def test_vocabulary_of_another_size_is_refused(tmp_path: Path):
         ("bert_shared", "BERT shares no layers"),
         ("google_unshared_ffn", "Google's ALBERT shares all of a layer"),
         ("padded", "no offset of positions"),
+        ("google_eps", "adds 1e-12 in a LayerNorm, not 1e-06"),
+        ("palm", "writes models of albert, albert_zh, bert; the family palm has no TF 1 code"),
     ],
 )
 def test_what_the_original_code_cannot_compute_is_refused(graph: str, message: str, tmp_path: Path):
