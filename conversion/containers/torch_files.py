@@ -97,7 +97,7 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_inert_classes()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # On damaged bytes PyTorch's unpickler raises whatever its parts raise: struct.error, AssertionError, RecursionError.
+    # On damaged bytes PyTorch's unpickler raises whatever its parts do: struct.error, AssertionError, RecursionError.
     except Exception as error:
         reason = f"is not a PyTorch state dict: {str(error).partition(chr(10))[0][:200]}"
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
