@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
-from tests.hostile import contents, documents, flags, tensors
+from tests.hostile import archives, contents, documents, flags, tensors
 from tests.hostile.case import Case, change
 from tests.hostile.seeds import BASES
 
@@ -62,6 +62,8 @@ CLASSES: Mapping[str, tuple[int, Make]] = {
     "safetensors header": (2, tensors.safetensors_header),
     "torch file": (2, tensors.torch_file),
     "tf1": (2, tensors.tf1),
+    "archive": (3, archives.archive),
+    "address": (1, archives.address),
     "run folder": (3, tensors.run_folder),
 }
 _ROUND = [name for name, (weight, _) in CLASSES.items() for _ in range(weight)]

@@ -172,6 +172,8 @@ BASES: Mapping[str, Base] = {
         _convert("convert_from_transformers", "in/transformers"),
         _convert("convert_from_file", "in/shared/model.safetensors", config_file=CONFIG, vocab_file=VOCABULARY),
         _convert("convert_from_bin", "in/torch", vocab_file=VOCABULARY),
+        _convert("convert_from_archive", "in/shared.tar.gz", vocab_file=VOCABULARY),
+        _convert("convert_from_zip", "in/shared.zip", vocab_file=VOCABULARY),
         _convert("convert_run", "in/tuned"),
         # It writes nothing, whatever --output says.
         dataclasses.replace(_convert("list", "in/transformers", list="true"), writes=()),
@@ -248,6 +250,8 @@ def _checkpoints(inside: Path) -> None:
         shutil.copytree(inside / "torch", inside / "transformers")
     (inside / "transformers/pytorch_model.bin").unlink()
     (inside / "torch/model.safetensors").unlink()
+    for kind in ("gztar", "zip"):
+        shutil.make_archive(str(inside / "shared"), kind, inside, "shared")
 
 
 def _packed(folder: Path) -> None:
