@@ -12,21 +12,21 @@ import contextlib
 import importlib.util
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import ROOT, Contender, answer_turns, contender, environment, flags_of, installed
 from commands.flags import UsageError, flag, run
 from ground.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
+MODULE = "benchmarks.generation"
 SHAPES: dict[str, dict[str, Any]] = {
     "base": {"vocab_size": 21128, "hidden_size": 768, "intermediate_size": 3072, "layers": 12, "heads": 12},
     "small": {"vocab_size": 21128, "hidden_size": 256, "intermediate_size": 1024, "layers": 4, "heads": 4},
@@ -69,13 +69,13 @@ def main(options: Options) -> int:
     if options.measure:
         measure(options)
         return 0
-    contenders = installed(options.contenders)
+    contenders = installed(packages(options.contenders))
     rows, table = list[dict[str, Any]](), ""
     for shape in options.shapes:
         with tempfile.TemporaryDirectory() as folder:
             whole = replace(options, shapes=(shape,), folder=folder)
-            command = [sys.executable, "-m", "benchmarks.generation", *flags_of(replace(whole, measure="prepare"))]
-            subprocess.run(command, cwd=ROOT, env=environment("tensorflow", whole), check=True)
+            command = [sys.executable, "-m", MODULE, *flags_of(whole, measure="prepare")]
+            subprocess.run(command, cwd=ROOT, env=environment("tensorflow", threads_of(whole)), check=True)
             for way in options.ways:
                 for size in options.batch_sizes:
                     case = replace(whole, ways=(way,), batch_sizes=(size,))
@@ -102,19 +102,6 @@ def check(options: Options) -> None:
                 raise UsageError(f"--{name}={value} is unknown: expected some of {', '.join(known)}")
 
 
-def installed(contenders: Sequence[str]) -> list[str]:
-    """Return those that can run here; print which cannot."""
-    left = []
-    for contender in contenders:
-        needed = {"transformers": "transformers", "ctranslate2": "ctranslate2"}
-        package = needed.get(contender.split("_")[0], contender)
-        if importlib.util.find_spec(package) is None:
-            print(f"{contender} is left out: {package} not installed")
-        elif not contender.startswith("ctranslate2") or importlib.util.find_spec("transformers"):
-            left.append(contender)
-    return left
-
-
 def threads_of(options: Options) -> int:
     """Return the threads of each contender."""
     return options.threads or len(os.sched_getaffinity(0))
@@ -125,90 +112,29 @@ def options_of(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options.__dataclass_fields__}
 
 
-def flags_of(options: Options) -> list[str]:
-    """The options as flags of a process."""
-    given = {name: value for name, value in options_of(options).items() if value not in (None, (), "")}
-    return [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in given.items()
-    ]
+def packages(contenders: Sequence[str]) -> dict[str, str]:
+    """Return the package that each contender needs."""
+    needed = {"transformers": "transformers", "ctranslate2": "ctranslate2"}
+    return {each: needed.get(each.split("_")[0], each) for each in contenders}
 
 
-def environment(contender: str, options: Options) -> dict[str, str]:
-    """The environment of a contender: its backend of Keras, and its threads."""
-    threads = str(threads_of(options))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-    given = dict.fromkeys(names, threads) | {"TF_NUM_INTEROP_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    backend = contender if contender in OURS else "tensorflow"
-    if contender == "jax" and "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", "") and threads == "1":
-        given["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    return {**os.environ, **given, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+def backend_of(contender: str) -> str:
+    """Return the backend of Keras of a contender's process."""
+    return contender if contender in OURS else "tensorflow"
 
 
 # -- the contenders, seen from the one that compares -------------------------------------------------------------------
 
 
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, process: subprocess.Popen[str], errors: Any, name: str) -> None:
-        self.process, self.errors, self.name = process, errors, name
-        self.seconds: list[float] = []
-        self.processor_seconds: list[float] = []
-        self.first: list[float] = []
-        self.known: dict[str, Any] = self._answer()
-
-    def take_turn(self) -> None:
-        """Measures a whole text and a first token once more."""
-        if "error" not in self.known:
-            answer = self.ask("turn")
-            self.seconds.append(answer.get("seconds", float("inf")))
-            self.processor_seconds.append(answer.get("processor_seconds", float("inf")))
-            self.first.append(answer.get("first", float("inf")))
-
-    def ask(self, what: str) -> dict[str, Any]:
-        """Return the answer to one line."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{what}\n")  # pyright: ignore[reportOptionalMemberAccess]
-            self.process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
-        while line and not line.startswith("{"):
-            line = self.process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
-        if line:
-            return json.loads(line)
-        self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines() or [f"ended with {self.process.wait()}"]
-        print(f"{self.name} failed: {lines[-1]}")
-        self.known = {"error": lines[-1][:200]}
-        return self.known
-
-
-@contextlib.contextmanager
-def worker(case: Options, contender: str) -> Iterator[Worker]:
-    """Starts this file once more for one contender."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.generation", *flags_of(replace(case, measure=contender))],
-            cwd=ROOT,
-            env=environment(contender, case),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        try:
-            yield Worker(process, errors, contender)
-        finally:
-            process.kill()
-            process.communicate()
-
-
 def side_by_side(case: Options, contenders: Sequence[str]) -> list[dict[str, Any]]:
     """Measures every contender in turns; those whose tokens are not transformers' have no time."""
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(worker(case, contender)) for contender in contenders]
+        workers = [
+            stack.enter_context(
+                contender(name, MODULE, flags_of(case, measure=name), environment(backend_of(name), threads_of(case)))
+            )
+            for name in contenders
+        ]
         texts = {each.name: each.known.pop("tokens", None) for each in workers}
         expected = next((texts[name] for name in PEERS if texts.get(name)), None)
         if case.ways[0] != "sampling":
@@ -222,17 +148,18 @@ def side_by_side(case: Options, contenders: Sequence[str]) -> list[dict[str, Any
         return [row_of(each, case) for each in workers]
 
 
-def row_of(worker: Worker, case: Options) -> dict[str, Any]:
+def row_of(worker: Contender, case: Options) -> dict[str, Any]:
     """The result of a contender."""
     row = {"shape": case.shapes[0], "way": case.ways[0], "batch_size": case.batch_sizes[0], "contender": worker.name}
     row |= worker.known
-    if worker.seconds and "error" not in row:
+    if worker.answers and "error" not in row:
         tokens = case.batch_sizes[0] * case.target_length
-        row["seconds"] = statistics.median(worker.seconds)
+        took = {name: [answer[name] for answer in worker.answers] for name in worker.answers[0]}
+        row["seconds"] = statistics.median(took["seconds"])
         row["tokens_per_second"] = tokens / row["seconds"]
-        row["best_tokens_per_second"] = tokens / min(worker.seconds)
-        row["processor_seconds"] = statistics.median(worker.processor_seconds)
-        row["first_token_seconds"] = statistics.median(worker.first)
+        row["best_tokens_per_second"] = tokens / min(took["seconds"])
+        row["processor_seconds"] = statistics.median(took["processor_seconds"])
+        row["first_token_seconds"] = statistics.median(took["first"])
         row |= worker.ask("memory")
     return row
 
@@ -257,18 +184,16 @@ def measure(options: Options) -> None:
     once = time.perf_counter() - begin
     generate(1)
     assert all(len(text) == options.target_length for text in tokens), [len(text) for text in tokens]
-    print(json.dumps({"tokens": tokens, "first_call_seconds": once}), flush=True)
-    for line in sys.stdin:
-        if line.strip() == "memory":
-            # ru_maxrss counts kilobytes.
-            print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
-            continue
+
+    def turn() -> dict[str, float]:
         begin, processor = time.perf_counter(), time.process_time()
         generate(options.target_length)
-        answer = {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - processor}
+        took = {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - processor}
         begin = time.perf_counter()
         generate(1)
-        print(json.dumps(answer | {"first": time.perf_counter() - begin}), flush=True)
+        return {**took, "first": time.perf_counter() - begin}
+
+    answer_turns({"tokens": tokens, "first_call_seconds": once}, {"turn": turn})
 
 
 def our_model(shape: str) -> Any:

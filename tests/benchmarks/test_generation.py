@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from absl.app import UsageError
 
-from benchmarks.generation import Options, as_markdown, check, environment, flags_of
+from benchmarks.contenders import environment, flags_of
+from benchmarks.generation import Options, as_markdown, check
 
 
 def test_unknown_names_are_refused():
@@ -16,7 +17,7 @@ def test_unknown_names_are_refused():
 def test_a_contender_gets_its_case_and_its_threads():
     options = Options(ways=("beam5",), batch_sizes=(16,), threads=3, measure="jax", folder="here")
     assert {"--ways=beam5", "--batch_sizes=16", "--measure=jax", "--folder=here"} <= set(flags_of(options))
-    given = environment("jax", options)
+    given = environment("jax", 3)
     assert (given["KERAS_BACKEND"], given["OMP_NUM_THREADS"], given["TF_NUM_INTRAOP_THREADS"]) == ("jax", "3", "3")
 
 
