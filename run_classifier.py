@@ -40,7 +40,7 @@ def main(options: Options) -> None:
     check_techniques(options)
     session = Session.check(options, fine_tuning.FILES)
     row, files = fine_tuning.find_task(session, options, Classification.verb)
-    fine_tuning.run_seeds(session, options, row, files, Classification())
+    fine_tuning.run_seeds(session, options, row, files, lambda own: Classification())
 
 
 class Classification:

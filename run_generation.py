@@ -90,10 +90,10 @@ def main(options: Options) -> None:
     if options.do_interactive and options.seeds:
         raise UsageError("--do_interactive answers with one model, --seeds trains several: leave one of both out")
     check_needs(options, NEEDS)
-    course = Generation(chosen(options))
+    chosen(options)  # refuses what does not go together before anything slow begins
     session = Session.check(options, fine_tuning.FILES)
     row, files = fine_tuning.find_task(session, options, Generation.verb)
-    fine_tuning.run_seeds(session, options, row, files, course)
+    fine_tuning.run_seeds(session, options, row, files, lambda own: Generation(chosen(own)))
 
 
 def chosen(options: Options) -> Preset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -164,11 +164,18 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
 
 
 def run_seeds(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], course: Course
+    session: Session,
+    options: FineTuningOptions,
+    row: DatasetRow,
+    files: Mapping[str, Path],
+    course: Callable[[Any], Course],
 ) -> None:
-    """Run once, or once a seed of --seeds, and report mean and deviation."""
+    """Run once, or once a seed of --seeds, and report mean and deviation; `course` makes that of a run's options.
+
+    A course keeps what belongs to one model, such as its compiled search: every seed has one of its own.
+    """
     if not options.seeds:
-        fine_tune(session, options, row, files, course)
+        fine_tune(session, options, row, files, course(options))
         return
     with session.entered_for_seeds(reads(options, files)):
         scores = []
@@ -177,7 +184,7 @@ def run_seeds(
             folder = str(Path(options.output_dir) / f"seed_{seed}")
             session.say(f"seed {seed} -> {folder}")
             own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
-            scores.append(fine_tune(session.with_options(own), own, row, files, course))
+            scores.append(fine_tune(session.with_options(own), own, row, files, course(own)))
         report_seeds(session, options, scores)
 
 

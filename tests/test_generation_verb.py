@@ -132,3 +132,16 @@ def test_a_model_without_a_decoder_and_a_row_of_generation_are_sent_where_they_b
     words = [f"--{name}={value}" for name, value in given.items()]
     with pytest.raises(UsageError, match=r"--task_name=dureader_qg is a row of generation: run run_generation\.py"):
         run_classifier.main(parse(run_classifier.Options, [*words, "--do_eval", f"--vocab_file={world / 'vocab.txt'}"]))
+
+
+@pytest.mark.slow
+def test_every_seed_answers_with_its_own_model(world: Path, tmp_path: Path):
+    flags = {"do_train": True, "do_eval": True, "num_train_steps": 3, "learning_rate": 1e-2, "do_sample": True}
+    run_generation.main(options(world, **flags, num_beams=1, seeds="1,2", output_dir=tmp_path / "both"))
+    run_generation.main(options(world, **flags, num_beams=1, seed=2, output_dir=tmp_path / "one"))
+    written = [
+        [json.loads(line)["generated"] for line in (folder / "dev_predictions.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "both/seed_1", tmp_path / "both/seed_2", tmp_path / "one")
+    ]
+    assert written[1] == written[2]
+    assert written[0] != written[1]
