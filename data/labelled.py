@@ -92,7 +92,7 @@ def assembled(
         template: where the special tokens go.
         sides: for each of the texts the ids that it is cut from, where it begins there in each row, and its length.
     """
-    splits = bounds_of(sum(lengths for _, _, lengths in sides) + template.num_specials(len(sides)))
+    splits = bounds_of(np.sum([lengths for _, _, lengths in sides], axis=0) + template.num_specials(len(sides)))
     ids, segments = np.empty(splits[-1], np.int32), np.empty(splits[-1], np.int32)
     begin = splits[:-1]
     before = template.first

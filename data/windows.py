@@ -141,10 +141,8 @@ def encode_windows(
     text_of = np.array([number_of.setdefault(text, len(number_of)) for text in texts], np.int64)
     encoding = tokenizer.encode_batch(list(number_of))
     lengths = np.diff(encoding.splits)[text_of]
-    asked = np.zeros(len(texts), np.int64)
-    if questions is not None:
-        encoded = tokenizer.encode_batch(questions)
-        asked = np.minimum(np.diff(encoded.splits), min(max_query_length, budget // 2))
+    encoded = tokenizer.encode_batch(questions if questions is not None else [""] * len(texts))
+    asked = np.minimum(np.diff(encoded.splits), min(max_query_length, budget // 2))
     example, first, count = cut(lengths, budget - asked, stride)
     parts = [(encoding.ids, encoding.splits[text_of[example]] + first, count)]
     offset = np.full(len(example), len(template.first), np.int64)
@@ -163,12 +161,14 @@ class WindowedDataset(ClassificationDataset):
     Attributes:
         windows: of the examples.
         token_labels: int32 [total]; -1 where a token has none.
-        further: by row, what else the kind's `answers` has to know.
+        further: by example, what else the kind's `answers` has to know.
+        notes: what is to be said of the encoded examples; empty for nothing.
     """
 
     windows: Windows = field(kw_only=True)
     token_labels: np.ndarray | None = None
     further: dict[str, Sequence[Any]] = field(default_factory=dict)
+    notes: str = ""
 
     def facts(self, row: int) -> dict[str, Any]:
         """Return what the kind's `answers` has to know of a row beside what the model predicted of it."""

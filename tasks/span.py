@@ -1,6 +1,6 @@
 """The first and the last token of an answer by a softmax over the tokens of a row each (BERT section 4.2).
 
-Differs from BERT's script in that padding is no place for an answer, so that no result depends on the length of a batch.
+Differs from BERT's script in that padding is no place for an answer: no result depends on the length of a batch.
 """
 
 from __future__ import annotations

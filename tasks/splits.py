@@ -65,11 +65,14 @@ class Splits:
 
     @property
     def sizes(self) -> str:
-        """The number of examples of every split, as text."""
+        """The number of examples of every split, and what is to be said of them, as text."""
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in self.examples.items())
         told = getattr(self.kind, "notes", lambda row, examples: "")
         notes = [(split, told(self.row, examples)) for split, examples in self.examples.items()]
-        return "; ".join([f"{sizes} examples of {self.row.name}", *(f"{split}: {note}" for split, note in notes if note)])
+        notes += [(split, getattr(dataset, "notes", "")) for split, dataset in self.datasets.items()]
+        return "; ".join(
+            [f"{sizes} examples of {self.row.name}", *(f"{split}: {note}" for split, note in notes if note)]
+        )
 
     def answers(self, engine: Predictor, split: str, batch_size: int) -> list[Any]:
         """Return the answer of the engine's present weights to every example of a split."""

@@ -77,7 +77,9 @@ class LabelledDataset(Protocol):
         """Return the number of each row in the order of `evaluation_batches`."""
         ...
 
-    # facts(row) -> Mapping: what `Kind.answers` has to know of a row beside its prediction; may be absent.
+    # May be absent:
+    # facts(row) -> Mapping: what `Kind.answers` has to know of a row beside its prediction.
+    # notes: what is to be said of the encoded examples.
 
 
 class Kind(Protocol):

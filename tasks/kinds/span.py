@@ -1,14 +1,15 @@
 """Answers that are cut from a text, the host half (BERT section 4.2 and 4.3): SQuAD 1.1 and 2.0, CMRC 2018, DRCD.
 
 A text that is longer than a row is read in windows with overlap. A window without the answer trains to [CLS]. Of all
-windows the pairs of a first and a last token with the highest sum of logits are the candidates; the text of an answer is
-cut from the context as it was given. Differs from BERT's script in that every window may give any of its tokens: there,
-a token is only answered by the window that has most text around it, which loses answers that no such window holds whole.
+windows the pairs of a first and a last token with the highest sum of logits are the candidates; the text of an answer
+is cut from the context as it was given. Differs from BERT's script in that every window may give any of its tokens:
+there, a token is only answered by the window with most text around it, which loses answers that this one cuts.
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 verb = "run_classifier"
 needs = ("scoring",)
-header_names: Mapping[str, tuple[str, ...]] = {
-    name: (name,) for name in ("id", "question", "context", "answers")
-}
+header_names: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("id", "question", "context", "answers")}
 columns = tuple(header_names)
 metrics = SPAN_METRICS
 new_heads = ("span/.*", "span_layer_norm/.*")
@@ -48,6 +47,7 @@ flags = (
 )
 suffix = ".json"
 UNKNOWN = -1
+MAX_ANSWER_TOKENS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,13 @@ def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Question]:
     An answer that is not where the file says is looked for: the place nearest to the one that is told, or the only one.
 
     Raises:
-        UsageError: the file is no file of questions, an empty question or context, a missing answer, an id that comes
-            twice; the place in the file is named.
+        UsageError: the file is no file of questions, an empty context, a missing answer, an id that comes twice; the
+            place in the file is named. A question may be empty, as one of CMRC 2018 is.
     """
     examples, seen = [], set()
     for where, record in find_reader(row.format).records(row, path):
-        for name in ("question", "context"):
-            if not record[name].strip():
-                raise UsageError(f"{where}: {name} is empty")
+        if not record["context"].strip():
+            raise UsageError(f"{where}: the context is empty; expected a text that holds the answer")
         if record["id"] in seen:
             raise UsageError(f"{where}: the id {record['id']!r} comes twice; answers are told apart by it")
         seen.add(record["id"])
@@ -172,10 +171,12 @@ def find_answer(context: str, text: str, start: int) -> int:
 
 
 def notes(row: DatasetRow, examples: Sequence[Question]) -> str:
-    """Return how many answers were not where the file says; empty for none."""
+    """Return how many questions are empty, and how many answers not where the file says; empty for none."""
     mended = sum(each.mended for each in examples)
     unknown = sum(bool(each.answers) and each.place is None for each in examples)
-    parts = [f"{mended:,} answers found at another place than is told"] if mended else []
+    empty = sum(not each.question.strip() for each in examples)
+    parts = [f"{empty:,} empty questions"] if empty else []
+    parts += [f"{mended:,} answers found at another place than is told"] if mended else []
     parts += [f"{unknown:,} questions whose answer has no known place, which train nothing"] if unknown else []
     return ", ".join(parts)
 
@@ -212,8 +213,29 @@ def dataset(
         stride=doc_stride,
         max_query_length=max_query_length,
     )
-    rows = replace(windows.rows, labels=_labels(windows, examples))
-    return WindowedDataset(rows, batch_size, max_seq_length, seed=seed, windows=windows)
+    labels = _labels(windows, examples)
+    longest = answering.get("max_answer_length", MAX_ANSWER_TOKENS)
+    return WindowedDataset(
+        replace(windows.rows, labels=labels),
+        batch_size,
+        max_seq_length,
+        seed=seed,
+        windows=windows,
+        notes=_out_of_reach(windows, examples, labels, longest),
+    )
+
+
+def _out_of_reach(windows: Windows, examples: Sequence[Question], labels: np.ndarray, longest: int) -> str:
+    """Return how many answers no window holds, or hold more tokens than an answer may have; empty for none."""
+    known = np.array([each.place is not None for each in examples])
+    held = np.zeros(len(examples), bool)
+    held[windows.example[labels[:, 0] > 0]] = True
+    long = np.zeros(len(examples), bool)
+    long[windows.example[labels[:, 1] - labels[:, 0] >= longest]] = True
+    split, long_ones = int((known & ~held).sum()), int(long.sum())
+    parts = [f"{split:,} answers that no window holds whole"] if split else []
+    parts += [f"{long_ones:,} answers longer than --max_answer_length={longest} tokens"] if long_ones else []
+    return ", ".join(parts)
 
 
 def _labels(windows: Windows, examples: Sequence[Question]) -> np.ndarray:
@@ -254,7 +276,7 @@ def answers(
     examples: Sequence[Question],
     *,
     n_best_size: int = 20,
-    max_answer_length: int = 30,
+    max_answer_length: int = MAX_ANSWER_TOKENS,
     null_score_diff_threshold: float = 0.0,
     version_2_with_negative: bool = False,
     **encoding: Any,
@@ -279,7 +301,11 @@ def _answer(
 ) -> Answered:
     candidates: dict[str, Candidate] = {}
     for candidate in sorted(
-        (each for prediction in rows for each in candidates_of(prediction, n_best_size, max_answer_length)),
+        (
+            _with_marks(context, each)
+            for prediction in rows
+            for each in candidates_of(prediction, n_best_size, max_answer_length)
+        ),
         key=lambda each: (-each.score, each.begin, each.end),
     ):
         candidates.setdefault(context[candidate.begin : candidate.end], candidate)
@@ -295,8 +321,16 @@ def _answer(
     return Answered(text, best, _n_best(candidates), difference)
 
 
+def _with_marks(context: str, found: Candidate) -> Candidate:
+    """Return the candidate with the combining marks behind it, which tokenizers drop and which belong to its letter."""
+    end = found.end
+    while end < len(context) and unicodedata.combining(context[end]):
+        end += 1
+    return found if end == found.end else replace(found, end=end)
+
+
 def candidates_of(prediction: Prediction, n_best_size: int, max_answer_length: int) -> list[Candidate]:
-    """Return the best pairs of one window: both among the best `n_best_size` ends of their sort, in order, and short."""
+    """Return the best pairs of one window: either end among the best `n_best_size` of its sort, in order, and short."""
     window = prediction["window"]
     context = slice(window.offset, window.offset + len(window.starts))
     starts, ends = prediction["start_logits"][context], prediction["end_logits"][context]

@@ -9,6 +9,7 @@ chosen together, so that none continues an entity that did not begin; there is n
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from data.windows import WindowedDataset, Window, Windows, encode_windows, labels_in_rows
+from data.windows import Window, WindowedDataset, Windows, encode_windows, labels_in_rows
 from ground.words import did_you_mean
 from tasks.datasets import DatasetRow
 from tasks.entity_scores import ENTITY_METRICS, OUTSIDE, Entity, entities_of, entity_scores, tags_of
@@ -161,7 +162,7 @@ def dataset(
     windows = encode_windows(None, [each.text for each in examples], tokenizer, max_seq_length, stride=doc_stride)
     carriers = [_carriers(windows, number, each.bounds) for number, each in enumerate(examples)]
     id_of = {tag: number for number, tag in enumerate(tag_names(row.labels))}
-    labels = []
+    labels, hidden = [], 0
     for number, (example, tokens) in enumerate(zip(examples, carriers, strict=True)):
         text = windows.text_of[number]
         tags = np.full(windows.encoding.splits[text + 1] - windows.encoding.splits[text], -1, np.int32)
@@ -169,6 +170,8 @@ def dataset(
             ids = np.array([id_of[tag] for tag in tags_of(example.entities, len(example.bounds))[0]], np.int32)
             first = _is_first(tokens)
             tags[tokens[first]] = ids[first]
+            starts = np.append(first | (tokens < 0), True)  # at which a tag may change
+            hidden += sum(not (starts[each.begin] and starts[each.end]) for each in example.entities)
         labels.append(tags)
     return WindowedDataset(
         windows.rows,
@@ -178,6 +181,7 @@ def dataset(
         windows=windows,
         token_labels=labels_in_rows(windows, labels),
         further={"carriers": carriers},
+        notes=f"{hidden:,} entities begin or end inside of a token, which no tag tells" if hidden else "",
     )
 
 
@@ -229,23 +233,26 @@ def answers(
 
 def _answer(names: Sequence[str], rows: Sequence[Prediction], example: TaggedText) -> Tagged:
     scores_TC = _joined(rows)
-    tokens = rows[0]["carriers"]
+    tokens: np.ndarray = rows[0]["carriers"]
     first = _is_first(tokens)
     carrying = tokens[first]
     ids = best_tags(scores_TC[carrying])
-    certain = np.exp(scores_TC[carrying, ids])
+    chosen = [names[each] for each in ids.tolist()]
+    certain = np.exp(scores_TC[carrying, ids]).tolist()
     # Words without a token, and those that share one, continue what is before them.
     tags, chances, token = [], [], -1
     for word in range(len(tokens)):
-        token += first[word]
-        tag = names[ids[token]] if token >= 0 else OUTSIDE
+        token += int(first[word])
+        tag = chosen[token] if token >= 0 else OUTSIDE
         if not first[word] and tag != OUTSIDE:
             tag = f"I-{tag[2:]}"
-            following = names[ids[token + 1]] if token + 1 < len(ids) else OUTSIDE
-            if tokens[word] < 0 and following != tag:
+            following = chosen[token + 1] if token + 1 < len(chosen) else OUTSIDE
+            begin = int(example.bounds[word, 0])
+            is_mark = any(map(unicodedata.combining, example.text[begin : begin + 1]))  # of the letter before it
+            if tokens[word] < 0 and following != tag and not is_mark:
                 tag = OUTSIDE
         tags.append(tag)
-        chances.append(float(certain[token]) if token >= 0 else 1.0)
+        chances.append(certain[token] if token >= 0 else 1.0)
     entities = entities_of(tags)
     return Tagged(tuple(entities), tuple(min(chances[each.begin : each.end]) for each in entities))
 

@@ -1,7 +1,7 @@
-"""Tagged words: a word and its tag a line with empty lines between sentences (CoNLL), or a sentence and its tags a line.
+"""Tagged words: a word and its tag a line, empty lines between sentences (CoNLL), or a sentence and its tags a line.
 
-The second form is `words separated by spaces TAB tags separated by spaces`, with or without a header line, as the copies
-of MSRA-NER in two columns have it. Which form a file has is seen in its first line.
+The second form is `words separated by spaces TAB tags separated by spaces`, with or without a header line, as MSRA-NER
+has it in two columns. Which form a file has is seen in its first line.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _words(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, 
         if not words:
             first = number
         elif (len(cells) > 1) != bool(tags):
-            raise UsageError(f"{path}:{number}: got {line[:40]!r}; expected a tag for every word of a sentence, or none")
+            raise UsageError(
+                f"{path}:{number}: got {line[:40]!r}; expected a tag for every word of a sentence, or none"
+            )
         words.append(cells[0])
         if len(cells) > 1:
             tags.append(cells[-1].strip())

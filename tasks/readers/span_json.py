@@ -29,7 +29,7 @@ class _Shape(TypedDict):
 
 
 def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place of every text with `text_a` and `label`: (type, first character, the one behind the last), sorted.
+    """Yield the place of every text with `text_a` and `label`: sorted (type, first character, the one behind the last).
 
     Raises:
         UsageError: a line is no such object, the file is one object over many lines, or an entity is not where the

@@ -1,7 +1,7 @@
-"""Questions on paragraphs in SQuAD's JSON (Rajpurkar et al. 2016, 2018), and in the original form of CMRC 2018.
+"""Questions on paragraphs in SQuAD's JSON (Rajpurkar et al. 2016, 2018), or in the original form of CMRC 2018.
 
-    {"data": [{"paragraphs": [{"context": "...", "qas": [{"id": "1", "question": "...", "answers": [...]}]}]}]}
-    [{"context_id": "...", "context_text": "...", "qas": [{"query_id": "...", "query_text": "...", "answers": ["..."]}]}]
+{"data": [{"paragraphs": [{"context": "...", "qas": [{"id": "1", "question": "...", "answers": [...]}]}]}]}
+[{"context_id": "...", "context_text": "...", "qas": [{"query_id": "...", "query_text": "...", "answers": ["..."]}]}]
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
-
-from absl.app import UsageError
 
 from ground.documents import check_shape, read_json
 
