@@ -1,8 +1,8 @@
 """Exact match and F1 of answers that are cut from a text, by the rules of SQuAD, of CMRC 2018 and of MLQA.
 
 Facts of the official scripts (rajpurkar/SQuAD-explorer evaluate-v2.0, cmrc2018_evaluate v5, mlqa_evaluation_v1); CMRC's
-calls nltk for what is neither Chinese nor punctuation. Here such runs are cut at spaces and around every character that
-is neither letter, digit nor between two of them; texts differ where nltk's rules for English do ("don't", "Mr.").
+calls nltk for what is neither Chinese nor of its list of punctuation. Here such runs are cut at spaces and around the
+punctuation that nltk sets apart; they differ in English contractions ("don't"), quotes and ends of sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ SPAN_METRICS = ("f1", "exact_match")
 
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
 _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")  # "……" of its list is no character
-_LATIN_WORD = re.compile(r"\w+(?:[.,']\w+)*|[^\w\s]")
+_APART = r";@#$%&?!()\[\]{}<>\""
+_LATIN_WORD = re.compile(rf"\.\.\.|[{_APART}]|,(?!\d)|(?:[^\s.,{_APART}]|,(?=\d)|\.(?!\.\.|\s*$))+|\.")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MLQA_ARTICLES: Mapping[str, re.Pattern[str] | None] = {

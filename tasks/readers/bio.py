@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
 
 _TAG = re.compile(r"O|[BIMES][-_].+")
-_CELLS = re.compile(r"[ \x02]+")
 _DOCUMENT = "-DOCSTART-"
 
 
@@ -50,7 +49,7 @@ def _is_sentence(line: str) -> bool:
 
 
 def _cells(text: str) -> list[str]:
-    return _CELLS.split(text.strip(" \x02")) if text.strip(" \x02") else []
+    return [cell for cell in text.split(" ") if cell]
 
 
 def _sentences(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,9 +78,7 @@ def _words(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, 
         if not words:
             first = number
         elif (len(cells) > 1) != bool(tags):
-            raise UsageError(
-                f"{path}:{number}: got {line[:40]!r}; expected a tag for every word of a sentence, or none"
-            )
+            raise UsageError(f"{path}:{number}: got {line[:40]!r}; expected a tag for every word, or for none")
         words.append(cells[0])
         if len(cells) > 1:
             tags.append(cells[-1].strip())
