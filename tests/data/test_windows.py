@@ -1,4 +1,4 @@
-"""Windows over long texts: all tokens are in one, none has more than there is room for, rows are those of the template."""
+"""Windows over long texts: every token is in one, none has more than there is room for, rows are in the template."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
@@ -111,6 +112,11 @@ def test_questions_without_answer_are_told_apart():
     assert set(span_scores(SCORINGS["squad"], ["x"], [["x"]])) == {"exact_match", "f1"}
 
 
+def score_at(texts: list[str], differences: list[float], right: list[list[str]], name: str, threshold: float) -> float:
+    given = [t if d <= threshold else "" for t, d in zip(texts, differences, strict=True)]
+    return span_scores(SCORINGS["squad"], given, right)[name]
+
+
 def test_the_best_threshold_is_that_of_all_thresholds():
     r = random.Random(2)
     for _ in range(60):
@@ -120,10 +126,6 @@ def test_the_best_threshold_is_that_of_all_thresholds():
         differences = [float(r.randint(-3, 3)) for _ in range(number)]
         found = best_thresholds(SCORINGS["squad"], texts, differences, right)
         for name in ("exact_match", "f1"):
-
-            def at(threshold: float, name: str = name) -> float:
-                given = [t if d <= threshold else "" for t, d in zip(texts, differences, strict=True)]
-                return span_scores(SCORINGS["squad"], given, right)[name]
-
+            at = functools.partial(score_at, texts, differences, right, name)
             assert found[f"best_{name}"] == pytest.approx(max(at(each) for each in range(-5, 5)))
             assert at(found[f"best_{name}_threshold"]) == pytest.approx(found[f"best_{name}"])
