@@ -99,8 +99,10 @@ def _id(naming: Naming) -> str:
 def _models(naming: Naming):
     """Every model that can be written under a naming: its blocks in a group, and its tensors with each set of heads."""
     for graph, config in CONFIGS.items():
-        for heads in ({}, {"num_labels": 3}):
+        for heads in ({}, {"num_labels": 3}, {"tokens": "tagger"}, {"tokens": "span"}):
             tensors = random_tensors(graph, **heads)
+            if naming.absent and not naming.heads & {name.split("/")[0] for name in tensors}:
+                continue  # for that head alone
             if naming.serves(config) and naming.writes(config):
                 try:
                     rewritten, converted = naming.rewrite(config, tensors)
