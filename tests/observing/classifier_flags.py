@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from observing import training_flags, world
 from observing.recorders import content, replaced
@@ -23,7 +25,9 @@ LOWEST = tuple(name for name in NAMES if "embeddings" in name or "_0/" in name)
 MULTIPLIER = "optimizer/learning_rate_multiplier"
 ANSWERS = {"task_name": "squad", "data_dir": "{world}/answers", "max_seq_length": "24"}
 ANSWERED = {"files": DIFFERENT}
-CUT_OTHERWISE = dict.fromkeys(("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT)
+CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
+    ("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT
+)
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 ROWS = (

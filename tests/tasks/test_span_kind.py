@@ -120,13 +120,14 @@ def test_questions_without_answer_need_a_task_that_has_them(tmp_path: Path):
     examples = read(tmp_path / "dev.json", squad(asked("q", is_impossible=True), asked("r", ("海淀区", 5))))
     with pytest.raises(UsageError, match=r"^1 questions of --task_name=squad have no answer, as 'q': give --version_2"):
         span.dataset(SQUAD, examples, TOKENIZER, max_seq_length=40, batch_size=4)
-    for row, more in ((SQUAD, {"version_2_with_negative": True}), (SQUAD_2, {})):
+    several: list[tuple[Any, dict[str, Any]]] = [(SQUAD, {"version_2_with_negative": True}), (SQUAD_2, {})]
+    for row, more in several:
         dataset = span.dataset(row, examples, TOKENIZER, max_seq_length=40, batch_size=4, **more)
         assert dataset.examples.labels.tolist() == [[0, 0], [11, 13]]
         answers = span.answers(row, span_oracle(dataset), examples, **more)
         assert [each.text for each in answers] == ["", "海淀区"]
         assert span.scores(row, answers, examples)["no_answer_exact_match"] == 1
-    assert span.answers(SQUAD, span_oracle(dataset), examples)[0].text != ""  # 1.1 always answers
+        assert span.answers(SQUAD, span_oracle(dataset), examples)[0].text != ""  # 1.1 always answers
 
 
 CHARACTERS = "北京大学在海淀区是的。 abcé\u200b\u2028😀"
@@ -231,7 +232,10 @@ def test_files_of_predictions():
 
 def test_what_is_out_of_reach_is_told():
     question = Question("q", "a", "b c d e f g", (("b c d e f", 0),))
-    kinds = [({"max_seq_length": 16}, ""), ({"max_seq_length": 7}, "1 answers that no window holds whole")]
+    kinds: list[tuple[dict[str, Any], str]] = [
+        ({"max_seq_length": 16}, ""),
+        ({"max_seq_length": 7}, "1 answers that no window holds whole"),
+    ]
     kinds += [({"max_seq_length": 16, "max_answer_length": 4}, "1 answers longer than --max_answer_length=4 tokens")]
     for flags, expected in kinds:
         dataset = span.dataset(SQUAD, [dataclasses.replace(question)], TOKENIZER, batch_size=1, **flags)
