@@ -31,8 +31,8 @@ class Options(FineTuningOptions, TechniqueOptions):
     _windows: ClassVar = Group.EXAMPLES
     doc_stride: int | None = flag(
         None,
-        help="from a window of a long text to the next, for tagging and span; by default half of a window's room, at "
-        "most BERT's 128",
+        help="from a window of a long text to the next, at most what a window holds; by default half of that, at most "
+        "BERT's 128",
         unit="tokens",
         minimum=1,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -159,9 +159,21 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
     )
     find_labels = getattr(find_kind(row.kind), "find_labels", None)
     if find_labels and not row.labels:
-        found = session.together(lambda: find_labels(row, find_file(row, Path(options.data_dir), "train")))
-        row = dataclasses.replace(row, labels=found)
+        row = dataclasses.replace(row, labels=session.together(lambda: found_labels(options, row, find_labels)))
     return row, files
+
+
+def found_labels(options: FineTuningOptions, row: DatasetRow, find_labels: Callable[..., tuple[str, ...]]) -> Any:
+    """Return the labels of a row that names none: those of the finished run, or those of the training file."""
+    from tasks.datasets import find_file
+    from tasks.run_file import NAME, RunFile
+
+    folder = Path(options.output_dir)
+    if not options.do_train and (folder / NAME).is_file():
+        former = RunFile.read(folder).row
+        if former is not None and former.name == row.name:
+            return former.labels
+    return find_labels(row, find_file(row, Path(options.data_dir), "train"))
 
 
 def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:

@@ -106,6 +106,8 @@ def trained(world: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_tagger_learns_and_tells_its_entities(trained: Path):
+    from conversion.beside import labels_of
+    from conversion.readers import read_checkpoint
     from serving.run_folder import open_run
 
     out = trained / "tagger"
@@ -117,8 +119,15 @@ def test_a_tagger_learns_and_tells_its_entities(trained: Path):
     right = [(each["type"], each["begin"]) for each in lines[0]["label"]]
     assert [(each["type"], each["begin"]) for each in lines[0]["entities"]] == right
     opened = open_run(out)
+    assert labels_of(read_checkpoint(out)) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert opened.content.row is not None
     assert opened.content.row.labels == ("LOC", "PER")  # found in the training file
+    # Without the training file the labels are those of the run.
+    (trained / "alone").mkdir()
+    (trained / "alone/dev.txt").write_text((trained / "dev.txt").read_text())
+    again = flags(trained, "conll", "tagger", **OF_TAGGER, do_train=False, do_predict=False)
+    run(**{**again, "data_dir": trained / "alone"})
+    assert json.loads((out / "eval_results.json").read_text())["f1"] == pytest.approx(scores["f1"])
     ids = opened.tokenizer().encode("a e c")
     logits = np.asarray(
         opened.model({"input_ids": np.array([[2, *ids, 3]]), "input_mask": np.ones((1, 5), np.int32)})["tagger_logits"]
