@@ -12,12 +12,13 @@ import pytest
 from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import span_oracle
+from oracles import Oracle, span_oracle
 
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from tasks.datasets import find_row
 from tasks.kinds import span
 from tasks.kinds.span import Question, find_answer
+from tasks.splits import Splits
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *"北京大学在哪里？海淀区是年建立的。1898", "1898", *"abcdefghij"])
@@ -240,3 +241,21 @@ def test_what_is_out_of_reach_is_told():
     for flags, expected in kinds:
         dataset = span.dataset(SQUAD, [dataclasses.replace(question)], TOKENIZER, batch_size=1, **flags)
         assert dataset.notes == expected
+
+
+def test_from_files_to_files_whatever_the_batches(tmp_path: Path):
+    """Rows are evaluated by length and come back to their questions; written is what BERT's script writes."""
+    questions = [
+        {"context": "海" * (3 + 5 * n) + "北京" + "大" * n, "qas": [asked(f"q{n}", ("北京", 3 + 5 * n))]}
+        for n in range(6)
+    ]
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": questions}]}))
+    splits = Splits(CMRC, {"dev": tmp_path / "dev.json"})
+    splits.encode(TOKENIZER, max_seq_length=14, batch_size=4, seed=0, doc_stride=3, max_answer_length=7)
+    assert splits.further == {"doc_stride": 3, "max_answer_length": 7}
+    answers = splits.answers(Oracle(), "dev", 3)
+    assert splits.scores("dev", answers) == {"exact_match": 1, "f1": 1}
+    splits.write(tmp_path / "dev_predictions.json", "dev", answers)
+    assert json.loads((tmp_path / "dev_predictions.json").read_text()) == {f"q{n}": "北京" for n in range(6)}
+    assert json.loads((tmp_path / "dev_nbest_predictions.json").read_text()).keys() == {f"q{n}" for n in range(6)}
+    assert splits.sizes == "dev 6 examples of cmrc2018"

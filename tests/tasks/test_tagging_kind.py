@@ -12,12 +12,13 @@ import pytest
 from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import tag_oracle
+from oracles import Oracle, tag_oracle
 
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from tasks.datasets import find_row
 from tasks.entity_scores import Entity, entities_of
 from tasks.kinds import tagging
+from tasks.splits import Splits
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *"李雷任北京大学校长在美丽的", "new", "##york", "1998", *"abcdefgh", "##b"])
@@ -229,3 +230,19 @@ def test_lines_and_the_submission_of_clue(tmp_path: Path):
 def test_an_empty_text_between_others_is_answered_with_nothing():
     examples = [tagging.TaggedText(*tagging._text(text, ""), ()) for text in ("\u200b", "李")]
     assert [each.entities for each in answered(dataclasses.replace(MSRA, labels=TYPES), examples)] == [(), ()]
+
+
+def test_from_files_to_files_whatever_the_batches(tmp_path: Path):
+    """Long sentences are windowed and joined, not cut; what cannot be told is said with the sizes."""
+    text = "".join("李\tB-PER\n雷\tI-PER\n" + "在\tO\n" * n + "北\tB-LOC\n京\tI-LOC\n\n" for n in (0, 30, 3, 17))
+    splits = Splits(MSRA, {"dev": write(tmp_path / "dev.txt", text + "1\tO\n9\tB-LOC\n9\tO\n8\tO\n")})
+    splits.encode(TOKENIZER, max_seq_length=10, batch_size=4, seed=0, doc_stride=None)
+    answers = splits.answers(Oracle(7), "dev", 2)
+    assert [[entity.type for entity in each.entities] for each in answers] == [["PER", "LOC"]] * 4 + [[]]
+    assert answers[1].entities[1] == Entity("LOC", 32, 34)
+    assert splits.scores("dev", answers)["recall"] == pytest.approx(8 / 9)
+    splits.write(tmp_path / "dev_predictions.jsonl", "dev", answers)
+    assert len((tmp_path / "dev_predictions.jsonl").read_text().splitlines()) == 5
+    assert (
+        splits.sizes == "dev 5 examples of msra_ner; dev: 1 entities begin or end inside of a token, which no tag tells"
+    )
