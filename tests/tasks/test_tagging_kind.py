@@ -246,3 +246,9 @@ def test_from_files_to_files_whatever_the_batches(tmp_path: Path):
     assert (
         splits.sizes == "dev 5 examples of msra_ner; dev: 1 entities begin or end inside of a token, which no tag tells"
     )
+
+
+def test_a_combining_mark_belongs_to_the_letter_before_it():
+    row = dataclasses.replace(MSRA, labels=TYPES)
+    example = tagging.TaggedText(*tagging._text("李e\u0301雷", ""), (Entity("PER", 0, 3),))
+    assert answered(row, [example])[0].entities == example.entities
