@@ -81,7 +81,7 @@ class Options:
         (), help="patterns of tensors that --input may lack, under our names, such as backbone/pooler/.*"
     )
     allow_unexpected: tuple[str, ...] = flag(
-        (), help="patterns of tensors that may be left out because they have no place, such as qa_outputs.*"
+        (), help="patterns of tensors that may be left out because they have no place, such as regression.*"
     )
 
 

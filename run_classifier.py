@@ -1,10 +1,10 @@
-"""Fine-tune, evaluate and predict with a text or text-pair classifier: checkpoint + task -> scores and predictions."""
+"""Fine-tune, evaluate and predict: a classifier, a tagger or a reader of answers; checkpoint + task -> predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
@@ -23,10 +23,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(FineTuningOptions, TechniqueOptions):
-    """Fine-tune, evaluate and predict with a text or text-pair classifier."""
+    """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     classifier_dropout: float = flag(
-        0.1, help="dropout on the pooled output while training", minimum=0, maximum=0.9, group=Group.MODEL
+        0.1, help="dropout on the input of the head while training", minimum=0, maximum=0.9, group=Group.MODEL
+    )
+    _windows: ClassVar = Group.EXAMPLES
+    doc_stride: int | None = flag(
+        None,
+        help="from a window of a long text to the next, at most what a window holds; by default half of that, at most "
+        "BERT's 128",
+        unit="tokens",
+        minimum=1,
+    )
+    max_query_length: int = flag(64, help="longer questions are cut", unit="tokens", minimum=1)
+    _answers: ClassVar = Group.EVALUATION
+    n_best_size: int = flag(20, help="candidates for an answer that are kept", minimum=1)
+    max_answer_length: int = flag(30, help="longer answers are not given", unit="tokens", minimum=1)
+    null_score_diff_threshold: float = flag(
+        0.0, help="no answer is given where its score exceeds that of the best text by more than this"
+    )
+    version_2_with_negative: bool = flag(
+        False, help="questions may have no answer, as in SQuAD 2.0; a task with no_answer has it on"
     )
 
 
@@ -44,7 +62,7 @@ def main(options: Options) -> None:
 
 
 class Classification:
-    """The course of a run that gives each example one of several labels; fulfils `commands.fine_tuning.Course`."""
+    """The course of a run that answers by one pass over the rows; fulfils `commands.fine_tuning.Course`."""
 
     verb = "run_classifier"
     predictions = ".tsv"
@@ -56,10 +74,6 @@ class Classification:
         from tasks.kinds import HeadOptions
 
         return HeadOptions(options.classifier_dropout, regularizers(options))
-
-    def encoding(self, options: Options) -> Mapping[str, Any]:
-        """Return nothing further."""
-        return {}
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
         """Accept all: labels were checked as they were read."""
@@ -81,7 +95,7 @@ class Classification:
         return {"child": choose_child(options, session.config, task, model, self._child, training)}
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
-        """Return the probabilities of every example."""
+        """Return the answer to every example."""
         batch_size = options.eval_batch_size if split == "dev" else options.predict_batch_size
         return splits.answers(session.engine, split, batch_size)
 

@@ -130,10 +130,6 @@ class Generation:
 
         return HeadOptions(label_smoothing=options.label_smoothing)
 
-    def encoding(self, options: Options) -> Mapping[str, Any]:
-        """Return the length of targets."""
-        return {"max_target_length": options.max_target_length}
-
     def optimizing(self, session: Session, options: Options, num_steps: int) -> Mapping[str, Any]:
         """Return nothing further."""
         return {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from absl.app import UsageError
 
 from commands.flags import Group, flag
-from commands.needs import DEVICE_NEEDS, Need
+from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import TrainingOptions
 from ground.files import write_atomically
 
@@ -117,10 +117,6 @@ class Course(Protocol):
         """Return what the head of the model is told."""
         ...
 
-    def encoding(self, options: Any) -> Mapping[str, Any]:
-        """Return further arguments of the kind's `dataset`."""
-        ...
-
     def optimizing(self, session: Session, options: Any, num_steps: int) -> Mapping[str, Any]:
         """Return further arguments of `create_optimizer`."""
         ...
@@ -155,12 +151,39 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
     if (right := find_kind(row.kind).verb) != verb:
         raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
+    check_needs(options, needs_of_kinds(verb, row.kind))
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
     wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
     files = session.together(
         lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
     )
+    find_labels = getattr(find_kind(row.kind), "find_labels", None)
+    if find_labels and not row.labels:
+        row = dataclasses.replace(row, labels=session.together(lambda: found_labels(options, row, find_labels)))
     return row, files
+
+
+def found_labels(options: FineTuningOptions, row: DatasetRow, find_labels: Callable[..., tuple[str, ...]]) -> Any:
+    """Return the labels of a row that names none: those of the finished run, or those of the training file."""
+    from tasks.datasets import find_file
+    from tasks.run_file import NAME, RunFile
+
+    folder = Path(options.output_dir)
+    if not options.do_train and (folder / NAME).is_file():
+        former = RunFile.read(folder).row
+        if former is not None and former.name == row.name:
+            return former.labels
+    return find_labels(row, find_file(row, Path(options.data_dir), "train"))
+
+
+def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:
+    """Return what the flags need that only some kinds of task take."""
+    from tasks.kinds import flags_of_verb
+
+    return tuple(
+        Need((name,), f"a --task_name of the kind {' or '.join(kinds)}", lambda o, kinds=kinds: kind in kinds)
+        for name, kinds in flags_of_verb(verb).items()
+    )
 
 
 def run_seeds(
@@ -194,6 +217,7 @@ def fine_tune(
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
     from commands.estimate import Work
     from data.tokenizers import load_tokenizer
+    from tasks.kinds import flags_of
     from tasks.splits import Splits
 
     tokenizer = session.together(
@@ -213,7 +237,7 @@ def fine_tune(
         max_seq_length=options.max_seq_length,
         batch_size=options.train_batch_size,
         seed=options.seed,
-        **course.encoding(options),
+        **{name: getattr(options, name) for name in flags_of(splits.kind)},
     )
     session.together(lambda: course.checked(session, options, splits))
 
@@ -225,7 +249,7 @@ def fine_tune(
     with session.entered(content, reads(options, files), num_steps):
         step = load_weights(session, options, splits)
         if options.dry_run:
-            target = course.encoding(options).get("max_target_length", 0)
+            target = splits.further.get("max_target_length", 0)
             work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps, target)
             session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
             return {}
@@ -357,7 +381,8 @@ def predict(
         if split not in splits.datasets:
             continue
         answers = known.get(split) or course.answers(session, options, splits, split)
-        path, number = Path(options.output_dir) / f"{split}_predictions{course.predictions}", len(answers)
+        suffix = getattr(splits.kind, "suffix", course.predictions)
+        path, number = Path(options.output_dir) / f"{split}_predictions{suffix}", len(answers)
         if session.writes:
             splits.write(path, split, answers)
         session.say(f"predictions of {number:,} {split} examples  {path}")

@@ -63,7 +63,9 @@ _FINE_TUNING = {
 _CLASSIFICATION = {
     FIXED: "freeze freeze_layers",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
-    "child_tuning_fraction classifier_dropout gradual_unfreezing layer_decay r_drop_weight",
+    "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight",
+    # Which of the candidates is the answer belongs to an evaluation.
+    FREE: "max_answer_length n_best_size null_score_diff_threshold version_2_with_negative",
 }
 _GENERATION = {
     NAMED: "label_smoothing max_target_length",
@@ -86,7 +88,9 @@ RULES = {
 
 _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl"
+    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl "
+    "dev_predictions.json test_predictions.json dev_nbest_predictions.json test_nbest_predictions.json "
+    "dev_null_odds.json test_null_odds.json"
 )
 _SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
 _INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"

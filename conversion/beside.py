@@ -79,7 +79,9 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     for folder in checkpoint.folders:
         if (folder / _RUN).is_file():
             row = read_json(folder / _RUN, _RunShape, what="a run.json", fix=_LABELS_FIX)["row"]
-            return () if row is None else tuple(row["labels"])
+            types = () if row is None else tuple(row["labels"])
+            # The classes of a tagger are the tags of its types of entities.
+            return ("O", *(f"{p}-{t}" for t in types for p in "BI")) if "tagger/kernel" in checkpoint.tensors else types
         if (folder / LABELS).is_file():
             return tuple(read_json(folder / LABELS, list[str], what="a list of labels", fix=_LABELS_FIX))
     return ()

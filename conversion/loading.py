@@ -93,7 +93,7 @@ def load_into(
 
 def model_for(config: Config, tensors: Tensors) -> Any:
     """Return a built model with the heads that tensors under our names have."""
-    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
+    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead, TokenHead
     from modeling.model import HeadOfModel, LanguageModel
 
     heads: list[HeadOfModel] = []
@@ -103,6 +103,10 @@ def model_for(config: Config, tensors: Tensors) -> Any:
         heads.append(partial(PairHead, num_labels=tensors["sentence_pair/kernel"].shape[-1]))
     if "classifier/kernel" in tensors:
         heads.append(partial(ClassifierHead, num_labels=tensors["classifier/kernel"].shape[-1], dropout=0.0))
+    for name in ("tagger", "span"):
+        if f"{name}/kernel" in tensors:
+            count = tensors[f"{name}/kernel"].shape[-1]
+            heads.append(partial(TokenHead, name=name, num_labels=count, dropout=0.0))
     if any(name.startswith("backbone/decoder/") for name in tensors):
         heads.append(NextTokenHead)
     return LanguageModel(config, heads)

@@ -20,7 +20,7 @@ from ground.documents import read_json
 from modeling.config import Config
 
 _BATCH, _LENGTH = 3, 24
-_OF_TOKENS = ("last hidden state", "hidden states", "masked-LM logits")
+_OF_TOKENS = ("last hidden state", "hidden states", "masked-LM logits", "tagger logits", "span logits")
 """Outputs of every token of the source, [.., B, L, width], of which those of padding are not compared."""
 _GREEDY_TOKENS = 6
 
@@ -74,6 +74,9 @@ def our_outputs(checkpoint: Checkpoint, features: Mapping[str, np.ndarray], mode
         outputs["sentence-pair logits"] = raw["sentence_pair_logits"]
     if "logits" in raw:
         outputs["classifier logits"] = raw["logits"]
+    for head in ("tagger", "span"):
+        if f"{head}_logits" in raw:
+            outputs[f"{head} logits"] = raw[f"{head}_logits"]
     if "next_token_logits" in raw:
         outputs["next-token logits"] = raw["next_token_logits"][..., : config.vocab_size]
     return {name: np.asarray(ops.convert_to_numpy(value)) for name, value in outputs.items()}
@@ -103,6 +106,10 @@ def transformers_outputs(directory: Path, features: Mapping[str, np.ndarray]) ->
         outputs["masked-LM logits"] = scores.prediction_logits
         pair = "sop_logits" if "sop_logits" in scores else "seq_relationship_logits"
         outputs["sentence-pair logits"] = scores[pair]
+    elif head == "ForTokenClassification":
+        outputs["tagger logits"] = scores.logits
+    elif head == "ForQuestionAnswering":
+        outputs["span logits"] = torch.stack([scores.start_logits, scores.end_logits], dim=-1)
     elif head:
         outputs["masked-LM logits" if head == "ForMaskedLM" else "classifier logits"] = scores.logits
     return {name: value.numpy() for name, value in outputs.items() if value is not None}
@@ -119,6 +126,8 @@ def _model_of(directory: Path) -> tuple[Any, str]:
         "ForPreTraining": transformers.AutoModelForPreTraining,
         "ForMaskedLM": transformers.AutoModelForMaskedLM,
         "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "ForTokenClassification": transformers.AutoModelForTokenClassification,
+        "ForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
     }
     head = next((name for name in heads if architecture.endswith(name)), "")
     kind: Any = heads.get(head, transformers.AutoModel)

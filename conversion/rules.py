@@ -88,6 +88,7 @@ class Naming:
         family: `Config.family` of the models that the names belong to; empty for names of several families.
         container: "tf1" or "transformers".
         detect: expressions; names are of this naming where each expression matches at least one of them.
+        absent: expressions of which none may match a name.
         rules: one for every tensor.
         canonical: the spelling that rules use, for a name as files have it; None for a name that is no weight.
         backbone: beginnings of canonical names of the encoder, each of which needs a rule; others are heads.
@@ -128,11 +129,13 @@ class Naming:
     head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     vocabularies: tuple[VocabularyForm, ...] = (WORDPIECE, ALBERT_PIECES)
     code: RemoteCode | None = None
+    absent: tuple[str, ...] = ()
 
     def names(self, names: Iterable[str]) -> bool:
         """Return whether the raw names of a checkpoint are of this naming."""
         names = list(names)
-        return all(any(re.search(expression, name) for name in names) for expression in self.detect)
+        found = all(any(re.search(expression, name) for name in names) for expression in self.detect)
+        return found and not any(re.search(expression, name) for expression in self.absent for name in names)
 
     def is_backbone(self, canonical: str) -> bool:
         """Return whether a canonical name belongs to the encoder rather than to a head or to the optimizer."""

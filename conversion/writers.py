@@ -32,6 +32,8 @@ from training.checkpoints import in_parts, part_name
 
 PART_BYTES = 4 * 2**30
 """Above it weights are written to several files, as a run's checkpoints are."""
+_CLASSES = {"classifier": "ForSequenceClassification", "tagger": "ForTokenClassification"}
+"""Heads with named classes -> the rest of the name of transformers' class."""
 _TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 _ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
 Vocabularies = Sequence[str | Path | VocabularyFile]
@@ -204,7 +206,13 @@ def _transformers_naming(model_type: str, config: Config, tensors: Tensors) -> N
     heads = {name.split("/")[0] for name in tensors}
     return max(
         candidates,
-        key=lambda naming: (naming.serves(config), naming.writes(config), len(heads & naming.heads)),
+        # One that is for other heads alone has no place for what every model has.
+        key=lambda naming: (
+            naming.serves(config),
+            naming.writes(config),
+            len(heads & naming.heads),
+            not naming.absent,
+        ),
     )
 
 
@@ -260,14 +268,17 @@ def _named(naming: Naming, config: Config, tensors: Tensors) -> dict[str, Array]
 
 def _transformers_config(naming: Naming, config: Config, tensors: Tensors, labels: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {"model_type": naming.model_type}
-    if "classifier/kernel" in tensors:
-        count = tensors["classifier/kernel"].shape[1]
+    head = next((head for head in _CLASSES if f"{head}/kernel" in tensors), "")
+    if head:
+        count = tensors[f"{head}/kernel"].shape[1]
         if labels and len(labels) != count:
-            raise UsageError(f"{len(labels)} labels given ({', '.join(labels)}), the classifier has {count} classes")
+            raise UsageError(f"{len(labels)} labels given ({', '.join(labels)}), the {head} has {count} classes")
         names = list(labels) or [f"LABEL_{i}" for i in range(count)]
-        values["architectures"] = [f"{naming.class_prefix}ForSequenceClassification"]
+        values["architectures"] = [f"{naming.class_prefix}{_CLASSES[head]}"]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
+    elif "span/kernel" in tensors:
+        values["architectures"] = [f"{naming.class_prefix}ForQuestionAnswering"]
     elif "masked_lm/output_bias" in tensors:
         head = "ForPreTraining" if "sentence_pair/kernel" in tensors else "ForMaskedLM"
         values["architectures"] = [f"{naming.class_prefix}{head}"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.tokenizers.template import kept_lengths
+from data.tokenizers.template import Template, kept_lengths
 from ground.ragged import bounds_of, span_indices
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class EncodedExamples:
     ids: np.ndarray  # int32 [total]
     segments: np.ndarray  # int32 [total], as the template numbers them
     splits: np.ndarray  # int64 [N + 1]
-    labels: np.ndarray  # int32 [N] (-1 without a label) or float32 [N]
+    labels: np.ndarray  # int32 [N] or [N, 2] (-1 without a label) or float32 [N]
     truncated_examples: int = 0
 
     @property
@@ -70,21 +70,9 @@ def encode_examples(
         kept = np.minimum(lengths, budget)
     else:
         kept = np.stack(kept_lengths(lengths[:, 0], lengths[:, 1], budget), axis=1)
-    splits = bounds_of(kept.sum(axis=1) + template.num_specials(len(sides)))
-    ids, segments = np.empty(splits[-1], np.int32), np.empty(splits[-1], np.int32)
-    begin = splits[:-1]
-    before = template.first
-    for side, ((flat, flat_splits), behind) in enumerate(zip(sides, template.behind(len(sides)), strict=True)):
-        size = len(before) + kept[:, side] + len(behind)
-        segments[span_indices(begin, size)] = template.segment_ids[side]
-        for place, token in enumerate(before):
-            ids[begin + place] = token
-        begin = begin + len(before)
-        ids[span_indices(begin, kept[:, side])] = flat[span_indices(flat_splits[:-1], kept[:, side])]
-        begin = begin + kept[:, side]
-        for place, token in enumerate(behind):
-            ids[begin + place] = token
-        begin, before = begin + len(behind), ()
+    ids, segments, splits = assembled(
+        template, [(flat, bounds[:-1], kept[:, side]) for side, (flat, bounds) in enumerate(sides)]
+    )
     values = np.asarray(labels)
     return EncodedExamples(
         ids,
@@ -93,6 +81,33 @@ def encode_examples(
         values.astype(np.float32 if values.dtype.kind == "f" else np.int32),
         truncated_examples=int((kept < lengths).any(axis=1).sum()),
     )
+
+
+def assembled(
+    template: Template, sides: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids and segments int32 [total] and bounds int64 [N + 1] of rows of one or two texts in a template.
+
+    Args:
+        template: where the special tokens go.
+        sides: for each of the texts the ids that it is cut from, where it begins there in each row, and its length.
+    """
+    splits = bounds_of(np.sum([lengths for _, _, lengths in sides], axis=0) + template.num_specials(len(sides)))
+    ids, segments = np.empty(splits[-1], np.int32), np.empty(splits[-1], np.int32)
+    begin = splits[:-1]
+    before = template.first
+    for side, ((flat, starts, lengths), behind) in enumerate(zip(sides, template.behind(len(sides)), strict=True)):
+        size = len(before) + lengths + len(behind)
+        segments[span_indices(begin, size)] = template.segment_ids[side]
+        for place, token in enumerate(before):
+            ids[begin + place] = token
+        begin = begin + len(before)
+        ids[span_indices(begin, lengths)] = flat[span_indices(starts, lengths)]
+        begin = begin + lengths
+        for place, token in enumerate(behind):
+            ids[begin + place] = token
+        begin, before = begin + len(behind), ()
+    return ids, segments, splits
 
 
 def _ragged(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -171,6 +186,6 @@ class ClassificationDataset:
 
     def _collate(self, members: np.ndarray, batch_size: int | None = None) -> dict[str, np.ndarray]:
         rows = batch_size or self.batch_size
-        labels = np.zeros(rows, self.examples.labels.dtype)
+        labels = np.zeros((rows, *self.examples.labels.shape[1:]), self.examples.labels.dtype)
         labels[: len(members)] = self.examples.labels[members]
         return {**padded(self.examples, members, rows, self.max_seq_length), "label_ids": labels}

@@ -1,4 +1,4 @@
-"""Heads on a body: masked words, next words, sentence pairs, classes (BERT, ALBERT; PALM, Bi et al. 2020).
+"""Heads on a body: masked words, next words, sentence pairs, classes, tokens (BERT, ALBERT; PALM, Bi et al. 2020).
 
 A head is a plain object, not a layer: its variables keep the published names at the top of the model, as
 `classifier/kernel` beside `pooled_layer_norm/gamma`, which layers inside of one layer could not have.
@@ -228,3 +228,53 @@ class ClassifierHead:
     def operations(self, sizes: Sizes, body: Body) -> int:
         """Return those of the one product."""
         return self.dense.operations(1)
+
+
+class TokenHead:
+    """`NAME_logits` float32 [B, L, C], linear in the hidden state of every token under dropout (BERT section 4).
+
+    Families that normalise the pooled vector in front of a classifier leave hidden states as their last block adds
+    them up: there each is normalised first.
+
+    Args:
+        config: graph and shapes.
+        initialization: of the variables.
+        computation: precision.
+        body: the model's.
+        name: of the variables: "tagger" scores tags, "span" the beginning and the end of an answer.
+        num_labels: C.
+        dropout: rate on the hidden states.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        computation: Computation,
+        body: Body,
+        *,
+        name: str,
+        num_labels: int,
+        dropout: float,
+    ) -> None:
+        width, dtype = config.hidden_size, computation.dtype
+        self.name, self.dropout = name, dropout
+        self.layer_norm = None
+        if FAMILIES[config.family].normalizes_pooled(config) and not config.final_layer_norm:
+            self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype, name=f"{name}_layer_norm")
+        self.dense = Dense(width, num_labels, initialization, dtype=dtype, name=name)
+        self.layers = (self.dense,) if self.layer_norm is None else (self.layer_norm, self.dense)
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Score every token; see `Head`."""
+        x_BLD = outputs["sequence_output"]
+        if self.layer_norm is not None:
+            x_BLD = self.layer_norm(x_BLD)
+        x_BLD = dropout(x_BLD, self.dropout, training)
+        return {f"{self.name}_logits": ops.cast(self.dense(x_BLD), "float32")}
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the product of every token."""
+        return self.dense.operations(sizes.tokens)

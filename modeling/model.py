@@ -1,4 +1,4 @@
-"""The one model: a body and the heads on it; `PretrainingModel` and `ClassifierModel` are two choices of heads."""
+"""The one model: a body and the heads on it; `PretrainingModel` and its neighbours below are choices of heads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from modeling.computation import Computation, Sizes
 from modeling.config import Config
 from modeling.encoder import Encoder
 from modeling.families import FAMILIES
-from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead
+from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead, TokenHead
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import seeded_by_default
 from modeling.variables import Initialization
@@ -113,4 +113,29 @@ def ClassifierModel(  # noqa: N802
 ) -> LanguageModel:
     """Return a model with a linear classifier, `logits` float32 [B, C], on the pooled vector under `dropout`."""
     head = partial(ClassifierHead, num_labels=num_labels, dropout=dropout)
+    return LanguageModel(config, [head], computation, name=name)
+
+
+def TaggerModel(  # noqa: N802
+    config: Config,
+    num_tags: int,
+    dropout: float = 0.1,
+    computation: Computation = Computation(),  # noqa: B008
+    *,
+    name: str = "tagger_model",
+) -> LanguageModel:
+    """Return a model with `tagger_logits` float32 [B, L, C]: the tags of every token."""
+    head = partial(TokenHead, name="tagger", num_labels=num_tags, dropout=dropout)
+    return LanguageModel(config, [head], computation, name=name)
+
+
+def SpanModel(  # noqa: N802
+    config: Config,
+    dropout: float = 0.1,
+    computation: Computation = Computation(),  # noqa: B008
+    *,
+    name: str = "span_model",
+) -> LanguageModel:
+    """Return a model with `span_logits` float32 [B, L, 2]: every token as the first and as the last of an answer."""
+    head = partial(TokenHead, name="span", num_labels=2, dropout=dropout)
     return LanguageModel(config, [head], computation, name=name)

@@ -6,6 +6,8 @@ from modeling.losses import cross_entropy as cross_entropy
 from modeling.model import ClassifierModel as ClassifierModel
 from modeling.model import LanguageModel as LanguageModel
 from modeling.model import PretrainingModel as PretrainingModel
+from modeling.model import SpanModel as SpanModel
+from modeling.model import TaggerModel as TaggerModel
 from modeling.randomness import fold_in as fold_in
 from modeling.randomness import seeded as seeded
 from modeling.variables import Initialization as Initialization

@@ -16,6 +16,7 @@ from ground.documents import check_shape, read_toml
 from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
 from tasks.readers import READERS, find_reader
+from tasks.span_scores import SCORINGS
 from tasks.text_scores import UNITS
 
 
@@ -32,6 +33,8 @@ class _RowShape(TypedDict):
     names: NotRequired[dict[str, list[str]]]
     separator: NotRequired[str]
     units: NotRequired[str]
+    scoring: NotRequired[str]
+    no_answer: NotRequired[bool]
 
 
 SPLITS = ("train", "dev", "test")
@@ -71,6 +74,8 @@ class DatasetRow:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     separator: str = ""
     units: str = "characters"
+    scoring: str = ""
+    no_answer: bool = False
 
     @property
     def is_pair(self) -> bool:
@@ -126,6 +131,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
         ("metric", [row.metric], kind.metrics),
         ("format", [row.format], READERS),
         ("unit", [row.units], UNITS),
+        ("scoring", [row.scoring] if row.scoring else [], SCORINGS),
     ):
         for word in words:
             if word not in allowed:

@@ -6,9 +6,11 @@ perturbed word vectors. A third technique is a third class of this form and a fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
 from modeling.differentiation import gradient
@@ -47,6 +49,22 @@ class Regularizer(Protocol):
     def __call__(self, passes: Passes) -> tuple[Tensor, list[Tensor]]:
         """Return the loss of each example [B], and the logits of further passes for the cross-entropy."""
         ...
+
+
+def usable(regularizers: Sequence[Regularizer], refused: str = "") -> tuple[Regularizer, ...]:
+    """Return those that weigh something; raises `UsageError` for the first of them where the task cannot have any.
+
+    Args:
+        regularizers: as the flags give them.
+        refused: why the task has no use for them; empty where it has.
+    """
+    kept = tuple(each for each in regularizers if each.weight)
+    if kept and refused:
+        raise UsageError(
+            f"--{kept[0].name}_weight={kept[0].weight:g}: {refused}; set --{kept[0].name}_weight=0 or use a task with "
+            "two labels or more"
+        )
+    return kept
 
 
 @dataclass(frozen=True)

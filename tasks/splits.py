@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ground.files import write_atomically
 from tasks.datasets import DatasetRow
-from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, in_order
+from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, flags_of, in_order
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -31,6 +31,7 @@ class Splits:
         examples: of every split, in the order of its file.
         datasets: of every split, once it is encoded.
         tokenizer: that encoded them.
+        further: values of the kind's own flags.
 
     Raises:
         UsageError: a file is malformed, or an example of train or dev has no label; the message names file and line.
@@ -44,10 +45,11 @@ class Splits:
             split: self.kind.read(row, path, need_labels=split != "test") for split, path in files.items()
         }
         self.datasets: dict[str, LabelledDataset] = {}
+        self.further: Mapping[str, Any] = {}
 
     def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int, **further: Any) -> None:
         """Tokenise the examples; inputs are cut to `max_seq_length` tokens. `further` is the kind's own."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.further = tokenizer, further
         self.datasets = {
             split: self.kind.dataset(
                 self.row,
@@ -63,15 +65,23 @@ class Splits:
 
     @property
     def sizes(self) -> str:
-        """The number of examples of every split, as text."""
+        """The number of examples of every split, and what is to be said of them, as text."""
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in self.examples.items())
-        return f"{sizes} examples of {self.row.name}"
+        told = getattr(self.kind, "notes", lambda row, examples: "")
+        notes = [(split, told(self.row, examples)) for split, examples in self.examples.items()]
+        notes += [(split, getattr(dataset, "notes", "")) for split, dataset in self.datasets.items()]
+        return "; ".join(
+            [f"{sizes} examples of {self.row.name}", *(f"{split}: {note}" for split, note in notes if note)]
+        )
 
     def answers(self, engine: Predictor, split: str, batch_size: int) -> list[Any]:
         """Return the answer of the engine's present weights to every example of a split."""
         dataset = self.datasets[split]
         predictions = in_order(dataset, engine.predict(dataset.evaluation_batches(batch_size)))
-        return self.kind.answers(self.row, predictions, self.examples[split])
+        if facts := getattr(dataset, "facts", None):
+            predictions = [{**each, **facts(number)} for number, each in enumerate(predictions)]
+        further = self.further if flags_of(self.kind) else {}
+        return self.kind.answers(self.row, predictions, self.examples[split], **further)
 
     def has_labels(self, split: str) -> bool:
         """Whether every example of the split has a label."""
@@ -82,6 +92,10 @@ class Splits:
         return self.kind.scores(self.row, answers, self.examples[split])
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
-        """Write the answers, one line an example; raises `OSError`."""
-        lines = self.kind.lines(self.row, answers, self.examples[split])
-        write_atomically(path, "".join(f"{line}\n" for line in lines))
+        """Write the answers, one line an example, and what further files the kind has; raises `OSError`."""
+        files = {path.name: self.kind.lines(self.row, answers, self.examples[split])}
+        if further := getattr(self.kind, "files", None):
+            named = further(self.row, answers, self.examples[split])
+            files |= {f"{split}_{name}": lines for name, lines in named.items()}
+        for name, lines in files.items():
+            write_atomically(path.with_name(name), "".join(f"{line}\n" for line in lines))

@@ -112,6 +112,7 @@ KNOWS_FEATURES = (
     "data/word_order.py",
     "data/labelled.py",
     "data/source_target.py",
+    "data/windows.py",
     "generation/",
     "data/tokenizers/in_graph.py",
     "generation/language_model.py",

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 
 from conversion.graphs import Graph, has_stock_block
 from conversion.namings import albert, albert_zh, bert, divan, ernie_m, palm, roberta
+from conversion.namings.tokens import tagger_of
 from conversion.rules import Naming
 from modeling.config import Config
 
+_STOCK = tuple(n for n in (*albert.NAMINGS, *roberta.NAMINGS[-1:], *bert.NAMINGS) if n.container == "transformers")
 NAMINGS: tuple[Naming, ...] = (
+    *map(tagger_of, _STOCK),
     *divan.NAMINGS,
     *palm.NAMINGS,
     *ernie_m.NAMINGS,

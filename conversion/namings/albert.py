@@ -102,6 +102,7 @@ NAMINGS = (
                 ("bias", "masked_lm/output_bias", "predictions.bias"),
                 ("dense", "sentence_pair", "sop_classifier.classifier"),
                 ("dense", "classifier", "classifier"),
+                ("dense", "span", "qa_outputs"),
             ]
         ),
         canonical=torch_name("albert"),

@@ -69,6 +69,7 @@ NAMINGS = (
                 ("bias", "masked_lm/output_bias", "cls.predictions.bias"),
                 ("dense", "sentence_pair", "cls.seq_relationship"),
                 ("dense", "classifier", "classifier"),
+                ("dense", "span", "qa_outputs"),
             ]
         ),
         canonical=torch_name("bert"),

@@ -59,6 +59,7 @@ NAMINGS = (
             ("dense", "masked_lm/transform", "lm_head.dense"),
             ("norm", "masked_lm/layer_norm", "lm_head.layer_norm"),
             ("bias", "masked_lm/output_bias", "lm_head.bias"),
+            ("dense", "span", "qa_outputs"),
         ],
         ties={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

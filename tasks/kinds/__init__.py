@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tasks.regularization import Regularizer
 
 Scores = dict[str, float]
-Prediction = Mapping[str, np.ndarray]
-"""What the task's `predictions` says of one row of a data set, without the batch axis."""
+Prediction = Mapping[str, Any]
+"""What the task's `predictions` says of one row of a data set, without the batch axis, and the data set's `facts`."""
 Batch = Mapping[str, np.ndarray]
 
 PRETRAINING_HEADS = ("masked_lm/.*", "sentence_pair/.*")
@@ -31,6 +31,8 @@ DECODER = ("backbone/decoder/.*", "backbone/target_embeddings/.*", "copy/.*")
 KINDS: dict[str, str] = {
     "classification": "tasks.kinds.classification",
     "generation": "tasks.kinds.generation",
+    "tagging": "tasks.kinds.tagging",
+    "span": "tasks.kinds.span",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
 
@@ -75,6 +77,10 @@ class LabelledDataset(Protocol):
         """Return the number of each row in the order of `evaluation_batches`."""
         ...
 
+    # May be absent:
+    # facts(row) -> Mapping: what `Kind.answers` has to know of a row beside its prediction.
+    # notes: what is to be said of the encoded examples.
+
 
 class Kind(Protocol):
     """One kind of task.
@@ -87,6 +93,14 @@ class Kind(Protocol):
         metrics: names of the scores by which a row may choose its best checkpoint.
         new_heads: expressions over names of variables that a pretrained checkpoint need not have.
         unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
+
+    A kind may also have:
+        flags: names of options of the verb that its `dataset` and `answers` take as further arguments, and other kinds
+            do not.
+        suffix: of the files of predictions, in place of the verb's.
+        find_labels(row, path): the labels of a training file, for a row that names none.
+        notes(row, examples): what is to be said of the examples of a split; empty for nothing.
+        files(row, answers, examples): further files of predictions, lines by the end of their name.
     """
 
     verb: str
@@ -112,15 +126,20 @@ class Kind(Protocol):
         seed: int,
         **further: Any,
     ) -> LabelledDataset:
-        """Return the examples as batches; `further` are arguments that the verb's course has for its kinds."""
+        """Return the examples as batches; `further` are the values of `flags`."""
         ...
 
     def task(self, row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> Any:
         """Return the device half, a `training.engine.Task`: model, losses, predictions."""
         ...
 
-    def answers(self, row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[Any]) -> list[Any]:
-        """Return one answer for each example, from the predictions of its rows, in the order of the data set's rows."""
+    def answers(
+        self, row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[Any], **further: Any
+    ) -> list[Any]:
+        """Return one answer for each example, from the predictions of its rows, in the order of the data set's rows.
+
+        `further` are the values of `flags`.
+        """
         ...
 
     def scores(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> Scores:
@@ -135,6 +154,21 @@ class Kind(Protocol):
 def find_kind(name: str) -> Kind:
     """Return the kind called `name`, a key of KINDS."""
     return importlib.import_module(KINDS[name])  # pyright: ignore[reportReturnType]
+
+
+def flags_of(kind: Kind) -> tuple[str, ...]:
+    """Return the names of the options that are the kind's own."""
+    return getattr(kind, "flags", ())
+
+
+def flags_of_verb(verb: str) -> dict[str, list[str]]:
+    """Return each option that some kinds of a verb take and others do not, with the names of those that do."""
+    found: dict[str, list[str]] = {}
+    for name in KINDS:
+        kind = find_kind(name)
+        for flag in flags_of(kind) if kind.verb == verb else ():
+            found.setdefault(flag, []).append(name)
+    return found
 
 
 def in_order(dataset: LabelledDataset, batches: Iterator[Prediction]) -> list[Prediction]:

@@ -50,6 +50,7 @@ header_names: Mapping[str, tuple[str, ...]] = {
 columns = tuple(header_names)
 metrics = TEXT_METRICS
 new_heads = ("copy/.*",)
+flags = ("max_target_length",)
 unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
 SOURCE, TARGET = ".source", ".target"
 
@@ -147,7 +148,9 @@ def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOp
     return GenerationTask(config, computation=computation, label_smoothing=head.label_smoothing)
 
 
-def answers(row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[SourceTarget]) -> list[Any]:
+def answers(
+    row: DatasetRow, predictions: Sequence[Prediction], examples: Sequence[SourceTarget], **encoding: Any
+) -> list[Any]:
     """Return what was generated, hypotheses with their scores, beside the loss of the given target."""
     return [dict(prediction) for prediction in predictions]
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 READERS: dict[str, str] = {
     "lines": "tasks.readers.lines",
+    "bio": "tasks.readers.bio",
+    "span_json": "tasks.readers.span_json",
+    "squad": "tasks.readers.squad",
 }
 """format -> the module that implements it; imported when a row of that format is read."""
 

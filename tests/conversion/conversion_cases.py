@@ -82,28 +82,32 @@ CONFIGS = {
 
 
 @functools.cache
-def shapes(graph: str | Config, num_pair_labels: int = 2, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
-    """Shapes of the pretraining model, or with `num_labels` of the classifier."""
+def shapes(
+    graph: str | Config, num_pair_labels: int = 2, num_labels: int = 0, tokens: str = ""
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the pretraining model, or with `num_labels` of the classifier, or with `tokens` of such a head."""
     from modeling import LanguageModel, variable_shapes
-    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead
+    from modeling.heads import ClassifierHead, MaskedLMHead, NextTokenHead, PairHead, TokenHead
 
     config = graph if isinstance(graph, Config) else CONFIGS[graph]
     heads: list[Any] = [MaskedLMHead, *([partial(PairHead, num_labels=num_pair_labels)] if num_pair_labels else [])]
     if num_labels:
         heads = [partial(ClassifierHead, num_labels=num_labels, dropout=0.0)]
+    if tokens:
+        heads = [partial(TokenHead, name=tokens, num_labels=2 if tokens == "span" else 5, dropout=0.0)]
     if config.num_decoder_layers:
         heads.append(NextTokenHead)
     return variable_shapes(lambda: LanguageModel(config, heads))
 
 
 def random_tensors(
-    graph: str | Config, *, num_pair_labels: int = 2, num_labels: int = 0, seed: int = 0
+    graph: str | Config, *, num_pair_labels: int = 2, num_labels: int = 0, tokens: str = "", seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Every tensor of the pretraining model (or of the classifier, with `num_labels`), none of them symmetric."""
     generator = np.random.default_rng(seed)
     return {
         key: generator.normal(1.0 if key.endswith("gamma") else 0.0, 0.3, shape).astype(np.float32)
-        for key, shape in shapes(graph, num_pair_labels, num_labels).items()
+        for key, shape in shapes(graph, num_pair_labels, num_labels, tokens).items()
     }
 
 

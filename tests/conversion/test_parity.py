@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from conversion_cases import CONFIGS, random_tensors
 
 from conversion.graphs import as_albert, as_bert
 from conversion.parity import largest_differences, our_outputs, random_features
-from conversion.readers import Checkpoint
-from conversion.writers import write_transformers
+from conversion.proof import read_back
+from conversion.readers import Checkpoint, read_checkpoint
+from conversion.writers import write_tf1, write_transformers
 
 EXPRESSIBLE = [
     ("bert", "bert"),
@@ -38,7 +40,7 @@ EXPRESSIBLE = [
 PAIR = "sentence_pair/.*"
 
 
-def _checkpoint(graph: str, **heads: int) -> Checkpoint:
+def _checkpoint(graph: str, **heads: Any) -> Checkpoint:
     return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", Path("memory"))
 
 
@@ -74,6 +76,36 @@ def test_classifier_computes_the_same(graph: str, model_type: str, tmp_path: Pat
 
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert config.id2label == {0: "no", 1: "yes", 2: "perhaps"}
+
+
+TAGS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("graph", "model_type"), [("zh_all", "bert"), ("google", "albert"), ("roberta", "roberta"), ("bert", "bert")]
+)
+@pytest.mark.parametrize("head", ["tagger", "span"])
+def test_heads_on_tokens_compute_the_same(graph: str, model_type: str, head: str, tmp_path: Path):
+    checkpoint = _checkpoint(graph, tokens=head)
+    labels = TAGS if head == "tagger" else ()
+    written = write_transformers(
+        tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type, labels=labels
+    )
+    assert largest_differences(checkpoint, tmp_path / "out")[f"{head} logits"] < 1e-5
+    assert read_back(written) == {"tensors read back": 0.0}
+    assert f"{head}/kernel" in read_checkpoint(tmp_path / "out").tensors
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    if head == "tagger":
+        assert config.id2label == dict(enumerate(TAGS))
+
+
+def test_a_code_without_heads_on_tokens_refuses_them_in_one_line(tmp_path: Path):
+    checkpoint = _checkpoint("bert", tokens="tagger")
+    with pytest.raises(UsageError, match=r"^tagger/bias.* have no place in bert_tf1; .*--allow_unexpected=tagger/\.\*"):
+        write_tf1(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors)
 
 
 def test_a_wrong_weight_is_seen(tmp_path: Path):

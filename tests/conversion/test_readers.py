@@ -172,13 +172,13 @@ def test_every_spelling_of_torch_weights(prefix: str, old_spelling: bool, suffix
     named = _structbert(tensors, prefix, old_spelling)
     named[f"{prefix}embeddings.position_ids"] = np.arange(24)[None]
     named["cls.predictions.decoder.weight"] = tensors["backbone/embeddings/word_embeddings"]
-    named["qa_outputs.bias"] = np.zeros(2, np.float32)
+    named["multiple_choice.bias"] = np.zeros(2, np.float32)
     path = tmp_path / f"en_model{suffix}"
     (save_torch if suffix == ".bin" else save_safetensors)(path, named)
     checkpoint = read_checkpoint(path)
     _assert_same(checkpoint.tensors, tensors)
     assert checkpoint.skipped == sorted([f"{prefix}embeddings.position_ids", "cls.predictions.decoder.weight"])
-    assert checkpoint.unplaced == ["qa_outputs.bias"]
+    assert checkpoint.unplaced == ["multiple_choice.bias"]
     assert read_checkpoint(tmp_path).tensors.keys() == tensors.keys()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from observing import training_flags, world
 from observing.recorders import content, replaced
@@ -21,6 +23,11 @@ NAMES = sorted(world.tensors(world.CONFIG))
 EMBEDDINGS = tuple(name for name in NAMES if "embeddings" in name)
 LOWEST = tuple(name for name in NAMES if "embeddings" in name or "_0/" in name)
 MULTIPLIER = "optimizer/learning_rate_multiplier"
+ANSWERS = {"task_name": "squad", "data_dir": "{world}/answers", "max_seq_length": "24"}
+ANSWERED = {"files": DIFFERENT}
+CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
+    ("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT
+)
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 ROWS = (
@@ -101,6 +108,12 @@ ROWS = (
     Row("save_checkpoints_steps", "5", {"plan/save_every_steps": 5, "plan/eval_every_steps": 5}),
     Row("early_stopping_evaluations", "3", {"plan/early_stopping_evaluations": 3}),
     Row("classifier_dropout", "0.5", {"task/classifier_dropout": 0.5}),
+    Row("doc_stride", "2", CUT_OTHERWISE, ANSWERS),
+    Row("max_query_length", "2", CUT_OTHERWISE, ANSWERS),
+    Row("n_best_size", "2", ANSWERED, ANSWERS),
+    Row("max_answer_length", "2", ANSWERED, ANSWERS),
+    Row("null_score_diff_threshold", "99", ANSWERED, ANSWERS | {"version_2_with_negative": "true"}),
+    Row("version_2_with_negative", "true", ANSWERED, ANSWERS),
     Row(
         "seeds",
         "1,2",

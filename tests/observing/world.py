@@ -85,6 +85,7 @@ def make_world(folder: Path) -> None:
     make_records(folder)
     make_pairs(folder)
     make_questions(folder)
+    make_answers(folder)
     make_checkpoints(folder)
 
 
@@ -147,6 +148,20 @@ def make_questions(folder: Path) -> None:
         pairs = [line.split("\t")[:2] for line in lines]
         rows = [f"{a[:4]}\t{a}\t{b}" for a, b in pairs]
         (folder / f"questions/{split}.tsv").write_text("answer\tparagraph\tquestion\n" + "\n".join(rows) + "\n")
+
+
+def make_answers(folder: Path) -> None:
+    """Write a folder of questions with their answers in a text, made of the labelled pairs."""
+    (folder / "answers").mkdir()
+    for split in ("train", "dev", "test"):
+        lines = (folder / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
+        paragraphs = []
+        for number, (question, text, _) in enumerate(line.split("\t") for line in lines):
+            answer = {"text": text[:3], "answer_start": len(question)}
+            asked = {"id": str(number), "question": question, "answers": [answer]}
+            paragraphs.append({"context": question + text, "qas": [asked]})
+        content = json.dumps({"data": [{"paragraphs": paragraphs}]}, ensure_ascii=False)
+        (folder / f"answers/{split}.json").write_text(content, encoding="utf-8")
 
 
 def make_checkpoints(folder: Path) -> None:

@@ -11,6 +11,7 @@ from absl.app import UsageError
 
 from tasks.datasets import Example, find_file, find_row, load_rows, read_examples
 from tasks.kinds import find_kind
+from tasks.span_scores import SCORINGS
 
 PAIR = find_row("lcqmc_pair")
 
@@ -27,8 +28,12 @@ def test_every_row_is_complete():
         if row.kind == "classification":
             assert {"text_a", "label"} <= set(row.columns)
             assert len(set(row.labels)) == len(row.labels) >= 2
-        else:
+        elif row.kind == "generation":
             assert {"text_a", "target"} <= set(row.columns)
+        elif row.kind == "tagging":
+            assert {"text_a", "label"} == set(row.columns)
+        elif row.kind == "span":
+            assert row.scoring in SCORINGS
 
 
 @pytest.mark.parametrize(
