@@ -142,14 +142,14 @@ class Course(Protocol):
         ...
 
 
-def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[DatasetRow, dict[str, Path]]:
+def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
     """Return the row of --task_name and its files by split, as far as they are asked for.
 
     Raises:
         UsageError: nothing is asked for, the row is another verb's, or a file is missing.
     """
     from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_file, find_row
+    from tasks.datasets import find_files, find_row
     from tasks.kinds import find_kind
 
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
@@ -158,13 +158,13 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
     wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
     files = session.together(
-        lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
+        lambda: {split: find_files(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
     )
     return row, files
 
 
 def run_seeds(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], course: Course
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], course: Course
 ) -> None:
     """Run once, or once a seed of --seeds, and report mean and deviation."""
     if not options.seeds:
@@ -182,7 +182,7 @@ def run_seeds(
 
 
 def fine_tune(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], course: Course
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], course: Course
 ) -> dict[str, Scores]:
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
     from commands.estimate import Work
@@ -236,7 +236,7 @@ def fine_tune(
 
 
 def run_file(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], fingerprint: str
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], fingerprint: str
 ) -> RunFile:
     """Return what the run is made of; `fingerprint` is the tokenizer's."""
     from commands.resuming import data_of_files
@@ -252,14 +252,14 @@ def run_file(
     )
 
 
-def reads(options: FineTuningOptions, files: Mapping[str, Path]) -> dict[str, Sequence[str | Path | None]]:
+def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> dict[str, Sequence[str | Path | None]]:
     """Return the files that the run reads, by flag."""
     return {
         "--bert_config_file": [options.bert_config_file],
         "--vocab_file": [options.vocab_file],
         "--spm_model_file": [options.spm_model_file],
         "--task_file": [options.task_file],
-        "--data_dir": list(files.values()),
+        "--data_dir": [path for paths in files.values() for path in paths],
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
     }
 
@@ -350,7 +350,8 @@ def predict(
         if split not in splits.datasets:
             continue
         answers = known.get(split) or course.answers(session, options, splits, split)
-        path, number = Path(options.output_dir) / f"{split}_predictions{course.predictions}", len(answers)
+        suffix = getattr(splits.kind, "predictions", course.predictions)
+        path, number = Path(options.output_dir) / f"{split}_predictions{suffix}", len(answers)
         if session.writes:
             splits.write(path, split, answers)
         session.say(f"predictions of {number:,} {split} examples  {path}")

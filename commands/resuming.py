@@ -267,14 +267,16 @@ def data_of_records(records: Records) -> dict[str, Any]:
     }
 
 
-def data_of_files(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what tells the data of a labelled task from other data: a digest of each file but that of the test."""
+def data_of_files(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Return what tells the data of a labelled task from other data: a digest of each split's files but the test's."""
     names = {"train": "training", "dev": "development"}
     found = {}
     for split, name in names.items():
         if split in files:
-            with files[split].open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256")
+            digest = hashlib.sha256()
+            for path in files[split]:
+                with path.open("rb") as stream:
+                    hashlib.file_digest(stream, lambda: digest)
             found[f"{name} data"] = digest.hexdigest()[:12]
     return found
 

@@ -31,6 +31,10 @@ DECODER = ("backbone/decoder/.*", "backbone/target_embeddings/.*", "copy/.*")
 KINDS: dict[str, str] = {
     "classification": "tasks.kinds.classification",
     "generation": "tasks.kinds.generation",
+    "regression": "tasks.kinds.regression",
+    "multilabel": "tasks.kinds.multilabel",
+    "choice": "tasks.kinds.choice",
+    "matching": "tasks.kinds.matching",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
 
@@ -87,6 +91,12 @@ class Kind(Protocol):
         metrics: names of the scores by which a row may choose its best checkpoint.
         new_heads: expressions over names of variables that a pretrained checkpoint need not have.
         unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
+
+    A kind may have besides:
+        predictions: suffix of its files of predictions, in place of the verb's.
+        complaint: (row) -> what is wrong with it, one clause, or "".
+        tuned: (row, answers, examples of dev) -> the row with what dev decides for every split, as a threshold.
+        further_files: (split, answers) -> contents of further files of predictions, by name.
     """
 
     verb: str

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 READERS: dict[str, str] = {
     "lines": "tasks.readers.lines",
+    "aligned": "tasks.readers.aligned",
+    "choices": "tasks.readers.choices",
+    "c3": "tasks.readers.c3",
+    "chid": "tasks.readers.chid",
+    "race": "tasks.readers.race",
 }
 """format -> the module that implements it; imported when a row of that format is read."""
 

@@ -188,9 +188,9 @@ def test_what_tells_data_apart_stays_as_checkpoints_hold_it(tmp_path: Path):
     """A run that an earlier version began goes on: digests have the form that its folder holds."""
     (tmp_path / "a").write_bytes(b"one")
     sha256 = hashlib.sha256(b"one").hexdigest()[:12]
-    files = {"train": tmp_path / "a", "test": tmp_path / "absent"}
+    files = {"train": (tmp_path / "a",), "test": (tmp_path / "absent",)}
     assert resuming.data_of_files(files) == {"training data": sha256}
-    assert resuming.data_of_files(files | {"dev": tmp_path / "a"}) == {
+    assert resuming.data_of_files(files | {"dev": (tmp_path / "a",)}) == {
         "training data": sha256,
         "development data": sha256,
     }
