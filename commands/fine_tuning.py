@@ -142,7 +142,9 @@ class Course(Protocol):
         ...
 
 
-def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
+def find_task(
+    session: Session, options: FineTuningOptions, verb: str
+) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
     """Return the row of --task_name and its files by split, as far as they are asked for.
 
     Raises:

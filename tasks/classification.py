@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import keras
-from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
 from modeling import ClassifierModel, Computation, LanguageModel
@@ -14,7 +13,7 @@ from modeling.fusion import fusing
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import fold_in, seeded
 from tasks.losses import Terms, example_weights
-from tasks.regularization import Passes, Regularizer, symmetric_divergence
+from tasks.regularization import Passes, Regularizer, refuse_regularizers, symmetric_divergence
 
 if TYPE_CHECKING:
     from modeling.config import Config
@@ -44,12 +43,8 @@ class ClassificationTask:
         regularizers: Sequence[Regularizer] = (),
     ):
         self.regularizers = tuple(each for each in regularizers if each.weight)
-        for each in self.regularizers:
-            if num_labels < 2:
-                raise UsageError(
-                    f"--{each.name}_weight={each.weight:g}: a regression has no distribution over classes to compare; "
-                    f"set --{each.name}_weight=0 or use a task with two labels or more"
-                )
+        if num_labels < 2:
+            refuse_regularizers(self.regularizers, "a regression")
         self.config, self.num_labels, self.classifier_dropout = config, num_labels, classifier_dropout
         self.computation = computation
         self.metrics = ("accuracy",)

@@ -158,7 +158,9 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
 def complaint_of(row: DatasetRow) -> str:
     """Return what is wrong with the numbers of a row, or what its kind finds wrong; empty where nothing is."""
     if row.score_range and not (
-        len(row.score_range) == 2 and all(map(math.isfinite, row.score_range)) and row.score_range[0] < row.score_range[1]
+        len(row.score_range) == 2
+        and all(map(math.isfinite, row.score_range))
+        and row.score_range[0] < row.score_range[1]
     ):
         return f"has the score_range {list(row.score_range)}; expected the lowest and the highest score, as [0, 5]"
     if not 0 < row.temperature < math.inf:

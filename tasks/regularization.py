@@ -6,9 +6,11 @@ perturbed word vectors. A third technique is a third class of this form and a fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
 from modeling.differentiation import gradient
@@ -23,7 +25,7 @@ class Passes:
         logits: of the ordinary pass, [B, ...].
         logits_of: (key, word_noise_BLE or None) -> logits of another pass; dropout follows from the key.
         divergence: two logits -> how far apart their distributions are, [B]; by the kind of head.
-        num_classes: classes of each distribution.
+        num_classes: classes of each distribution, or of each example's, [B].
         noise_shape: (B, L, E).
         key: uint32[2], for this technique alone.
     """
@@ -31,7 +33,7 @@ class Passes:
     logits: Tensor
     logits_of: Callable[[Tensor, Tensor | None], Tensor]
     divergence: Callable[[Tensor, Tensor], Tensor]
-    num_classes: int
+    num_classes: int | Tensor
     noise_shape: tuple[int | Tensor, ...]
     key: Tensor
 
@@ -107,3 +109,13 @@ def symmetric_divergence(a_BC: Tensor, b_BC: Tensor) -> Tensor:
     """Return KL(a || b) + KL(b || a) of the distributions of two logits [B, C], in nats [B]."""
     a_BC, b_BC = ops.log_softmax(ops.cast(a_BC, "float32")), ops.log_softmax(ops.cast(b_BC, "float32"))
     return ops.sum((ops.exp(a_BC) - ops.exp(b_BC)) * (a_BC - b_BC), axis=-1)
+
+
+def refuse_regularizers(regularizers: Sequence[Regularizer], what: str) -> None:
+    """Raise `UsageError` for any of positive weight; `what` says of a task that it has no distribution to compare."""
+    for each in regularizers:
+        if each.weight:
+            raise UsageError(
+                f"--{each.name}_weight={each.weight:g}: {what} has no distribution over classes to compare; "
+                f"set --{each.name}_weight=0 or use a task with two labels or more"
+            )

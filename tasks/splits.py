@@ -41,9 +41,7 @@ class Splits:
     def __init__(self, row: DatasetRow, files: Mapping[str, Sequence[Path]]):
         self.row, self.kind = row, find_kind(row.kind)
         self.examples: dict[str, Sequence[Any]] = {
-            split: [
-                example for path in paths for example in self.kind.read(row, path, need_labels=split != "test")
-            ]
+            split: [example for path in paths for example in self.kind.read(row, path, need_labels=split != "test")]
             for split, paths in files.items()
         }
         self.datasets: dict[str, LabelledDataset] = {}

@@ -28,7 +28,10 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
     lines = [[line for _, line in read_lines(row, side)] for side in (foreign, english)]
     numbers = [[number for number, _ in read_lines(row, side)] for side in (foreign, english)]
     if numbers[0] != numbers[1]:
-        sizes = [f"{side.name} has {len(found):,} lines with text" for side, found in zip((foreign, english), lines, strict=True)]
+        sizes = [
+            f"{side.name} has {len(found):,} lines with text"
+            for side, found in zip((foreign, english), lines, strict=True)
+        ]
         raise UsageError(f"{foreign}: {' and '.join(sizes)}, which have to pair line by line; mend the longer one")
     for number, text_a, text_b in zip(numbers[0], *lines, strict=True):
         yield f"{foreign}:{number}", {"text_a": text_a, "text_b": text_b, "group": foreign.suffix.lstrip(".")}
@@ -38,10 +41,14 @@ def _two_files(path: Path) -> tuple[Path, Path]:
     if path.suffix not in ENGLISH:
         english = next((other for end in ENGLISH if (other := path.with_suffix(end)).is_file()), None)
         if english is None:
-            raise UsageError(f"{path} has no {path.stem}.en or {path.stem}.eng beside it; expected the same lines in English")
+            raise UsageError(
+                f"{path} has no {path.stem}.en or {path.stem}.eng beside it; expected the same lines in English"
+            )
         return path, english
     others = [each for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.suffix not in ENGLISH]
     if len(others) != 1:
         found = ", ".join(each.name for each in others[:3]) or "none"
-        raise UsageError(f"{path} needs one file of the same name in another language beside it, got {found}; name that one")
+        raise UsageError(
+            f"{path} needs one file of the same name in another language beside it, got {found}; name that one"
+        )
     return others[0], path

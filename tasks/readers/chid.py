@@ -46,7 +46,9 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
                 answer = fields.get("answer") if answers is None else answers.get(match[0])
                 if answer is not None and not 0 <= answer < len(fields["candidates"]):
                     last = len(fields["candidates"]) - 1
-                    raise UsageError(f"{where}: the answer {answer} of {match[0]} is none of the candidates 0 to {last}")
+                    raise UsageError(
+                        f"{where}: the answer {answer} of {match[0]} is none of the candidates 0 to {last}"
+                    )
                 before, after = (
                     BLANK.sub(OTHER_BLANK, part) for part in (passage[: match.start()], passage[match.end() :])
                 )

@@ -77,10 +77,14 @@ def index_of(where: str, answer: Text | None, choices: Sequence[str]) -> int | N
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
     text = str(answer).strip()
-    number = int(text) if re.fullmatch(r"\d{1,4}", text) else ord(text) - ord("A") if re.fullmatch("[A-Z]", text) else -1
+    number = (
+        int(text) if re.fullmatch(r"\d{1,4}", text) else ord(text) - ord("A") if re.fullmatch("[A-Z]", text) else -1
+    )
     if not 0 <= number < len(choices):
         shown = ", ".join(choices)
-        raise UsageError(f"{where}: the answer {text[:40]!r} is none of the choices ({shown[:80]}), 0 to {len(choices) - 1}")
+        raise UsageError(
+            f"{where}: the answer {text[:40]!r} is none of the choices ({shown[:80]}), 0 to {len(choices) - 1}"
+        )
     return number
 
 
