@@ -1,4 +1,4 @@
-"""Scores of sets of labels against sets, as scikit-learn defines them: F1 by averages, and the share that is all right."""
+"""Scores of sets of labels, as scikit-learn defines them: three averages of F1, and the share that is all right."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[ChoiceExampl
 
 
 def texts_of(example: ChoiceExample, choice: str, window: int) -> tuple[str, str]:
-    """Return text a and text b of the row of one choice; a context with a blank is cut to `window` characters around it.
+    """Return text a and text b of the row of one choice; text a with a blank is cut to `window` characters around it.
 
     Example:
         context "他", after "地走了。再见", choice "慢条斯理", window 7 -> "他慢条斯理地走", "慢条斯理"
@@ -126,7 +126,7 @@ def dataset(
 ) -> GroupedDataset:
     """Tokenise a row for every distinct choice; a label is the number of the right one among them, -1 for none.
 
-    No token is shorter than a character, so that a window with room for the choice beside it is never cut again.
+    A token is a character or more, so that a window with room for the choice beside it is as good as never cut again.
     """
     specials = tokenizer.template.num_specials(2)
     texts_a, texts_b, labels, sizes = [], [], [], []

@@ -59,7 +59,7 @@ def complaint(row: DatasetRow) -> str:
     if "label" not in row.columns and (row.labels or row.score_range):
         return "has labels or a score_range but no column label; leave them out where all pairs match"
     of_retrieval = row.metric in ("retrieval_accuracy", "mrr")
-    if of_retrieval == ("label" in row.columns) or row.metric in ("accuracy", "roc_auc") and not row.labels:
+    if of_retrieval == ("label" in row.columns) or (row.metric in ("accuracy", "roc_auc") and not row.labels):
         return f"has the metric {row.metric}, which its labels do not give; {_METRICS_OF}"
     return ""
 

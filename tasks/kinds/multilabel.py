@@ -1,4 +1,4 @@
-"""Any number of labels of a text or a pair of texts, the host half: a separator between them, or a list in JSON lines."""
+"""Any number of labels of a text or a pair of texts, the host half: separated in TAB files, a list in JSON lines."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[La
 
 
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> Iterator[str]:
-    """Yield a JSON object a line: labels found, each label's probability, the true labels where known, and the texts."""
+    """Yield a JSON object a line: labels found, each one's probability, the true labels where known, and the texts."""
     for index, (probabilities, example) in enumerate(zip(answers, examples, strict=True)):
         chances = {label: round(float(p), 4) for label, p in zip(row.labels, probabilities, strict=True)}
         given = [label for label, p in zip(row.labels, probabilities, strict=True) if p >= row.threshold]

@@ -1,4 +1,4 @@
-"""ChID (Zheng et al. 2019), CLUE's and FewCLUE's form: passages with blanks #idiom000378# and their candidates, JSON lines.
+"""ChID (Zheng et al. 2019), CLUE's and FewCLUE's form: JSON lines of passages with blanks #idiom000378# and candidates.
 
 Every blank is a question. CLUE's answers are an object {"#idiom000378#": 0} in NAME_answer.json beside NAME.json;
 FewCLUE's one blank a line has its `answer` in the line.
@@ -31,7 +31,7 @@ class _Line(TypedDict):
 
 
 def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every blank with the text before and after it; `record` numbers the lines, whose blanks share candidates."""
+    """Yield every blank with the text before and after it; blanks of one line, and `record`, share candidates."""
     beside = path.with_name(f"{path.stem}_answer{path.suffix}")
     answers: Mapping[str, int] | None = None
     if beside.is_file():

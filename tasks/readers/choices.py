@@ -1,4 +1,4 @@
-"""Multiple choice, a JSON object a line: {"context", "question", "choices": [...], "answer"}, or COPA's choice0, choice1.
+"""Multiple choice, JSON lines: {"context", "question", "choices": [...], "answer"}, or choice0, choice1 as in COPA.
 
 `answer` is the number of a choice, counted from 0, or its text, or its letter A, B, ...; what is one of the texts is a
 text. This file also has what all readers of multiple choice yield: `record_of`.
@@ -72,7 +72,7 @@ def record_of(
 
 def index_of(where: str, answer: Text | None, choices: Sequence[str]) -> int | None:
     """Return which choice an answer means, None for None; raises `UsageError` where it means none."""
-    if answer is None or isinstance(answer, str) and not answer.strip():
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
         return None
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
