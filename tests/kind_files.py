@@ -11,20 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from modeling.config import Config
-
 WORDS = "abcdefghij"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CONFIG = Config(
-    family="bert",
-    vocab_size=15,
-    hidden_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=8,
-    max_position_embeddings=32,
-    initializer_range=0.2,
-)
+CONFIG = {
+    "family": "bert",
+    "vocab_size": 15,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+}
 TAGS = """[tags]
 kind = "multilabel"
 columns = ["text_a", "label"]
@@ -71,7 +69,7 @@ def race(name: str) -> dict[str, Any]:
 
 def write_world(folder: Path) -> None:
     """Write config, vocabulary and a folder of files for each of sts_b, tags, c3, chid, copa, race, lcqmc, tatoeba."""
-    write(folder / "config.json", CONFIG.to_json())
+    write(folder / "config.json", json.dumps(CONFIG))
     write(folder / "vocab.txt", "\n".join([*SPECIALS, *WORDS]) + "\n")
     write(folder / "rows.toml", TAGS)
     generator = np.random.default_rng(0)
@@ -83,14 +81,20 @@ def write_world(folder: Path) -> None:
         score = "" if split == "test" else "\tscore"
         rows = [f"{n}\tg\tf\t2012\t1\tx\ty\t{text()}\t{text(3)}" for n in range(count)]
         values = ["" if split == "test" else f"\t{n % 6}.{n}00" if n % 6 < 5 else "\t5" for n in range(count)]
-        write(folder / f"sts_b/{split}.tsv", STS_HEAD + score + "\n" + "".join(f"{r}{v}\n" for r, v in zip(rows, values, strict=True)))
+        write(
+            folder / f"sts_b/{split}.tsv",
+            STS_HEAD + score + "\n" + "".join(f"{r}{v}\n" for r, v in zip(rows, values, strict=True)),
+        )
         pairs = [f"{text()}\t{text(3)}\t{n % 2}\n" for n in range(count)]
         write(folder / f"lcqmc/{split}.tsv", "sentence1\tsentence2\tlabel\n" + "".join(pairs))
         name = "tatoeba.deu-eng" if split == "test" else f"{split}.deu-eng"
         for end in ("deu", "eng"):
             write(folder / f"tatoeba/{name}.{end}", "".join(f"{text(n % 3 + 2)}\n" for n in range(count)))
     write(folder / "tags/train.tsv", "text\tlabels\na b\tearly\ni j\tlate|both\na j\t\ni c d\tboth\n")
-    write(folder / "tags/dev.jsonl", '{"text": "a c", "labels": ["early"]}\n{"text": "j", "labels": []}\n{"text": "i a", "labels": ["both", "late"]}\n')
+    write(
+        folder / "tags/dev.jsonl",
+        json_lines([{"text": x, "labels": y} for x, y in (("a c", ["early"]), ("j", []), ("i a", ["both", "late"]))]),
+    )
     for split in ("train", "dev", "test"):
         for kind, content in (("d", C3), ("m", C3_OF_ONE_TURN)):
             name = "test1.1" if split == "test" else f"{kind}-{split}"

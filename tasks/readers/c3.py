@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from tasks.readers.choices import index_of, record_of, whole_json
+from tasks.readers.choices import record_of, whole_json
 
 if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
@@ -26,5 +26,5 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
         for place, asked in enumerate(questions):
             where = f"{path}: $[{number}][1][{place}]"
             choices = asked["choice"]
-            answer = index_of(where, asked.get("answer"), choices)
-            yield where, record_of(where, " ".join(turns), asked["question"], choices, answer, name=f"{name}-{place}")
+            context, answer = " ".join(turns), asked.get("answer")
+            yield where, record_of(where, context, asked["question"], choices, answer, name=f"{name}-{place}")

@@ -16,7 +16,7 @@ from absl.app import UsageError
 from data.corpus.compression import open_text
 from data.corpus.encodings import find_encoding
 from data.corpus.look import look
-from ground.documents import MAX_BYTES, check_shape, json_line, parse_json
+from ground.documents import MAX_BYTES, SURROGATE, check_shape, json_line, parse_json
 from tasks.readers.lines import read_lines
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
         for column in ("context", "question", "answer"):
             check_shape(found.get(column, ""), Text, where=f"{where}: {column}", fix=_FIX)
         context, question = str(found.get("context", "")), str(found.get("question", ""))
-        yield where, record_of(where, context, question, choices, index_of(where, found.get("answer"), choices))
+        yield where, record_of(where, context, question, choices, found.get("answer"))
 
 
 def record_of(
-    where: str, context: str, question: str, choices: Sequence[str], answer: int | None, **further: Any
+    where: str, context: str, question: str, choices: Sequence[str], answer: Text | None, **further: Any
 ) -> dict[str, Any]:
     """Return one question as `tasks.kinds.choice` takes it; raises `UsageError` for one that cannot be asked.
 
@@ -56,7 +56,7 @@ def record_of(
         context: what is read; "" where there is none.
         question: that is asked about it; "" where the choices go on with the context.
         choices: the texts to choose from.
-        answer: index of the right one; None where the file does not tell.
+        answer: what the file says of the right one, see `index_of`.
         further: `after`, the context behind a blank into which the choices fit; `name` of the question, `group` by
             which it is scored too, and `record`, a number that questions with the same choices share.
     """
@@ -67,7 +67,10 @@ def record_of(
             raise UsageError(f"{where}: choice {number} is empty; leave it out where there are fewer choices")
     if not (context + question + further.get("after", "")).strip():
         raise UsageError(f"{where}: neither a context nor a question; {_FIX}")
-    return {"context": context, "question": question, "choices": tuple(choices), "answer": answer, **further}
+    if half := SURROGATE.search("".join((context, question, *choices))):
+        raise UsageError(f"{where}: a text has \\u{ord(half[0]):04x}, half of a character; write both halves")
+    index = index_of(where, answer, choices)
+    return {"context": context, "question": question, "choices": tuple(choices), "answer": index, **further}
 
 
 def index_of(where: str, answer: Text | None, choices: Sequence[str]) -> int | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from absl.app import UsageError
 
-from tasks.readers.choices import index_of, record_of, whole_json
+from tasks.readers.choices import record_of, whole_json
 
 if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
@@ -41,5 +41,4 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
         where = f"{path}: $.questions[{number}]"
         question, choices = " ".join(question.split()), [" ".join(each.split()) for each in choices]
         name = f"{fields.get('id', path.name)}-{number}"
-        answer = index_of(where, answer, choices)
         yield where, record_of(where, article, question, choices, answer, name=name, group=group)
