@@ -221,7 +221,8 @@ def fine_tune(
         step = load_weights(session, options, splits)
         if options.dry_run:
             target = course.encoding(options).get("max_target_length", 0)
-            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps, target)
+            rows = options.train_batch_size * getattr(splits.datasets.get("train"), "rows_per_example", 1)
+            work = Work(rows, options.max_seq_length, 0, num_steps, target)
             session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
             return {}
         session.describe(

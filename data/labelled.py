@@ -214,6 +214,11 @@ class GroupedDataset(ClassificationDataset):
 
     examples: EncodedGroups  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    @property
+    def rows_per_example(self) -> int:
+        """C: rows that the model computes for every example of a batch."""
+        return self.examples.most_rows
+
     def _collate(self, members: np.ndarray, batch_size: int | None = None) -> dict[str, np.ndarray]:
         """Return features [B, C, L] and `label_ids` [B]; what an example has not, is rows of zeros.
 

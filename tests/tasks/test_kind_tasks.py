@@ -210,5 +210,5 @@ def test_a_missing_choice_is_no_class_to_a_smoothed_loss_either(choices: Any):
     logits = keras.ops.convert_to_tensor(np.array([[1.0, 2.0, float(np.finfo(np.float32).min) / 2]], "float32"))
     labels, weights = np.array([1], np.int32), np.ones(1, np.float32)
     with_gap, _ = cross_entropy(logits, labels, weights, 0.1)
-    without, _ = cross_entropy(logits[:, :2], labels, weights, 0.1)
+    without, _ = cross_entropy(keras.ops.slice(logits, (0, 0), (1, 2)), labels, weights, 0.1)
     assert float(with_gap) == pytest.approx(float(without), rel=1e-6)
