@@ -84,7 +84,7 @@ def index_of(where: str, answer: Text | None, choices: Sequence[str]) -> int | N
         int(text) if re.fullmatch(r"\d{1,4}", text) else ord(text) - ord("A") if re.fullmatch("[A-Z]", text) else -1
     )
     if not 0 <= number < len(choices):
-        shown = ", ".join(choices)
+        shown = " ".join(", ".join(choices).split())
         raise UsageError(
             f"{where}: the answer {text[:40]!r} is none of the choices ({shown[:80]}), 0 to {len(choices) - 1}"
         )
