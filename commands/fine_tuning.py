@@ -353,7 +353,7 @@ def predict(
         if split not in splits.datasets:
             continue
         answers = known.get(split) or course.answers(session, options, splits, split)
-        suffix = getattr(splits.kind, "predictions", course.predictions)
+        suffix = getattr(splits.kind, "suffix", course.predictions)
         path, number = Path(options.output_dir) / f"{split}_predictions{suffix}", len(answers)
         if session.writes:
             splits.write(path, split, answers)

@@ -86,7 +86,8 @@ RULES = {
 
 _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl"
+    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl "
+    "test_embeddings.npy"
 )
 _SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
 _INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
@@ -150,7 +151,7 @@ def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, An
     pretraining = run.row is None and former.row is None
     facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
-        for name in ("kind", "columns", "labels"):
+        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer"):
             facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])

@@ -48,6 +48,8 @@ def scores_of(folder: Path, split: str = "eval") -> dict[str, float]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_kind_trains_scores_predicts_and_opens(world: Path, task: str):
+    from conversion.beside import kind_of_run
+    from conversion.readers import read_checkpoint
     from serving.run_folder import open_run
 
     folder = run(flags_of(world, task, f"tensorflow_{task}"))
@@ -67,6 +69,7 @@ def test_a_kind_trains_scores_predicts_and_opens(world: Path, task: str):
             assert one.get(name) == pytest.approx(two.get(name), abs=3e-4), name
     opened = open_run(folder)
     assert opened.content.row is not None
+    assert kind_of_run(read_checkpoint(folder)) == opened.content.kind == opened.content.row.kind
     assert opened.content.row.name == task
     if task == "tatoeba":
         vectors = np.load(folder / "test_embeddings.npy")

@@ -93,10 +93,11 @@ class Kind(Protocol):
         unused_heads: expressions over names of tensors of a checkpoint that the model of this kind need not have.
 
     A kind may have besides:
-        predictions: suffix of its files of predictions, in place of the verb's.
+        suffix: of the files of predictions, in place of the verb's.
         complaint: (row) -> what is wrong with it, one clause, or "".
         tuned: (row, answers, examples of dev) -> the row with what dev decides for every split, as a threshold.
         further_files: (split, answers) -> contents of further files of predictions, by name.
+        submitted: (row, answers, examples) -> id and released answer of each example, to be handed in.
     """
 
     verb: str

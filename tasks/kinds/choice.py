@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tasks.choice import ChoiceTask
 
 verb = "run_classifier"
-predictions = ".jsonl"
+suffix = ".jsonl"
 needs = ()
 header_names: Mapping[str, tuple[str, ...]] = {
     "context": ("context", "premise", "passage", "article", "document", "text"),
@@ -217,20 +217,12 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Cho
         yield json.dumps(content, ensure_ascii=False)
 
 
-def c3_submission(answers: Sequence[np.ndarray]) -> Iterator[str]:
-    """Yield the lines of CLUE's c311_predict.json (or c310): {"id", "label"}, questions and choices counted from 0."""
-    yield from (json.dumps({"id": index, "label": choice}) for index, choice in enumerate(chosen(answers)))
+def submitted(
+    row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample]
+) -> list[tuple[str | None, int]]:
+    """Return the name of each example and its choice, counted from 0: what C3's lines and ChID's object are made of.
 
-
-def chid_submission(
-    answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample], *, each_once: bool = False
-) -> Iterator[str]:
-    """Yield the one object of CLUE's chid11_predict.json: the choice of every blank by its name.
-
-    Args:
-        answers: of the examples.
-        examples: of the test file.
-        each_once: give the blanks of a line different idioms (`assigned`).
+    A row whose metric is `accuracy_assigned` hands in the choices of `assigned`.
     """
-    found = assigned(answers, examples) if each_once else chosen(answers)
-    yield json.dumps({example.name: choice for example, choice in zip(examples, found, strict=True)}, indent=0)
+    found = assigned(answers, examples) if row.metric == "accuracy_assigned" else chosen(answers)
+    return [(example.name or None, choice) for example, choice in zip(examples, found, strict=True)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tasks.matching import MatchingTask
 
 verb = "run_classifier"
-predictions = ".jsonl"
+suffix = ".jsonl"
 needs = ()
 header_names: Mapping[str, tuple[str, ...]] = regression.header_names
 columns = tuple(header_names)
@@ -205,10 +205,13 @@ def nearest(answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> np.n
     return found
 
 
-def tatoeba_submission(answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> dict[str, list[str]]:
-    """Return the lines of XTREME's file of each language: the number of the nearest English sentence, one a line."""
-    found, groups = nearest(answers, examples), _groups(examples)
-    return {group: [str(found[index]) for index in members] for group, members in groups.items()}
+def submitted(
+    row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]
+) -> list[tuple[str | None, Any]]:
+    """Return the number of the nearest text b of each text a, as XTREME's Tatoeba has it, or the cosine."""
+    if "label" in row.columns:
+        return [(None, round(float(cosine), 6)) for cosine in cosines(answers)]
+    return [(None, int(number)) for number in nearest(answers, examples)]
 
 
 def cosines(answers: Sequence[np.ndarray]) -> np.ndarray:

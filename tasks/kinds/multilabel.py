@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.multilabel import MultilabelTask
 
 verb = "run_classifier"
-predictions = ".jsonl"
+suffix = ".jsonl"
 needs = ("labels", "label_separator")
 header_names = {**HEADER_NAMES, "label": ("label", "labels", "tags", "categories")}
 columns = tuple(header_names)
@@ -132,6 +132,15 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Lab
         if example.text_b is not None:
             content["text_b"] = example.text_b
         yield json.dumps(content, ensure_ascii=False)
+
+
+def submitted(
+    row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]
+) -> list[tuple[str | None, list[str]]]:
+    """Return the labels of each example from the threshold on."""
+    return [
+        (None, [label for label, p in zip(row.labels, each, strict=True) if p >= row.threshold]) for each in answers
+    ]
 
 
 def _matrix(row: DatasetRow, examples: Sequence[LabelledText]) -> np.ndarray:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.regression import RegressionTask
 
 verb = "run_classifier"
-predictions = ".jsonl"
+suffix = ".jsonl"
 needs = ()
 header_names: Mapping[str, tuple[str, ...]] = {
     **HEADER_NAMES,
@@ -118,11 +118,10 @@ def lines(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]
         yield json.dumps(content, ensure_ascii=False)
 
 
-def glue_submission(row: DatasetRow, answers: Sequence[float]) -> Iterator[str]:
-    """Yield the lines of GLUE's file, STS-B.tsv: the number of the row and its score, within the row's range."""
+def submitted(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> list[tuple[str | None, str]]:
+    """Return the score of each example, within the row's range, as GLUE's STS-B.tsv has it; it has no ids."""
     low, high = row.score_range or (-np.inf, np.inf)
-    yield "index\tprediction"
-    yield from (f"{index}\t{min(max(score, low), high):.3f}" for index, score in enumerate(answers))
+    return [(None, f"{min(max(score, low), high):.3f}") for score in answers]
 
 
 def _labels(examples: Sequence[Example]) -> np.ndarray:

@@ -86,6 +86,7 @@ OTHER_RUNS = [
         r"--vocab_file, --spm_model_file or --do_lower_case: .*a tokenizer 000000000000, this run has 1",
     ),
     (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), labels=("1", "0"))), r"labels 0,1, this run has 1,0"),
+    (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), pooling="cls")), r"pooling mean, this run has cls"),
     (run_of(row=None, objective="albert"), r"--task_name: .*task lcqmc_pair, this run has albert"),
 ]
 

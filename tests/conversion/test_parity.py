@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,33 @@ def test_classifier_computes_the_same(graph: str, model_type: str, tmp_path: Pat
 
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert config.id2label == {0: "no", 1: "yes", 2: "perhaps"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("graph", "model_type"), [("bert", "bert"), ("google", "albert")])
+def test_multiple_choice_computes_the_same(graph: str, model_type: str, tmp_path: Path):
+    checkpoint = _checkpoint(graph, num_labels=1)
+    write_transformers(tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type, kind="choice")
+    assert largest_differences(checkpoint, tmp_path / "out")["classifier logits"] < 1e-5
+    (architecture,) = json.loads((tmp_path / "out/config.json").read_text())["architectures"]
+    assert architecture.lower() == f"{model_type}formultiplechoice"
+
+
+def test_what_a_classifier_is_for_stands_beside_it(tmp_path: Path):
+    for kind, labels, problem in (
+        ("regression", 1, "regression"),
+        ("multilabel", 3, "multi_label_classification"),
+        ("classification", 3, None),
+    ):
+        checkpoint = _checkpoint("bert", num_labels=labels)
+        write_transformers(tmp_path / kind, CONFIGS["bert"], checkpoint.tensors, kind=kind)
+        assert json.loads((tmp_path / kind / "config.json").read_text()).get("problem_type") == problem
+    checkpoint = _checkpoint("roberta", num_labels=1)
+    with pytest.raises(
+        UsageError, match=r"a run of multiple choice has no class in .*; use --model_type=bert or albert"
+    ):
+        write_transformers(tmp_path / "x", CONFIGS["roberta"], checkpoint.tensors, model_type="roberta", kind="choice")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_wrong_weight_is_seen(tmp_path: Path):

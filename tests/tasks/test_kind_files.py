@@ -297,26 +297,22 @@ def test_labels_and_metric_of_a_matching_row_go_together(
     assert complaint in found if complaint else not found
 
 
-def test_submissions_have_the_published_forms(world: Path):
+def test_what_is_handed_in(world: Path):
     examples = splits_of(world, "chid").examples["test"]
     answers = [np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.6, 0.3, 0.1, 0.0]), np.eye(4)[3], np.eye(4)[2]]
-    (line,) = choice.chid_submission(answers, examples)
-    assert json.loads(line) == {"#idiom01#": 0, "#idiom02#": 0, "#idiom03#": 3, "#idiom04#": 2}
-    (line,) = choice.chid_submission(answers, examples, each_once=True)
-    assert json.loads(line) == {"#idiom01#": 1, "#idiom02#": 0, "#idiom03#": 3, "#idiom04#": 2}
-    assert [json.loads(line) for line in choice.c3_submission(answers[:2])] == [
-        {"id": 0, "label": 0},
-        {"id": 1, "label": 0},
-    ]
-    assert list(regression.glue_submission(find_row("sts_b"), [1.23456, -1, 7])) == [
-        "index\tprediction",
-        "0\t1.235",
-        "1\t0.000",
-        "2\t5.000",
-    ]
+    row = find_row("chid")
+    names = [f"#idiom0{number}#" for number in (1, 2, 3, 4)]
+    assert choice.submitted(row, answers, examples) == list(zip(names, (0, 0, 3, 2), strict=True))
+    assigned = dataclasses.replace(row, metric="accuracy_assigned")
+    assert choice.submitted(assigned, answers, examples) == list(zip(names, (1, 0, 3, 2), strict=True))
+    scored = regression.submitted(find_row("sts_b"), [1.23456, -1, 7], [])
+    assert [answer for _, answer in scored] == ["1.235", "0.000", "5.000"]
     pairs = [matching.TextPair("a", "b", 1.0, "deu"), matching.TextPair("c", "d", 1.0, "deu")]
     vectors = [np.array([[1, 0], [0, 1]], np.float32), np.array([[0, 1], [1, 0]], np.float32)]
-    assert matching.tatoeba_submission(vectors, pairs) == {"deu": ["1", "0"]}
+    assert matching.submitted(find_row("tatoeba"), vectors, pairs) == [(None, 1), (None, 0)]
+    assert matching.submitted(find_row("lcqmc_matching"), vectors, pairs) == [(None, 0.0), (None, 0.0)]
+    tags = find_row("tags", world / "rows.toml")
+    assert multilabel.submitted(tags, [np.array([0.4, 0.39, 1.0])], []) == [(None, ["early", "both"])]
 
 
 def test_predictions_are_json_lines(world: Path):
