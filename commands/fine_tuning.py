@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -198,11 +199,13 @@ def fine_tune(
     )
     splits = session.together(lambda: Splits(row, files))
     session.start()
-    session.check_fit(
+    fits = partial(
+        session.check_fit,
         vocab_size=tokenizer.vocab_size,
         vocabulary=options.spm_model_file or options.vocab_file or "",
         max_seq_length=options.max_seq_length,
     )
+    fits()
     splits.encode(
         tokenizer,
         max_seq_length=options.max_seq_length,
@@ -210,6 +213,8 @@ def fine_tune(
         seed=options.seed,
         **course.encoding(options),
     )
+    rows = max(getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values())
+    fits(rows_per_example=rows)
     session.together(lambda: course.checked(session, options, splits))
 
     from tasks.run_file import describe_tokenizer
@@ -221,8 +226,7 @@ def fine_tune(
         step = load_weights(session, options, splits)
         if options.dry_run:
             target = course.encoding(options).get("max_target_length", 0)
-            rows = options.train_batch_size * getattr(splits.datasets.get("train"), "rows_per_example", 1)
-            work = Work(rows, options.max_seq_length, 0, num_steps, target)
+            work = Work(options.train_batch_size * rows, options.max_seq_length, 0, num_steps, target)
             session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
             return {}
         session.describe(
