@@ -183,7 +183,7 @@ def is_file(options: Options) -> bool:
 
 def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
     """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
-    from conversion.beside import find_vocabulary, is_lowered, labels_of
+    from conversion.beside import find_vocabulary, is_lowered, kind_of_run, labels_of
     from conversion.writers import PART_BYTES, write_ours, write_plug, write_tf1, write_transformers
 
     config, tensors = checkpoint.config, checkpoint.tensors
@@ -203,6 +203,7 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
             pytorch_bin=options.pytorch_model_bin,
             do_lower_case=lowered,
             labels=labels,
+            kind=kind_of_run(checkpoint),
             allow_dropped=options.allow_unexpected,
             part_bytes=sys.maxsize if is_file(options) else PART_BYTES,
         )

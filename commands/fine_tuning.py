@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -138,14 +139,16 @@ class Course(Protocol):
         ...
 
 
-def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[DatasetRow, dict[str, Path]]:
+def find_task(
+    session: Session, options: FineTuningOptions, verb: str
+) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
     """Return the row of --task_name and its files by split, as far as they are asked for.
 
     Raises:
         UsageError: nothing is asked for, the row is another verb's, or a file is missing.
     """
     from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_file, find_row
+    from tasks.datasets import find_files, find_row
     from tasks.kinds import find_kind
 
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
@@ -155,7 +158,7 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
     wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
     files = session.together(
-        lambda: {split: find_file(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
+        lambda: {split: find_files(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
     )
     find_labels = getattr(find_kind(row.kind), "find_labels", None)
     if find_labels and not row.labels:
@@ -165,7 +168,7 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
 
 def found_labels(options: FineTuningOptions, row: DatasetRow, find_labels: Callable[..., tuple[str, ...]]) -> Any:
     """Return the labels of a row that names none: those of the finished run, or those of the training file."""
-    from tasks.datasets import find_file
+    from tasks.datasets import find_files
     from tasks.run_file import NAME, RunFile
 
     folder = Path(options.output_dir)
@@ -173,7 +176,7 @@ def found_labels(options: FineTuningOptions, row: DatasetRow, find_labels: Calla
         former = RunFile.read(folder).row
         if former is not None and former.name == row.name:
             return former.labels
-    return find_labels(row, find_file(row, Path(options.data_dir), "train"))
+    return find_labels(row, find_files(row, Path(options.data_dir), "train"))
 
 
 def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:
@@ -190,7 +193,7 @@ def run_seeds(
     session: Session,
     options: FineTuningOptions,
     row: DatasetRow,
-    files: Mapping[str, Path],
+    files: Mapping[str, Sequence[Path]],
     course: Callable[[Any], Course],
 ) -> None:
     """Run once, or once a seed of --seeds, and report mean and deviation; `course` makes that of a run's options.
@@ -212,7 +215,7 @@ def run_seeds(
 
 
 def fine_tune(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], course: Course
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], course: Course
 ) -> dict[str, Scores]:
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
     from commands.estimate import Work
@@ -227,11 +230,13 @@ def fine_tune(
     )
     splits = session.together(lambda: Splits(row, files))
     session.start()
-    session.check_fit(
+    fits = partial(
+        session.check_fit,
         vocab_size=tokenizer.vocab_size,
         vocabulary=options.spm_model_file or options.vocab_file or "",
         max_seq_length=options.max_seq_length,
     )
+    fits()
     splits.encode(
         tokenizer,
         max_seq_length=options.max_seq_length,
@@ -239,6 +244,8 @@ def fine_tune(
         seed=options.seed,
         **{name: getattr(options, name) for name in flags_of(splits.kind)},
     )
+    rows = max(getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values())
+    fits(rows_per_example=rows)
     session.together(lambda: course.checked(session, options, splits))
 
     from tasks.run_file import describe_tokenizer
@@ -250,7 +257,7 @@ def fine_tune(
         step = load_weights(session, options, splits)
         if options.dry_run:
             target = splits.further.get("max_target_length", 0)
-            work = Work(options.train_batch_size, options.max_seq_length, 0, num_steps, target)
+            work = Work(options.train_batch_size * rows, options.max_seq_length, 0, num_steps, target)
             session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
             return {}
         session.describe(
@@ -267,7 +274,7 @@ def fine_tune(
 
 
 def run_file(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Path], fingerprint: str
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], fingerprint: str
 ) -> RunFile:
     """Return what the run is made of; `fingerprint` is the tokenizer's."""
     from commands.resuming import data_of_files
@@ -283,14 +290,14 @@ def run_file(
     )
 
 
-def reads(options: FineTuningOptions, files: Mapping[str, Path]) -> dict[str, Sequence[str | Path | None]]:
+def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> dict[str, Sequence[str | Path | None]]:
     """Return the files that the run reads, by flag."""
     return {
         "--bert_config_file": [options.bert_config_file],
         "--vocab_file": [options.vocab_file],
         "--spm_model_file": [options.spm_model_file],
         "--task_file": [options.task_file],
-        "--data_dir": list(files.values()),
+        "--data_dir": [path for paths in files.values() for path in paths],
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
     }
 

@@ -90,7 +90,7 @@ _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
     "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl "
     "dev_predictions.json test_predictions.json dev_nbest_predictions.json test_nbest_predictions.json "
-    "dev_null_odds.json test_null_odds.json"
+    "dev_null_odds.json test_null_odds.json test_embeddings.npy"
 )
 _SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
 _INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
@@ -154,7 +154,7 @@ def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, An
     pretraining = run.row is None and former.row is None
     facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
-        for name in ("kind", "columns", "labels"):
+        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer"):
             facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])
@@ -271,14 +271,17 @@ def data_of_records(records: Records) -> dict[str, Any]:
     }
 
 
-def data_of_files(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what tells the data of a labelled task from other data: a digest of each file but that of the test."""
+def data_of_files(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Return what tells the data of a labelled task from other data: a digest of each split's files but the test's."""
     names = {"train": "training", "dev": "development"}
     found = {}
     for split, name in names.items():
         if split in files:
-            with files[split].open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256")
+            digest = hashlib.sha256()
+            for path in files[split]:
+                with path.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
             found[f"{name} data"] = digest.hexdigest()[:12]
     return found
 

@@ -114,7 +114,14 @@ class Session:
         return self.config
 
     def check_fit(
-        self, *, vocab_size: int, vocabulary: str, max_seq_length: int, max_target_length: int = 0, scored: int = 0
+        self,
+        *,
+        vocab_size: int,
+        vocabulary: str,
+        max_seq_length: int,
+        max_target_length: int = 0,
+        scored: int = 0,
+        rows_per_example: int = 1,
     ) -> None:
         """Raise `UsageError` unless the data fits the model, and a batch with `scored` positions the memory of a CPU.
 
@@ -137,7 +144,8 @@ class Session:
                 if getattr(self.options, uses, False):
                     flag = f"{what}_batch_size"
                     parts = self.options.gradient_accumulation_steps if what == "train" else 1
-                    check_batch(self.config, flag, getattr(self.options, flag), max_seq_length, scored, parts)
+                    rows = getattr(self.options, flag)
+                    check_batch(self.config, flag, rows, max_seq_length, scored, parts, rows_per_example)
 
     def computation(self) -> Computation:
         """Return how the model computes, as the flags say."""

@@ -30,7 +30,9 @@ def check_model(config: Config, config_file: str) -> None:
     )
 
 
-def check_batch(config: Config, flag: str, rows: int, length: int, scored: int, parts: int = 1) -> None:
+def check_batch(
+    config: Config, flag: str, rows: int, length: int, scored: int, parts: int = 1, rows_per_example: int = 1
+) -> None:
     """Raise `UsageError` where the widest arrays of a forward pass are more than this machine's memory.
 
     Args:
@@ -40,12 +42,16 @@ def check_batch(config: Config, flag: str, rows: int, length: int, scored: int, 
         length: tokens of an example.
         scored: positions of an example that are scored over the vocabulary.
         parts: micro-batches that the batch is computed in.
+        rows_per_example: rows of so many tokens that are computed for an example.
     """
+    given, rows = rows, rows * rows_per_example
     inner = rows / parts * (length * (config.intermediate_size + 2 * config.hidden_size) + scored * config.vocab_size)
     arrays = 3 * rows * length
     check_memory(
         _FLOAT_BYTES * (inner + arrays),
-        f"--{flag}={rows}: the arrays of one layer for {rows:,} examples of {length:,} tokens",
+        f"--{flag}={given}: the arrays of one layer for {rows:,} examples of {length:,} tokens"
+        if rows_per_example == 1
+        else f"--{flag}={given}: the arrays of one layer for {rows_per_example} rows of {length:,} tokens an example",
         f"lower --{flag}, or --max_seq_length",
     )
 

@@ -5,7 +5,7 @@ config.json, tokenizer_config.json and tokenizer.json, which for WordPiece stand
 """
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from absl.app import UsageError
 
@@ -26,6 +26,7 @@ class _RowShape(TypedDict):
 
 
 class _RunShape(TypedDict):
+    kind: NotRequired[str]
     row: _RowShape | None
 
 
@@ -85,6 +86,16 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
         if (folder / LABELS).is_file():
             return tuple(read_json(folder / LABELS, list[str], what="a list of labels", fix=_LABELS_FIX))
     return ()
+
+
+def kind_of_run(checkpoint: Checkpoint) -> str:
+    """Return the kind of task of the run that wrote the checkpoint, as "classification"; empty for other checkpoints.
+
+    Raises `UsageError` for a file that nobody can have written.
+    """
+    paths = [folder / _RUN for folder in checkpoint.folders if checkpoint.source_format == "ours"]
+    path = next((path for path in paths if path.is_file()), None)
+    return "" if path is None else read_json(path, _RunShape, what="a run.json", fix=_LABELS_FIX).get("kind", "")
 
 
 def _labels_by_index(by_index: Any, path: Path) -> tuple[str, ...]:

@@ -96,7 +96,11 @@ def transformers_outputs(directory: Path, features: Mapping[str, np.ndarray]) ->
         if "target_ids" in features:
             return _seq2seq_outputs(model, torch_features, torch.from_numpy(features["target_ids"]).long())
         backbone = model.base_model(**torch_features, output_hidden_states=True)
-        scores = model(**torch_features)
+        # A choice is an example with choices, of which each is here the only one.
+        one = (
+            {name: x[:, None] for name, x in torch_features.items()} if head == "ForMultipleChoice" else torch_features
+        )
+        scores = model(**one)
     outputs = {
         "last hidden state": backbone.last_hidden_state,
         "pooled output": backbone.pooler_output,
@@ -128,6 +132,7 @@ def _model_of(directory: Path) -> tuple[Any, str]:
         "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
         "ForTokenClassification": transformers.AutoModelForTokenClassification,
         "ForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
+        "ForMultipleChoice": transformers.AutoModelForMultipleChoice,
     }
     head = next((name for name in heads if architecture.endswith(name)), "")
     kind: Any = heads.get(head, transformers.AutoModel)

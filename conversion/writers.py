@@ -66,6 +66,7 @@ def write_transformers(
     pytorch_bin: bool = False,
     do_lower_case: bool = True,
     labels: Sequence[str] = (),
+    kind: str = "",
     allow_dropped: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
 ) -> Written:
@@ -73,8 +74,9 @@ def write_transformers(
 
     `model_type` "auto" keeps shared layers shared: ALBERT for Google's graph and for albert_zh with all shared, else
     BERT; where transformers has no class, our own code goes with the weights, for trust_remote_code=True. `vocab_files`
-    is a WordPiece `*.txt` or a SentencePiece `*.model`; `labels` name the classes of a classifier. A sentence-pair head
-    without exactly two classes has no place in a stock class. Raises `UsageError` for a tensor without a place that no
+    is a WordPiece `*.txt` or a SentencePiece `*.model`; `labels` name the classes of a classifier; `kind`, a key of
+    `tasks.kinds.KINDS`, says what it was trained for. A sentence-pair head without exactly two classes has no place in
+    a stock class. Raises `UsageError` for a tensor without a place that no
     pattern of `allow_dropped` matches, for a graph that `model_type` cannot express, for a vocabulary of another size,
     and when `directory` holds other files.
     """
@@ -87,7 +89,7 @@ def write_transformers(
     neutral = {name: value(width) for name, value in naming.neutral.items() if name not in kept}
     named = _named(naming, graph, kept | neutral)
     vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case)
-    description = _transformers_config(naming, graph, kept, labels)
+    description = _transformers_config(naming, graph, kept, labels, kind)
     code = {} if naming.code is None else naming.code.contents()
     token_ids = {} if naming.code is None else naming.code.token_ids(graph, vocabulary.get("tokenizer.json"))
     with writing_directory(directory) as folder:
@@ -266,10 +268,25 @@ def _named(naming: Naming, config: Config, tensors: Tensors) -> dict[str, Array]
     return dict(sorted(named.items()))
 
 
-def _transformers_config(naming: Naming, config: Config, tensors: Tensors, labels: Sequence[str]) -> dict[str, Any]:
+# What transformers calls the kinds of `tasks.kinds.KINDS` that are not the choice of one class.
+_PROBLEM_TYPES = {"regression": "regression", "multilabel": "multi_label_classification"}
+# Of their classes the head reads the pooled vector as it is, as ours does.
+_WITH_MULTIPLE_CHOICE = ("Bert", "Albert")
+
+
+def _transformers_config(
+    naming: Naming, config: Config, tensors: Tensors, labels: Sequence[str], kind: str
+) -> dict[str, Any]:
     values: dict[str, Any] = {"model_type": naming.model_type}
     head = next((head for head in _CLASSES if f"{head}/kernel" in tensors), "")
-    if head:
+    if head == "classifier" and kind == "choice":
+        if naming.class_prefix not in _WITH_MULTIPLE_CHOICE:
+            raise UsageError(
+                f"a run of multiple choice has no class in {naming.name}; "
+                "use --model_type=bert or albert, or leave the classifier out: --allow_unexpected=classifier/.*"
+            )
+        values["architectures"] = [f"{naming.class_prefix}ForMultipleChoice"]
+    elif head:
         count = tensors[f"{head}/kernel"].shape[1]
         if labels and len(labels) != count:
             raise UsageError(f"{len(labels)} labels given ({', '.join(labels)}), the {head} has {count} classes")
@@ -277,6 +294,8 @@ def _transformers_config(naming: Naming, config: Config, tensors: Tensors, label
         values["architectures"] = [f"{naming.class_prefix}{_CLASSES[head]}"]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
+        if kind in _PROBLEM_TYPES:
+            values["problem_type"] = _PROBLEM_TYPES[kind]
     elif "span/kernel" in tensors:
         values["architectures"] = [f"{naming.class_prefix}ForQuestionAnswering"]
     elif "masked_lm/output_bias" in tensors:

@@ -27,7 +27,7 @@ class EncodedExamples:
     ids: np.ndarray  # int32 [total]
     segments: np.ndarray  # int32 [total], as the template numbers them
     splits: np.ndarray  # int64 [N + 1]
-    labels: np.ndarray  # int32 [N] or [N, 2] (-1 without a label) or float32 [N]
+    labels: np.ndarray  # int32 [N] or [N, 2] (-1 without a label) or float32 [N]; several of an example [N, C]
     truncated_examples: int = 0
 
     @property
@@ -42,7 +42,7 @@ class EncodedExamples:
 def encode_examples(
     texts_a: Sequence[str],
     texts_b: Sequence[str] | None,
-    labels: Sequence[int] | Sequence[float],
+    labels: Sequence[int] | Sequence[float] | np.ndarray,
     tokenizer: Tokenizer,
     max_seq_length: int,
 ) -> EncodedExamples:
@@ -58,7 +58,7 @@ def encode_examples(
     Args:
         texts_a: first texts.
         texts_b: second texts, or None for single-text tasks.
-        labels: a class id or a value each; -1 where unknown.
+        labels: a class id or a value each, -1 where unknown; or a row of 0 and 1 each, [N, C].
         tokenizer: any tokenizer of `data.tokenizers`.
         max_seq_length: in tokens, specials counted.
     """
@@ -189,3 +189,68 @@ class ClassificationDataset:
         labels = np.zeros((rows, *self.examples.labels.shape[1:]), self.examples.labels.dtype)
         labels[: len(members)] = self.examples.labels[members]
         return {**padded(self.examples, members, rows, self.max_seq_length), "label_ids": labels}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroups:
+    """Tokenised rows, several an example: the choices of a question, the two texts of a pair.
+
+    Attributes:
+        rows: of all examples, one example's after the other's; their labels are not read.
+        splits: int64 [N + 1]; example n has the rows from splits[n] to before splits[n + 1], one at least.
+        labels: of the examples, int32 or float32 [N].
+    """
+
+    rows: EncodedExamples
+    splits: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.splits) - 1
+
+    @property
+    def lengths_tokens(self) -> np.ndarray:
+        """The longest row of each example."""
+        return np.maximum.reduceat(self.rows.lengths_tokens, self.splits[:-1])
+
+    @property
+    def most_rows(self) -> int:
+        """C, the rows of the example that has most."""
+        return int(np.diff(self.splits).max())
+
+
+@dataclass
+class GroupedDataset(ClassificationDataset):
+    """Batches as those of `ClassificationDataset`, by the longest row of an example, with features int32 [B, C, L].
+
+    All rows of an example are in its batch. C is the same in every batch, so that there is one program a length.
+    """
+
+    examples: EncodedGroups  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def rows_per_example(self) -> int:
+        """C: rows that the model computes for every example of a batch."""
+        return self.examples.most_rows
+
+    def _collate(self, members: np.ndarray, batch_size: int | None = None) -> dict[str, np.ndarray]:
+        """Return features [B, C, L] and `label_ids` [B]; what an example has not, is rows of zeros.
+
+        Example:
+            splits [0 2 5], most rows 3, members 1 and 0, a batch of three
+            rows     2 3 4  0 1
+            places   0 1 2  3 4           in [3 * 3, L]; places 5 to 8 stay zeros
+        """
+        rows, groups, width = batch_size or self.batch_size, self.examples, self.examples.most_rows
+        sizes = np.diff(groups.splits)[members]
+        chosen = span_indices(groups.splits[members], sizes)
+        places = span_indices(np.arange(len(members)) * width, sizes)
+        batch = {}
+        for name, found in padded(groups.rows, chosen, len(chosen), self.max_seq_length).items():
+            feature = np.zeros((rows * width, found.shape[1]), np.int32)
+            feature[places] = found
+            batch[name] = feature.reshape(rows, width, -1)
+        labels = np.zeros(rows, groups.labels.dtype)
+        labels[: len(members)] = groups.labels[members]
+        return {**batch, "label_ids": labels}

@@ -278,3 +278,63 @@ class TokenHead:
     def operations(self, sizes: Sizes, body: Body) -> int:
         """Return those of the product of every token."""
         return self.dense.operations(sizes.tokens)
+
+
+class EmbeddingHead:
+    """`embedding` float32 [B, D] of length 1: the first token's state, or the mean over all tokens, under dropout.
+
+    It has no variables. The mean is over every real token, specials too (Reimers and Gurevych 2019).
+
+    Args:
+        config: graph and shapes.
+        initialization: of the variables.
+        computation: precision.
+        body: the model's.
+        pooling: "mean" or "cls".
+        layer: block whose states are pooled, from 0 (the embeddings); -1 is what the body returns at last.
+        dropout: rate on the pooled vector.
+
+    Raises:
+        UsageError: the model has not so many layers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        computation: Computation,
+        body: Body,
+        *,
+        pooling: str,
+        layer: int,
+        dropout: float,
+    ) -> None:
+        if not -1 <= layer <= config.num_hidden_layers:
+            raise UsageError(
+                f"pooling_layer {layer}: the model has {config.num_hidden_layers} layers; expected 0 to "
+                f"{config.num_hidden_layers}, or -1 for the last"
+            )
+        self.pooling, self.layer, self.dropout = pooling, layer, dropout
+        self.layers = ()
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Pool the states of the layer and scale them to length 1; see `Head`. Rows without a token become zeros."""
+        x_BLD = outputs["sequence_output"] if self.layer == -1 else outputs["hidden_states"][self.layer]
+        x_BLD = ops.cast(x_BLD, "float32")
+        if self.pooling == "cls":
+            pooled_BD = x_BLD[:, 0]
+        else:
+            weights_BL1 = ops.cast(features["input_mask"], "float32")[:, :, None]
+            pooled_BD = ops.sum(x_BLD * weights_BL1, axis=1) / ops.maximum(ops.sum(weights_BL1, axis=1), 1.0)
+        pooled_BD = dropout(pooled_BD, self.dropout, training)
+        squares_B1 = ops.sum(ops.square(pooled_BD), axis=-1, keepdims=True)
+        return {"embedding": pooled_BD * ops.rsqrt(ops.maximum(squares_B1, _LEAST_SQUARE))}
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return 0: there is no product of matrices."""
+        return 0
+
+
+_LEAST_SQUARE = 1e-24

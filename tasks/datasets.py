@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from absl.app import UsageError
 from msgspec import Meta
@@ -35,6 +36,12 @@ class _RowShape(TypedDict):
     units: NotRequired[str]
     scoring: NotRequired[str]
     no_answer: NotRequired[bool]
+    score_range: NotRequired[Annotated[list[float], Meta(max_length=2)]]
+    label_separator: NotRequired[str]
+    threshold: NotRequired[float]
+    pooling: NotRequired[Literal["mean", "cls"]]
+    pooling_layer: NotRequired[int]
+    temperature: NotRequired[float]
 
 
 SPLITS = ("train", "dev", "test")
@@ -76,6 +83,12 @@ class DatasetRow:
     units: str = "characters"
     scoring: str = ""
     no_answer: bool = False
+    score_range: tuple[float, ...] = ()
+    label_separator: str = ""
+    threshold: float = 0.5
+    pooling: str = "mean"
+    pooling_layer: int = -1
+    temperature: float = 0.05
 
     @property
     def is_pair(self) -> bool:
@@ -119,7 +132,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
         if split not in SPLITS:
             raise UsageError(f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}")
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
-    lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels") if key in table}
+    lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels", "score_range") if key in table}
     names = {column: tuple(words) for column, words in table.get("names", {}).items()}
     row = DatasetRow(name=name, **{**table, **lists, "files": files, "names": names})
     kind = find_kind(name_of_kind)
@@ -143,7 +156,25 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     for spelt, label in row.label_names.items():
         if label not in (*row.labels, *row.ignored_labels):
             raise UsageError(f"{path}: [{name}] calls {spelt!r} the label {label!r}, which is none of its labels")
+    if complaint := complaint_of(row):
+        raise UsageError(f"{path}: [{name}] {complaint}")
     return row
+
+
+def complaint_of(row: DatasetRow) -> str:
+    """Return what is wrong with the numbers of a row, or what its kind finds wrong; empty where nothing is."""
+    if row.score_range and not (
+        len(row.score_range) == 2
+        and all(map(math.isfinite, row.score_range))
+        and row.score_range[0] < row.score_range[1]
+    ):
+        return f"has the score_range {list(row.score_range)}; expected the lowest and the highest score, as [0, 5]"
+    if not 0 < row.temperature < math.inf:
+        return f"has the temperature {row.temperature:g}; expected a number above 0, as 0.05"
+    if not -1 <= row.threshold <= 1:
+        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1"
+    complaint = getattr(find_kind(row.kind), "complaint", None)
+    return complaint(row) if complaint else ""
 
 
 def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
@@ -162,22 +193,43 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
 
 
 def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
-    """Return the first candidate of `split` that exists in `data_dir`.
+    """Return the one file of `split` in `data_dir`; raises `UsageError` as `find_files` does, and for several."""
+    path, *others = find_files(row, data_dir, split)
+    if others:
+        raise UsageError(f"{split} of --task_name={row.name} is several files, {path.name}, {others[0].name} ...")
+    return path
+
+
+def find_files(row: DatasetRow, data_dir: Path, split: str) -> tuple[Path, ...]:
+    """Return the files of the first candidate of `split` that exists in `data_dir`.
+
+    A candidate may be several files, which are read as one: "d-train.json + m-train.json" where all are there, and
+    "train/middle/*.txt" in the order of their names.
 
     Raises:
-        UsageError: none does; the message names the candidates.
+        UsageError: there is none; the message names the candidates.
     """
     if not data_dir.is_dir():
         raise UsageError(f"--data_dir={data_dir} is not a folder: give the one with the task's files")
     if split not in row.files:
         raise UsageError(f"--task_name={row.name} names no file for {split}: add {split} to the files of its row")
     for candidate in row.files[split]:
-        if (data_dir / candidate).is_file():
-            return data_dir / candidate
+        found = [_files_called(data_dir, name) for name in candidate.split(" + ")]
+        if all(found):
+            return tuple(path for paths in found for path in paths)
     wanted = ", ".join(row.files[split])
     raise UsageError(
         f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}: give their folder"
     )
+
+
+def _files_called(data_dir: Path, name: str) -> list[Path]:
+    if "*" not in name:
+        return [data_dir / name] if (data_dir / name).is_file() else []
+    try:
+        return sorted(path for path in data_dir.glob(name) if path.is_file())
+    except (ValueError, NotImplementedError):  # as "**a" or "/*"
+        raise UsageError(f"{name!r} is no pattern of files; expected a name in which * stands for a part") from None
 
 
 def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:

@@ -25,7 +25,7 @@ class Passes:
         logits: of the ordinary pass, [B, ...].
         logits_of: (key, word_noise_BLE or None) -> logits of another pass; dropout follows from the key.
         divergence: two logits -> how far apart their distributions are, [B]; by the kind of head.
-        num_classes: classes of each distribution.
+        num_classes: classes of each distribution, or of each example's, [B].
         noise_shape: (B, L, E).
         key: uint32[2], for this technique alone.
     """
@@ -33,7 +33,7 @@ class Passes:
     logits: Tensor
     logits_of: Callable[[Tensor, Tensor | None], Tensor]
     divergence: Callable[[Tensor, Tensor], Tensor]
-    num_classes: int
+    num_classes: int | Tensor
     noise_shape: tuple[int | Tensor, ...]
     key: Tensor
 

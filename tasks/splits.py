@@ -26,7 +26,7 @@ class Splits:
     """The splits of one row: `train`, `dev`, `test`, as far as they are asked for.
 
     Attributes:
-        row: of datasets.toml.
+        row: of datasets.toml; what the kind learns from the scores of dev is written there (`Kind.tuned`).
         kind: of the row.
         examples: of every split, in the order of its file.
         datasets: of every split, once it is encoded.
@@ -39,10 +39,11 @@ class Splits:
 
     tokenizer: Tokenizer
 
-    def __init__(self, row: DatasetRow, files: Mapping[str, Path]):
+    def __init__(self, row: DatasetRow, files: Mapping[str, Sequence[Path]]):
         self.row, self.kind = row, find_kind(row.kind)
         self.examples: dict[str, Sequence[Any]] = {
-            split: self.kind.read(row, path, need_labels=split != "test") for split, path in files.items()
+            split: [example for path in paths for example in self.kind.read(row, path, need_labels=split != "test")]
+            for split, paths in files.items()
         }
         self.datasets: dict[str, LabelledDataset] = {}
         self.further: Mapping[str, Any] = {}
@@ -89,13 +90,16 @@ class Splits:
 
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
         """Return the scores of the answers to a split whose examples have labels."""
+        if split == "dev" and (tuned := getattr(self.kind, "tuned", None)):
+            self.row = tuned(self.row, answers, self.examples[split])
         return self.kind.scores(self.row, answers, self.examples[split])
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
         """Write the answers, one line an example, and what further files the kind has; raises `OSError`."""
-        files = {path.name: self.kind.lines(self.row, answers, self.examples[split])}
+        lines = self.kind.lines(self.row, answers, self.examples[split])
+        files: dict[str, str | bytes] = {path.name: "".join(f"{line}\n" for line in lines)}
         if further := getattr(self.kind, "files", None):
-            named = further(self.row, answers, self.examples[split])
-            files |= {f"{split}_{name}": lines for name, lines in named.items()}
-        for name, lines in files.items():
-            write_atomically(path.with_name(name), "".join(f"{line}\n" for line in lines))
+            named = further(self.row, split, answers, self.examples[split])
+            files |= {f"{split}_{name}": content for name, content in named.items()}
+        for name, content in files.items():
+            write_atomically(path.with_name(name), content)

@@ -33,6 +33,10 @@ KINDS: dict[str, str] = {
     "generation": "tasks.kinds.generation",
     "tagging": "tasks.kinds.tagging",
     "span": "tasks.kinds.span",
+    "regression": "tasks.kinds.regression",
+    "multilabel": "tasks.kinds.multilabel",
+    "choice": "tasks.kinds.choice",
+    "matching": "tasks.kinds.matching",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
 
@@ -98,9 +102,12 @@ class Kind(Protocol):
         flags: names of options of the verb that its `dataset` and `answers` take as further arguments, and other kinds
             do not.
         suffix: of the files of predictions, in place of the verb's.
-        find_labels(row, path): the labels of a training file, for a row that names none.
+        find_labels(row, paths): the labels of the training files, for a row that names none.
+        complaint(row): what is wrong with a row, one clause, or "".
         notes(row, examples): what is to be said of the examples of a split; empty for nothing.
-        files(row, answers, examples): further files of predictions, lines by the end of their name.
+        tuned(row, answers, examples of dev): the row with what dev decides for every split, such as a threshold.
+        files(row, split, answers, examples): further files of predictions, contents by the end of their name.
+        submitted(row, answers, examples): id and released answer of each example, to be handed in.
     """
 
     verb: str

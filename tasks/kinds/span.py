@@ -389,12 +389,14 @@ def lines(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Quest
     yield _object({example.id: answer.text for answer, example in zip(answers, examples, strict=True)})
 
 
-def files(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> dict[str, Iterator[str]]:
+def files(
+    row: DatasetRow, split: str, answers: Sequence[Answered], examples: Sequence[Question]
+) -> dict[str, str | bytes]:
     """Return further files by the end of their name: the candidates and, where there may be no answer, its odds."""
     pairs = list(zip(answers, examples, strict=True))
-    found = {"nbest_predictions.json": iter([_object({e.id: list(a.n_best) for a, e in pairs})])}
+    found: dict[str, str | bytes] = {"nbest_predictions.json": _object({e.id: list(a.n_best) for a, e in pairs}) + "\n"}
     if any(not example.texts for example in examples) or row.no_answer:
-        found["null_odds.json"] = iter([_object({e.id: a.null_difference for a, e in pairs})])
+        found["null_odds.json"] = _object({e.id: a.null_difference for a, e in pairs}) + "\n"
     return found
 
 

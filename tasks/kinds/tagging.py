@@ -135,11 +135,12 @@ def _tag(where: str, tag: str) -> str:
     return f"{_PREFIXES[prefix]}-{kind}"
 
 
-def find_labels(row: DatasetRow, path: Path) -> tuple[str, ...]:
-    """Return the types of entities that a training file has, sorted, for a row that names none."""
-    found = {each.type for example in read(row, path, need_labels=True) for each in example.entities or ()}
+def find_labels(row: DatasetRow, paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the types of entities that the training files have, sorted, for a row that names none."""
+    examples = [example for path in paths for example in read(row, path, need_labels=True)]
+    found = {each.type for example in examples for each in example.entities or ()}
     if not found:
-        raise UsageError(f"{path} marks no entity: expected tags B-TYPE and I-TYPE")
+        raise UsageError(f"{paths[0]} marks no entity: expected tags B-TYPE and I-TYPE")
     return tuple(sorted(found))
 
 

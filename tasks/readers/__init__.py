@@ -18,6 +18,11 @@ READERS: dict[str, str] = {
     "bio": "tasks.readers.bio",
     "span_json": "tasks.readers.span_json",
     "squad": "tasks.readers.squad",
+    "aligned": "tasks.readers.aligned",
+    "choices": "tasks.readers.choices",
+    "c3": "tasks.readers.c3",
+    "chid": "tasks.readers.chid",
+    "race": "tasks.readers.race",
 }
 """format -> the module that implements it; imported when a row of that format is read."""
 

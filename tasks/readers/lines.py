@@ -75,6 +75,8 @@ def _json_records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, 
             value = None if name is None else fields[name]
             if value is None:  # null is an absent value, not the word None
                 continue
+            if column == "label" and row.label_separator and isinstance(value, list):
+                value = row.label_separator.join(map(str, value))
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
             record[column] = value if isinstance(value, str) else _as_text(value, where)

@@ -86,6 +86,7 @@ OTHER_RUNS = [
         r"--vocab_file, --spm_model_file or --do_lower_case: .*a tokenizer 000000000000, this run has 1",
     ),
     (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), labels=("1", "0"))), r"labels 0,1, this run has 1,0"),
+    (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), pooling="cls")), r"pooling mean, this run has cls"),
     (run_of(row=None, objective="albert"), r"--task_name: .*task lcqmc_pair, this run has albert"),
 ]
 
@@ -188,9 +189,9 @@ def test_what_tells_data_apart_stays_as_checkpoints_hold_it(tmp_path: Path):
     """A run that an earlier version began goes on: digests have the form that its folder holds."""
     (tmp_path / "a").write_bytes(b"one")
     sha256 = hashlib.sha256(b"one").hexdigest()[:12]
-    files = {"train": tmp_path / "a", "test": tmp_path / "absent"}
+    files = {"train": (tmp_path / "a",), "test": (tmp_path / "absent",)}
     assert resuming.data_of_files(files) == {"training data": sha256}
-    assert resuming.data_of_files(files | {"dev": tmp_path / "a"}) == {
+    assert resuming.data_of_files(files | {"dev": (tmp_path / "a",)}) == {
         "training data": sha256,
         "development data": sha256,
     }

@@ -127,7 +127,9 @@ def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch
     Session.check_fit(session, **fits, scored=7)
     rows = [("train_batch_size", 64, 512, 4), ("eval_batch_size", 8, 512, 1)]
     assert seen == [
-        (session.config, flag, size, length, scored, parts) for scored in (0, 7) for flag, size, length, parts in rows
+        (session.config, flag, size, length, scored, parts, 1)
+        for scored in (0, 7)
+        for flag, size, length, parts in rows
     ]
     wrong: dict[str, Any]
     for wrong in ({"vocab_size": 16}, {"max_seq_length": 513}):

@@ -66,6 +66,9 @@ def test_batches_that_no_machine_holds(machine: None):
     sizes.check_batch(config, "train_batch_size", 256, 512, 77)
     assert "lower --train_batch_size" in refused(sizes.check_batch, config, "train_batch_size", 2**20, 128, 20)
     sizes.check_batch(config, "train_batch_size", 2**14, 128, 20, 2**10)
+    sizes.check_batch(config, "train_batch_size", 256, 512, 0)
+    message = refused(sizes.check_batch, config, "train_batch_size", 256, 512, 0, 1, 64)
+    assert "--train_batch_size=256: the arrays of one layer for 64 rows of 512 tokens an example" in message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from conversion.readers import Checkpoint
 HEADS_OF_PRETRAINING = ("masked_lm/.*", "sentence_pair/.*")
 
 
-def _checkpoint(graph: str, **heads: int) -> Checkpoint:
+def _checkpoint(graph: str, **heads: Any) -> Checkpoint:
     return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", Path("given"))
 
 

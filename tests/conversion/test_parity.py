@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,33 @@ def test_a_code_without_heads_on_tokens_refuses_them_in_one_line(tmp_path: Path)
     checkpoint = _checkpoint("bert", tokens="tagger")
     with pytest.raises(UsageError, match=r"^tagger/bias.* have no place in bert_tf1; .*--allow_unexpected=tagger/\.\*"):
         write_tf1(tmp_path / "out", CONFIGS["bert"], checkpoint.tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("graph", "model_type"), [("bert", "bert"), ("google", "albert")])
+def test_multiple_choice_computes_the_same(graph: str, model_type: str, tmp_path: Path):
+    checkpoint = _checkpoint(graph, num_labels=1)
+    write_transformers(tmp_path / "out", CONFIGS[graph], checkpoint.tensors, model_type=model_type, kind="choice")
+    assert largest_differences(checkpoint, tmp_path / "out")["classifier logits"] < 1e-5
+    (architecture,) = json.loads((tmp_path / "out/config.json").read_text())["architectures"]
+    assert architecture.lower() == f"{model_type}formultiplechoice"
+
+
+def test_what_a_classifier_is_for_stands_beside_it(tmp_path: Path):
+    for kind, labels, problem in (
+        ("regression", 1, "regression"),
+        ("multilabel", 3, "multi_label_classification"),
+        ("classification", 3, None),
+    ):
+        checkpoint = _checkpoint("bert", num_labels=labels)
+        write_transformers(tmp_path / kind, CONFIGS["bert"], checkpoint.tensors, kind=kind)
+        assert json.loads((tmp_path / kind / "config.json").read_text()).get("problem_type") == problem
+    checkpoint = _checkpoint("roberta", num_labels=1)
+    with pytest.raises(
+        UsageError, match=r"a run of multiple choice has no class in .*; use --model_type=bert or albert"
+    ):
+        write_transformers(tmp_path / "x", CONFIGS["roberta"], checkpoint.tensors, model_type="roberta", kind="choice")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_wrong_weight_is_seen(tmp_path: Path):

@@ -46,7 +46,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def _checkpoint(graph: str, **heads: int) -> Checkpoint:
+def _checkpoint(graph: str, **heads: Any) -> Checkpoint:
     return Checkpoint(random_tensors(graph, **heads), CONFIGS[graph], "ours", Path("memory"))
 
 

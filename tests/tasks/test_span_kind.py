@@ -225,10 +225,10 @@ def test_files_of_predictions():
     answers = span.answers(SQUAD_2, span_oracle(dataset), questions)
     (line,) = span.lines(SQUAD_2, answers, questions)
     assert json.loads(line) == {"x": "c", "y": "c"}
-    files = {name: json.loads("".join(lines)) for name, lines in span.files(SQUAD_2, answers, questions).items()}
+    files = {name: json.loads(text) for name, text in span.files(SQUAD_2, "dev", answers, questions).items()}
     assert files["nbest_predictions.json"]["x"][0]["text"] == "c"
     assert files["null_odds.json"] == {"x": -18.0, "y": -18.0}
-    assert "null_odds.json" not in span.files(SQUAD, answers, questions)
+    assert "null_odds.json" not in span.files(SQUAD, "dev", answers, questions)
 
 
 def test_what_is_out_of_reach_is_told():
@@ -250,7 +250,7 @@ def test_from_files_to_files_whatever_the_batches(tmp_path: Path):
         for n in range(6)
     ]
     (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": questions}]}))
-    splits = Splits(CMRC, {"dev": tmp_path / "dev.json"})
+    splits = Splits(CMRC, {"dev": [tmp_path / "dev.json"]})
     splits.encode(TOKENIZER, max_seq_length=14, batch_size=4, seed=0, doc_stride=3, max_answer_length=7)
     assert splits.further == {"doc_stride": 3, "max_answer_length": 7}
     answers = splits.answers(Oracle(), "dev", 3)

@@ -58,7 +58,7 @@ def test_the_same_texts_in_every_form(tmp_path: Path, form: str):
 def test_words_are_joined_with_a_space_and_keep_their_places(tmp_path: Path):
     row = find_row("conll")
     path = write(tmp_path / "train.txt", "New NNP B-LOC\nYork NNP I-LOC\nis VBZ O\n")
-    assert tagging.find_labels(row, path) == ("LOC",)
+    assert tagging.find_labels(row, [path]) == ("LOC",)
     (example,) = tagging.read(dataclasses.replace(row, labels=("LOC",)), path, need_labels=True)
     assert example.text == "New York is"
     assert example.bounds.tolist() == [[0, 3], [4, 8], [9, 11]]
@@ -235,7 +235,7 @@ def test_an_empty_text_between_others_is_answered_with_nothing():
 def test_from_files_to_files_whatever_the_batches(tmp_path: Path):
     """Long sentences are windowed and joined, not cut; what cannot be told is said with the sizes."""
     text = "".join("李\tB-PER\n雷\tI-PER\n" + "在\tO\n" * n + "北\tB-LOC\n京\tI-LOC\n\n" for n in (0, 30, 3, 17))
-    splits = Splits(MSRA, {"dev": write(tmp_path / "dev.txt", text + "1\tO\n9\tB-LOC\n9\tO\n8\tO\n")})
+    splits = Splits(MSRA, {"dev": [write(tmp_path / "dev.txt", text + "1\tO\n9\tB-LOC\n9\tO\n8\tO\n")]})
     splits.encode(TOKENIZER, max_seq_length=10, batch_size=4, seed=0, doc_stride=None)
     answers = splits.answers(Oracle(7), "dev", 2)
     assert [[entity.type for entity in each.entities] for each in answers] == [["PER", "LOC"]] * 4 + [[]]
