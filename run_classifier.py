@@ -82,7 +82,7 @@ class Classification:
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
         """Return the probabilities of every example."""
-        batch_size = options.eval_batch_size if split == "dev" else options.predict_batch_size
+        batch_size = options.eval_batch_size if split.startswith("dev") else options.predict_batch_size
         return splits.answers(session.engine, split, batch_size)
 
     def finish(self, session: Session, options: Options, splits: Splits) -> None:

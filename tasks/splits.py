@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from absl.app import UsageError
+
 from ground.files import write_atomically
 from tasks.datasets import DatasetRow
 from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, in_order
+from tasks.submissions import FOLDER, write_submission
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -23,12 +27,13 @@ class Predictor(Protocol):
 
 
 class Splits:
-    """The splits of one row: `train`, `dev`, `test`, as far as they are asked for.
+    """The splits of one row: `train`, `dev`, `test` and further ones (`dev_x`, `test_x`), as far as they are asked for.
 
     Attributes:
         row: of datasets.toml.
         kind: of the row.
         examples: of every split, in the order of its file.
+        notes: what there is to say of the files: rows that are left out, and files of another size than released ones.
         datasets: of every split, once it is encoded.
         tokenizer: that encoded them.
 
@@ -38,11 +43,17 @@ class Splits:
 
     tokenizer: Tokenizer
 
-    def __init__(self, row: DatasetRow, files: Mapping[str, Path]):
+    def __init__(self, row: DatasetRow, files: Mapping[str, Path], *, dev_share: float = 0.0):
+        """Read the files; with `dev_share` that share of the training examples becomes the split dev."""
         self.row, self.kind = row, find_kind(row.kind)
         self.examples: dict[str, Sequence[Any]] = {
-            split: self.kind.read(row, path, need_labels=split != "test") for split, path in files.items()
+            split: self.kind.read(row, path, need_labels=not split.startswith("test")) for split, path in files.items()
         }
+        self.notes = [
+            note for split, path in files.items() for note in notes_of(row, split, path, self.examples[split])
+        ]
+        if dev_share:
+            self.examples["train"], self.examples["dev"] = held_out(self.examples["train"], dev_share)
         self.datasets: dict[str, LabelledDataset] = {}
 
     def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int, **further: Any) -> None:
@@ -73,15 +84,60 @@ class Splits:
         predictions = in_order(dataset, engine.predict(dataset.evaluation_batches(batch_size)))
         return self.kind.answers(self.row, predictions, self.examples[split])
 
-    def has_labels(self, split: str) -> bool:
-        """Whether every example of the split has a label."""
-        return all(example.label is not None for example in self.examples[split])
+    def labelled(self, split: str) -> list[int]:
+        """Return the numbers of the examples of a split that have a label; those of a test set often have none."""
+        return [number for number, example in enumerate(self.examples[split]) if example.label is not None]
 
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
-        """Return the scores of the answers to a split whose examples have labels."""
-        return self.kind.scores(self.row, answers, self.examples[split])
+        """Return the scores of the answers to those examples of a split that have labels."""
+        examples, numbers = self.examples[split], self.labelled(split)
+        return self.kind.scores(self.row, [answers[n] for n in numbers], [examples[n] for n in numbers])
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
         """Write the answers, one line an example; raises `OSError`."""
         lines = self.kind.lines(self.row, answers, self.examples[split])
         write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+    def submit(self, folder: Path, split: str, answers: Sequence[Any]) -> list[str]:
+        """Write what the row hands in to a leaderboard, below `folder`; return a line for each file.
+
+        Raises:
+            UsageError: the answers are not as the leaderboard takes them.
+            OSError: a file cannot be written.
+        """
+        if split not in self.row.submission.get("files", {}):
+            return []
+        submitted = self.kind.submitted(self.row, answers, self.examples[split])
+        return write_submission(self.row, split, submitted, folder / FOLDER)
+
+
+def notes_of(row: DatasetRow, split: str, path: Path, examples: Sequence[Any]) -> Iterator[str]:
+    """Yield a line where rows of a file are no examples, and where it has another number of rows than the released."""
+    dropped = getattr(examples, "dropped", {})
+    if dropped:
+        reasons = ", ".join(f"{number:,} for {reason}" for reason, number in sorted(dropped.items()))
+        yield f"{path}: left out {sum(dropped.values()):,} rows ({reasons}), {len(examples):,} remain"
+    found, expected = len(examples) + sum(dropped.values()), row.counts.get(split)
+    if expected and found != expected:
+        yield f"{path}: {found:,} rows, the released {split} file of {row.name} has {expected:,}: is it another copy?"
+
+
+def held_out(examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Return the examples to train on and about `share` of them to evaluate on, whatever seed and order of the file.
+
+    A digest of its text decides for each example, so that equal texts are on one side.
+
+    Raises:
+        UsageError: one of the two would be empty.
+    """
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for example in examples:
+        text = getattr(example, "text_a", None) or repr(example)
+        digest = hashlib.sha256(text.encode(errors="replace")).digest()
+        parts[int.from_bytes(digest[:6], "big") < share * 2**48].append(example)
+    if not all(parts):
+        raise UsageError(
+            f"--dev_share={share}: of {len(examples):,} training examples {len(parts[1]):,} would be held out; give a "
+            "share that leaves some on both sides"
+        )
+    return parts

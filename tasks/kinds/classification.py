@@ -81,3 +81,13 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Exa
         best = int(probabilities.argmax())
         texts = (example.label or "", example.text_a, example.text_b or "")
         yield "\t".join([str(index), row.labels[best], f"{probabilities[best]:.4f}", *texts])
+
+
+def submitted(
+    row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]
+) -> list[tuple[str | None, str]]:
+    """Return the id that each example has in its file and the most probable label, as it is released."""
+    return [
+        (example.id, row.labels[int(probabilities.argmax())])
+        for probabilities, example in zip(answers, examples, strict=True)
+    ]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 READERS: dict[str, str] = {
     "lines": "tasks.readers.lines",
+    "csv": "tasks.readers.csv_tables",
+    "tfds": "tasks.readers.prepared_sets",
 }
 """format -> the module that implements it; imported when a row of that format is read."""
 
