@@ -135,15 +135,18 @@ def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
     Raises:
         UsageError: the file is missing or no TOML, or a row has an unknown or missing field.
     """
-    try:
-        tables = read_toml(path, what="a TOML file of task rows")
-    except FileNotFoundError:
-        raise UsageError(f"no such file of task rows: {path}") from None
     return {
         name: parse_row(name, variant, path)
-        for family, table in tables.items()
+        for family, table in _tables(path).items()
         for name, variant in _variants(family, table, path)
     }
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path, what="a TOML file of task rows")
+    except FileNotFoundError:
+        raise UsageError(f"no such file of task rows: {path}") from None
 
 
 def _variants(family: str, table: object, path: Path) -> Iterator[tuple[str, object]]:
@@ -254,7 +257,8 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
         return rows[same]
     if variants := [known.removeprefix(f"{name}_") for known in rows if known.startswith(f"{name}_")]:
         raise UsageError(f"--task_name={task_name} is several tasks: give {name}_X, X one of {', '.join(variants)}")
-    raise UsageError(f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(sorted(rows))}")
+    families = sorted({*_tables(ROWS_FILE), *(_tables(task_file) if task_file else ())})
+    raise UsageError(f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(families)}")
 
 
 def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:

@@ -71,6 +71,8 @@ def _builder(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
+        if ":" in name:  # of another library, from which it would be downloaded
+            raise ValueError(f"{name} is of another collection")
         if (Path(name) / "dataset_info.json").is_file():
             return tfds.builder_from_directory(name)
         builder = tfds.builder(name, try_gcs=False)

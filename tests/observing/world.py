@@ -133,6 +133,13 @@ def make_pairs(folder: Path) -> None:
             chosen = [f"The {line}" for line in lines[skipped : skipped + count]]
             (folder / name / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
+    # Tables of one's own: two texts and two labels to choose from.
+    for name, splits in (("table", ("train", "dev", "test")), ("train_alone", ("train", "test"))):
+        (folder / name).mkdir()
+        for split in splits:
+            pairs = (folder / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
+            cells = [f"{line}\t{'ab'[number % 2]}" for number, line in enumerate(pairs)]
+            (folder / name / f"{split}.tsv").write_text("\n".join(["text\tother\tlabel\tclass", *cells]) + "\n")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
