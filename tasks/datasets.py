@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,11 @@ def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
     }
 
 
+@functools.cache
+def _shipped() -> Mapping[str, DatasetRow]:
+    return load_rows()
+
+
 def _tables(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path, what="a TOML file of task rows")
@@ -248,7 +254,7 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
     Raises:
         UsageError: no such row; the message names the nearest and all.
     """
-    rows = load_rows() | (load_rows(task_file) if task_file else {})
+    rows = {**_shipped(), **(load_rows(task_file) if task_file else {})}
     name = task_name.lower().replace("-", "_")
     if name in rows:
         return rows[name]

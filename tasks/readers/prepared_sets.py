@@ -57,7 +57,8 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
         found := re.search(r"-(\w+)\.\w+-\d+-of-\d+$", path.name)
     ):
         raise UsageError(f"{path} is no file of a prepared data set: give --data_dir=tfds:NAME")
-    builder, split = tfds.builder_from_directory(str(path.parent)), found[1]
+    builder: Any = tfds.builder_from_directory(str(path.parent))
+    split = found[1]
     features = builder.info.features
     examples = [_plain(features, each) for each in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))]
     header_names = row.header_names

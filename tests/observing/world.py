@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -138,8 +139,9 @@ def make_pairs(folder: Path) -> None:
         (folder / name).mkdir()
         for split in splits:
             pairs = (folder / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
-            cells = [f"{line}\t{'ab'[number % 2]}" for number, line in enumerate(pairs)]
-            (folder / name / f"{split}.tsv").write_text("\n".join(["text\tother\tlabel\tclass", *cells]) + "\n")
+            cells = [[*line.split("\t"), "ab"[number % 2]] for number, line in enumerate(pairs)]
+            with (folder / name / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream).writerows([["text", "other", "label", "class"], *cells])
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")

@@ -443,7 +443,8 @@ def test_files_of_a_benchmark_are_read_and_its_submission_is_written(tmp_path: P
     splits = read(case, tmp_path)
     for split, expected in case.found.items():
         assert splits.examples[split] == [Example(*each) for each in expected], split
-        assert sum(splits.examples[split].dropped.values()) == case.dropped.get(split, 0)
+        dropped = splits.examples[split].dropped  # pyright: ignore[reportAttributeAccessIssue]
+        assert sum(dropped.values()) == case.dropped.get(split, 0)
         assert bool(case.dropped.get(split)) == any(
             f"left out {case.dropped.get(split)} rows" in n for n in splits.notes
         )

@@ -196,8 +196,7 @@ def test_a_data_set_that_tfds_has_prepared(tmp_path: Path):
 
     class Mine(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        _pkg_dir_path = tmp_path
-        pkg_dir_path = tmp_path
+        pkg_dir_path = tmp_path  # pyright: ignore[reportAssignmentType]
 
         def _info(self):
             label = tfds.features.ClassLabel(names=["equivalent", "not_equivalent"])
