@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -303,28 +303,33 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples
     """
     examples, build = Examples(), TEMPLATES[row.template].build if row.template else None
     texts = [column for column in ("text_a", "text_b") if column in row.columns]
-    skip = row.incomplete == "skip"
+    skip, is_pair, blanks, known = (
+        row.incomplete == "skip",
+        row.is_pair,
+        {"", *row.blanks},
+        {*row.labels, *row.ignored_labels},
+    )
     for where, record in find_reader(row.format).records(row, path):
         if build:
-            try:
-                record |= build(record)
-            except ValueError as error:
-                raise UsageError(f"{where}: {error}") from None
-        label, lacking = record.get("label"), [column for column in texts if is_blank(row, record.get(column, ""))]
+            record |= _built(build, record, where)
+        label, lacking = record.get("label"), [column for column in texts if record.get(column, "").strip() in blanks]
         if label is not None:
-            label = _checked_label(row, label, where)
+            label = row.label_names.get(label, label)
+            if label not in known:
+                raise _unknown_label(row, label, where)
         elif need_labels and not skip:
             raise UsageError(f"{where}: no label; training and evaluation need {', '.join(row.columns)}")
         if lacking and not skip:
             raise UsageError(f"{where}: {lacking[0]} is missing or empty; expected {', '.join(row.columns)}")
-        if label in row.ignored_labels or (need_labels and (lacking or label is None)):
+        if label in row.ignored_labels:
             if need_labels:
-                examples.dropped[
-                    "a column that is missing or empty" if lacking or label is None else f"the label {label!r}"
-                ] += 1
+                examples.dropped[f"the label {label!r}"] += 1
                 continue
             label = None
-        text_b = record.get("text_b", "") if row.is_pair else None
+        if need_labels and (lacking or label is None):
+            examples.dropped["a column that is missing or empty"] += 1
+            continue
+        text_b = record.get("text_b", "") if is_pair else None
         examples.append(Example(record.get("text_a", ""), text_b, label, record.get("id")))
     if not examples:
         which = "".join(f" of {name} {value}" for name, value in row.only.items())
@@ -332,14 +337,15 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples
     return examples
 
 
-def is_blank(row: DatasetRow, text: str) -> bool:
-    """Return whether a text says nothing: it is empty, or one of the words that stand for that in the row's files."""
-    return not text.strip() or text.strip() in row.blanks
+def _built(
+    build: Callable[[Mapping[str, str]], dict[str, str]], record: Mapping[str, str], where: str
+) -> dict[str, str]:
+    try:
+        return build(record)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
-def _checked_label(row: DatasetRow, label: str, where: str) -> str:
-    label = row.label_names.get(label, label)
-    if label not in row.labels and label not in row.ignored_labels:
-        hint = did_you_mean(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
-        raise UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")
-    return label
+def _unknown_label(row: DatasetRow, label: str, where: str) -> UsageError:
+    hint = did_you_mean(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
+    return UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")

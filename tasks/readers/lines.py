@@ -36,11 +36,11 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
 
 def read_lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not empty with their numbers, as `all_lines` does."""
-    yield from ((number, line) for number, line in all_lines(row, path) if line)
+    return all_lines(row, path, empty=False)
 
 
-def all_lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers; compressed files are decompressed.
+def all_lines(row: DatasetRow, path: Path, *, empty: bool = True) -> Iterator[tuple[int, str]]:
+    """Yield the lines with their numbers, also empty ones if `empty`; compressed files are decompressed.
 
     Raises:
         UsageError: the file is no text in the row's encoding, or a line is too long or holds a NUL; the line is named.
@@ -62,7 +62,8 @@ def all_lines(row: DatasetRow, path: Path) -> Iterator[tuple[int, str]]:
                 ) from None
             if "\0" in line:
                 raise UsageError(f"{path}:{number}: a NUL character; expected text, with a TAB between columns")
-            yield number, line
+            if line or empty:
+                yield number, line
 
 
 def read_cells(row: DatasetRow, path: Path, delimiter: str, quoting: str) -> Iterator[tuple[int, list[str]]]:
@@ -78,8 +79,11 @@ def read_cells(row: DatasetRow, path: Path, delimiter: str, quoting: str) -> Ite
         UsageError: as `all_lines` does, and where quotes do not close.
     """
     if quoting == "none":
-        yield from ((number, line.split(delimiter)) for number, line in read_lines(row, path))
-        return
+        return ((number, line.split(delimiter)) for number, line in read_lines(row, path))
+    return _quoted_cells(row, path, delimiter)
+
+
+def _quoted_cells(row: DatasetRow, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader((f"{line}\n" for _, line in all_lines(row, path)), delimiter=delimiter, strict=True)
     begin = 1
     try:
@@ -124,24 +128,22 @@ def pick(
     Raises:
         UsageError: a value is no text; `where` is named.
     """
-    if any(name in fields and str(fields[name]) != value for name, value in row.only.items()):
+    if row.only and any(name in fields and str(fields[name]) != value for name, value in row.only.items()):
         return None
     record = {}
     for column, names in header_names.items():
-        name = next(
-            (name for name in names if name in fields or ("." in name and _inner(fields, name) is not None)), None
-        )
-        value = None if name is None else fields.get(name, _inner(fields, name))
+        name = next((name for name in names if name in fields), None)
+        if name is None and any("." in name for name in names):
+            name = next((name for name in names if "." in name and _inner(fields, name) is not None), None)
+        value = None if name is None else fields[name] if name in fields else _inner(fields, name)
         if value is None:  # null is an absent value, not the word None
             if column in row.asked and column not in _ANSWERS:
                 raise UsageError(f"{where}: no {row.asked[column]!r}; it has {', '.join(map(str, fields))}")
             continue
-        if isinstance(value, list) and column in row.join and all(isinstance(each, str) for each in value):
-            value = row.join[column].join(value)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UsageError(f"{where}: {name} is {str(value)[:40]}; expected text or a number")
-        record[column] = value if isinstance(value, str) else _as_text(value, where)
-        if half := SURROGATE.search(record[column]):
+        if not isinstance(value, str):
+            value = _as_text(value, row.join.get(column), f"{where}: {name}")
+        record[column] = value
+        if half := SURROGATE.search(value):
             raise UsageError(
                 f"{where}: {name} has \\u{ord(half[0]):04x}, half of a character; expected text, write both halves"
             )
@@ -156,11 +158,16 @@ def _inner(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _as_text(value: float, where: str) -> str:
+def _as_text(value: Any, between: str | None, what: str) -> str:
+    """Return a number as text, and the texts of a list with `between` between them where the row joins it."""
+    if isinstance(value, list) and between is not None and all(isinstance(each, str) for each in value):
+        return between.join(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{what} is {str(value)[:40]}; expected text or a number")
     try:
         return str(value)
-    except ValueError:  # thousands of digits
-        raise UsageError(f"{where}: a number has thousands of digits; expected text") from None
+    except ValueError:
+        raise UsageError(f"{what} has thousands of digits; expected text") from None
 
 
 def _tab_records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
