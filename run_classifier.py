@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 class Options(FineTuningOptions, TechniqueOptions):
     """Fine-tune, evaluate and predict with a text or text-pair classifier."""
 
+    text_column: str | None = flag(
+        None, help="what the files call the column of the text, or of the first of two", group=Group.DATA
+    )
+    text_pair_column: str | None = flag(
+        None, help="what the files call the column of the second text", group=Group.DATA
+    )
+    label_column: str | None = flag(None, help="what the files call the column of the label", group=Group.DATA)
     classifier_dropout: float = flag(
         0.1, help="dropout on the pooled output while training", minimum=0, maximum=0.9, group=Group.MODEL
     )

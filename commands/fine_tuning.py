@@ -60,9 +60,6 @@ class FineTuningOptions(TrainingOptions):
     encoding: str | None = flag(
         None, help="of the files, as Python names it: gb18030, big5 ...; by default the row's, or utf-8"
     )
-    text_column: str | None = flag(None, help="what the files call the column of the text (or of the first text)")
-    text_pair_column: str | None = flag(None, help="what the files call the column of the second text of a pair")
-    label_column: str | None = flag(None, help="what the files call the column of the label")
     dev_share: float = flag(
         0.0,
         help="hold this share of the training examples out as development examples, where the task has no file of them",
@@ -184,17 +181,16 @@ def find_task(session: Session, options: FineTuningOptions, verb: str) -> tuple[
     return session.together(lambda: settled(session, options, row, files)), files
 
 
-def asked(options: FineTuningOptions, row: DatasetRow) -> dict[str, str]:
-    """Return the names that the flags give to columns, by column; raises `UsageError` where the row has no such one."""
+def asked(options: Any, row: DatasetRow) -> dict[str, str]:
+    """Return the names that flags of the verb give to columns, by column; raises `UsageError` for one it has not."""
     from tasks.kinds import find_kind
 
     known = find_kind(row.kind).columns
     wanted = {"text_column": "text_a", "text_pair_column": "text_b", "label_column": "label"}
     found = {}
     for name, column in wanted.items():
-        if not (value := getattr(options, name)):
+        if not (value := getattr(options, name, None)):
             continue
-        column = "target" if column not in known and "target" in known else column
         if column not in known or column not in (*row.columns, *row.optional, "label"):
             raise UsageError(
                 f"--{name}={value}: --task_name={row.name} has no such column; it has {', '.join(row.columns)}"

@@ -56,13 +56,13 @@ _PRETRAINING = {
 }
 _FINE_TUNING = {
     SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
-    FIXED: "dev_share label_column text_column text_pair_column",
+    FIXED: "dev_share",
     NAMED: "early_stopping_evaluations num_train_epochs warmup_proportion",
     # Each seed has a folder of its own, whose flags have --seed.
     FREE: "do_predict predict_batch_size seeds",
 }
 _CLASSIFICATION = {
-    FIXED: "freeze freeze_layers",
+    FIXED: "freeze freeze_layers label_column text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout gradual_unfreezing layer_decay r_drop_weight",
 }

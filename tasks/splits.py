@@ -102,7 +102,6 @@ class Splits:
         """Write what the row hands in to a leaderboard, below `folder`; return a line for each file.
 
         Raises:
-            UsageError: the answers are not as the leaderboard takes them.
             OSError: a file cannot be written.
         """
         if split not in self.row.submission.get("files", {}):

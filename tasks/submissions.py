@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl.app import UsageError
-
 from ground.files import write_atomically
 
 if TYPE_CHECKING:
@@ -63,13 +61,18 @@ def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | 
         folder: below which the files are written.
 
     Raises:
-        UsageError: a row lacks its id or two have the same, or an answer is none of the row's labels.
         OSError: a file cannot be written.
     """
     names: Sequence[str] = row.submission.get("files", {}).get(split, ())
     if not names:
         return []
-    keyed = checked(row, answers)
+    try:
+        keyed = checked(row, answers)
+    except ValueError as error:
+        # What was predicted is worth more than what is handed in; a former file would be taken for this one.
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        return [f"no submission {', '.join(names)}: {error}"]
     content = "".join(f"{line}\n" for line in FORMS[row.submission["form"]](keyed))
     said = []
     for name in names:
@@ -82,14 +85,18 @@ def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | 
 
 
 def checked(row: DatasetRow, answers: Sequence[tuple[str | None, Any]]) -> Answers:
-    """Return the answers with the ids that are handed in; raises `UsageError` as `write_submission` does."""
+    """Return the answers with the ids that are handed in.
+
+    Raises:
+        ValueError: a row lacks its id or two have the same, or an answer is none of the row's labels.
+    """
     by_key, seen, found = row.submission.get("id") == "key", set(), []
     for number, (given, answer) in enumerate(answers):
         if row.labels and isinstance(answer, str) and answer not in row.labels:
-            raise UsageError(f"submission of {row.name}: row {number} has {answer!r}, which is none of its labels")
+            raise ValueError(f"row {number} has {answer!r}, which is none of the labels of {row.name}")
         if by_key and (given is None or given in seen):
             wrong = "lacks its id" if given is None else f"has the id {given} of another row"
-            raise UsageError(f"submission of {row.name}: row {number} of the test file {wrong}; give the released file")
+            raise ValueError(f"row {number} of the test file {wrong}; predict the released file")
         seen.add(given)
         key: Any = number if not by_key else int(given) if given and given.isdecimal() else given
         found.append((key, answer))

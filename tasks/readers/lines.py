@@ -234,4 +234,9 @@ def find_header(row: DatasetRow, path: Path, cells: Sequence[str]) -> Header | N
         # A header in words of its own: by position, and only where the cell cannot be a mistyped label.
         if row.label_names.get(label, label) not in (*row.labels, *row.ignored_labels) and "label" in label.lower():
             return Header(row.columns)
+    if row.asked:
+        asked = ", ".join(row.asked.values())
+        raise UsageError(
+            f"{path}: its first line names no columns, so that {asked} cannot be found by name; add such a line"
+        )
     return None

@@ -20,7 +20,7 @@ from tasks.datasets import ROWS_FILE, Example, find_row
 from tasks.found_labels import with_columns, with_labels
 from tasks.sources import find_files
 from tasks.splits import Splits
-from tasks.submissions import checked
+from tasks.submissions import checked, write_submission
 
 
 def tsv(*rows: str) -> str:
@@ -481,16 +481,19 @@ def test_a_family_of_rows_names_its_members():
         find_row("paws-x")
 
 
-def test_a_submission_is_checked_before_it_is_written():
+def test_a_submission_is_checked_before_it_is_written(tmp_path: Path):
     row = find_row("fewclue_bustm_0")
     assert checked(row, [("3000", "1"), ("x", "0")]) == [(3000, "1"), ("x", "0")]
     for answers, message in (
         ([("1", "0"), ("1", "0")], "row 1 of the test file has the id 1 of another row"),
         ([(None, "0")], "row 0 of the test file lacks its id"),
-        ([("1", "2")], "row 0 has '2', which is none of its labels"),
+        ([("1", "2")], "row 0 has '2', which is none of the labels of fewclue_bustm_0"),
     ):
-        with pytest.raises(UsageError, match=f"submission of fewclue_bustm_0: {message}"):
-            checked(row, answers)
+        assert len(write_submission(row, "test_hidden", [("1", "0")], tmp_path)) == 3
+        assert (tmp_path / "bustm_predict.json").exists()
+        (said,) = write_submission(row, "test_hidden", answers, tmp_path)
+        assert said.startswith(f"no submission bustm_predict.json, bustm_predict_0.json: {message}")
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_labels_are_in_the_order_of_numbers_or_words(tmp_path: Path):
         ("train.csv", "", (), r"its first line names no text_a"),
         ("train.csv", "text,label\n" + "x,y\n" * 99 + "x\0,y\n", (), r"train\.csv:101: a NUL character"),
         ("train.csv", "text,label\nx,1\n" + "x" * 200_000 + ",2\n", (), r"train\.csv:3: field larger than"),
+        ("train.csv", "text,label\nx,y\n", ("--label_column=z",), r"train\.csv:2: no label|found 0 labels"),
         ("data.csv", "", (), r"holds none of train\.csv, train\.tsv, train\.jsonl, train\.json for train"),
     ],
 )
@@ -243,3 +244,10 @@ def test_a_data_set_that_tfds_has_prepared(tmp_path: Path):
         with pytest.raises(UsageError, match=f"^--data_dir=tfds:{name}:? .*{message}") as error:
             find_files(find_row("mrpc"), f"tfds:{name}", ["train"])
         assert "\n" not in str(error.value)
+
+
+def test_a_name_that_no_line_gives_is_not_passed_over(tmp_path: Path):
+    write(tmp_path / "train.txt", "甲\t乙\t1\n")
+    row, files, _ = find(tmp_path, "--do_train", "--dev_share=0.1", "--label_column=grade", task="lcqmc")
+    with pytest.raises(UsageError, match=r"train\.txt: its first line names no columns, so that grade cannot be found"):
+        read_examples(row, files["train"], need_labels=True)
