@@ -31,7 +31,8 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
     if is_json(path):
         return lines.records(row, path)
     delimiter, quoting = form_of(row, path)
-    cells_are = f"cells between {delimiter!r}"
+    hint = "" if quoting == "csv" else " (cells of .tsv have no quotes around them; name it .csv where they have)"
+    cells_are = f"cells between {delimiter!r}{hint}"
     return lines.table_records(row, path, lines.read_cells(row, path, delimiter, quoting), cells_are)
 
 

@@ -102,6 +102,12 @@ def test_labels_are_in_the_order_of_numbers_or_words(tmp_path: Path):
         ("train.csv", 'text,label\n"x,y\nz,y\n', (), r"train\.csv:2: unexpected end of data; expected cells in CSV's"),
         ("train.csv", 'text,label\n"x"y,y\n', (), r"train\.csv:2: .*; expected cells in CSV's quotes"),
         ("train.csv", "text,label\nx,y\nx,y,z\n", (), r"train\.csv:3: got 3 cells between ',', expected text_a, label"),
+        (
+            "train.tsv",
+            'text\tlabel\n"x\ny"\t1\n',
+            (),
+            r"train\.tsv:2: got 1 cells between .*name it \.csv where they have",
+        ),
         ("train.csv", "text,label,text\nx,y,z\n", (), r"the header names text_a twice"),
         ("train.csv", "", (), r"its first line names no text_a"),
         ("train.csv", "text,label\n" + "x,y\n" * 99 + "x\0,y\n", (), r"train\.csv:101: a NUL character"),
