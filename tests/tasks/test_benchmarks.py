@@ -16,11 +16,11 @@ import pytest
 from absl.app import UsageError
 
 from ground.documents import read_toml
-from tasks.datasets import ROWS_FILE, Example, find_row
+from tasks.datasets import ROWS_FILE, Example, Examples, find_row, read_examples
 from tasks.found_labels import with_columns, with_labels
 from tasks.sources import find_files
-from tasks.splits import Splits
-from tasks.submissions import checked, write_submission
+from tasks.splits import Splits, notes_of
+from tasks.submissions import FORMS, checked, write_submission
 
 
 def tsv(*rows: str) -> str:
@@ -544,3 +544,54 @@ def test_a_wrong_row_is_one_line(tmp_path: Path, old: str, new: str, message: st
     with pytest.raises(UsageError, match=message) as error:
         find_row("mine_a", path)
     assert "\n" not in str(error.value)
+
+
+def test_an_ignored_label_of_a_test_file_is_predicted_and_not_scored(tmp_path: Path):
+    case = Case("ocnli", {"test.json": jsonl(*nli("entailment", "-", "neutral"))}, {"test": []})
+    splits = read(case, tmp_path)
+    assert [example.label for example in splits.examples["test"]] == ["entailment", None, "neutral"]
+    assert splits.labelled("test") == [0, 2]
+    answers = list(np.eye(3, dtype=np.float32))
+    assert splits.row.labels == ("entailment", "neutral", "contradiction")
+    assert splits.scores("test", answers)["accuracy"] == 0.5
+    assert len(splits.submit(tmp_path, "test", answers)) == 2
+    assert splits.submit(tmp_path, "dev", answers) == []
+
+
+def test_rows_of_too_many_columns_and_of_another_language_are_said(tmp_path: Path):
+    path = tmp_path / "train.tsv"
+    path.write_text(tsv(QQP_HEAD, "1|2|3|a|b|0|1"))
+    with pytest.raises(
+        UsageError, match=r"train\.tsv:2: got 7 TAB separated columns, expected -, -, -, text_a, text_b"
+    ):
+        read_examples(find_row("qqp"), path, need_labels=True)
+    path.write_text(tsv(XNLI_HEAD, "fr|neutral|( )|Il va.|Il vint.|2"))
+    with pytest.raises(UsageError, match=r"train\.tsv holds no example of language de: expected a line for each"):
+        read_examples(find_row("xnli_de"), path, need_labels=True)
+    path.write_text(tsv(QQP_HEAD, "1|2"))
+    with pytest.raises(UsageError, match=r"train\.tsv holds no example: expected"):
+        read_examples(find_row("qqp"), path, need_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("index_tsv", ["index\tprediction", "0\t甲", "7\t乙"]),
+        ("json_lines", ['{"id": 0, "label": "甲"}', '{"id": 7, "label": "乙"}']),
+        ("json_object", ['{"0": "甲", "7": "乙"}']),
+        ("plain_lines", ["甲", "乙"]),
+    ],
+)
+def test_forms_of_submissions(form: str, content: list[str]):
+    assert list(FORMS[form]([(0, "甲"), (7, "乙")])) == content
+
+
+def test_a_released_file_is_known_by_its_rows_left_out_ones_too(tmp_path: Path):
+    examples = Examples([Example("a", "b", "neutral")])
+    examples.dropped["the label '-'"] = 2
+    for number, expected in ((3, 1), (4, 2)):
+        row = dataclasses.replace(find_row("ocnli"), counts={"dev": number})
+        notes = list(notes_of(row, "dev", tmp_path, examples))
+        assert notes[0] == f"{tmp_path}: left out 2 rows (2 for the label '-'), 1 remain"
+        assert len(notes) == expected
+    assert notes[1] == f"{tmp_path}: 3 rows, the released dev file of ocnli has 4: is it another copy?"
