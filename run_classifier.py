@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 class Options(FineTuningOptions, TechniqueOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
+    text_column: str | None = flag(
+        None, help="what the files call the column of the text, or of the first of two", group=Group.DATA
+    )
+    text_pair_column: str | None = flag(
+        None, help="what the files call the column of the second text", group=Group.DATA
+    )
+    label_column: str | None = flag(None, help="what the files call the column of the label", group=Group.DATA)
     classifier_dropout: float = flag(
         0.1, help="dropout on the input of the head while training", minimum=0, maximum=0.9, group=Group.MODEL
     )
@@ -96,7 +103,7 @@ class Classification:
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
         """Return the answer to every example."""
-        batch_size = options.eval_batch_size if split == "dev" else options.predict_batch_size
+        batch_size = options.eval_batch_size if split.startswith("dev") else options.predict_batch_size
         return splits.answers(session.engine, split, batch_size)
 
     def finish(self, session: Session, options: Options, splits: Splits) -> None:

@@ -187,7 +187,7 @@ class Generation:
         return self._generator
 
     def _batch_size(self, options: Options, split: str) -> int:
-        return options.eval_batch_size if split == "dev" else options.predict_batch_size
+        return options.eval_batch_size if split.startswith("dev") else options.predict_batch_size
 
 
 def answer_lines(generate: TextGenerator, splits: Splits, max_seq_length: int) -> None:

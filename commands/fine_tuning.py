@@ -19,7 +19,9 @@ from absl.app import UsageError
 from commands.flags import Group, flag
 from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import TrainingOptions
+from commands.resuming import results_name
 from ground.files import write_atomically
+from ground.words import few_names
 
 if TYPE_CHECKING:
     from commands.session import Session
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from tasks.run_file import RunFile
     from tasks.splits import Splits
 
-RESULTS = {"dev": "eval_results", "test": "test_results"}
 FILES = ("bert_config_file", "vocab_file", "spm_model_file", "task_file")
 """The flags that name a file, which has to be there before anything slow begins."""
 
@@ -39,7 +40,10 @@ class FineTuningOptions(TrainingOptions):
 
     _data: ClassVar = Group.DATA
     task_name: str = flag(help="a row of tasks/datasets.toml")
-    data_dir: str = flag(help="folder of the task's train, dev and test files")
+    data_dir: str = flag(
+        help="folder of the task's train, dev and test files; or tfds:NAME, a data set that tensorflow_datasets has "
+        "prepared on this machine"
+    )
     bert_config_file: str = flag(
         help="JSON file of the model's shape", aliases=("albert_config_file",), group=Group.MODEL
     )
@@ -56,6 +60,12 @@ class FineTuningOptions(TrainingOptions):
     )
     encoding: str | None = flag(
         None, help="of the files, as Python names it: gb18030, big5 ...; by default the row's, or utf-8"
+    )
+    dev_share: float = flag(
+        0.0,
+        help="hold this share of the training examples out as development examples, where the task has no file of them",
+        minimum=0,
+        maximum=0.5,
     )
     max_seq_length: int = flag(128, help="longer inputs are cut", unit="tokens", minimum=4, essential=True)
     _training: ClassVar = Group.TRAINING
@@ -102,6 +112,7 @@ class FineTuningOptions(TrainingOptions):
 NEEDS = (
     *DEVICE_NEEDS,
     Need(("early_stopping_evaluations",), "--do_train", lambda o: o.do_train),
+    Need(("dev_share",), "--do_train or --do_eval", lambda o: o.do_train or o.do_eval),
     Need(("seed",), "--seeds left out", lambda o: not o.seeds),
 )
 
@@ -148,35 +159,86 @@ def find_task(
         UsageError: nothing is asked for, the row is another verb's, or a file is missing.
     """
     from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_files, find_row
+    from tasks.datasets import find_row
     from tasks.kinds import find_kind
+    from tasks.sources import find_files
 
     row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
     if (right := find_kind(row.kind).verb) != verb:
         raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, row.kind))
-    row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding))
-    wanted = {"train": options.do_train, "dev": options.do_train or options.do_eval, "test": options.do_predict}
-    files = session.together(
-        lambda: {split: find_files(row, Path(options.data_dir), split) for split, asked in wanted.items() if asked}
+    row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding), asked=asked(options, row))
+    evaluates = options.do_train or options.do_eval
+    wanted = {
+        "train": options.do_train or (evaluates and options.dev_share),
+        "dev": evaluates and not options.dev_share,
+        "test": options.do_predict,
+    }
+    chosen = [split for split, is_wanted in wanted.items() if is_wanted]
+    row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
+    if options.dev_share:
+        session.together(lambda: refuse_dev_file(options, row))
+    return session.together(lambda: settled(session, options, row, files)), files
+
+
+def asked(options: Any, row: DatasetRow) -> dict[str, str]:
+    """Return the names that flags of the verb give to columns, by column; raises `UsageError` for one it has not."""
+    from tasks.kinds import find_kind
+
+    known = find_kind(row.kind).columns
+    wanted = {"text_column": "text_a", "text_pair_column": "text_b", "label_column": "label"}
+    found = {}
+    for name, column in wanted.items():
+        if not (value := getattr(options, name, None)):
+            continue
+        if column not in known or column not in (*row.columns, *row.optional, "label"):
+            raise UsageError(
+                f"--{name}={value}: --task_name={row.name} has no such column; it has {', '.join(row.columns)}"
+            )
+        found[column] = value
+    return found
+
+
+def refuse_dev_file(options: FineTuningOptions, row: DatasetRow) -> None:
+    """Raise `UsageError` where the task has a development file, which --dev_share would pass over."""
+    from tasks.sources import find_files
+
+    try:
+        _, files = find_files(row, options.data_dir, ["dev"])
+    except UsageError:
+        return
+    raise UsageError(
+        f"--dev_share={options.dev_share}: {files['dev'][0]} holds the development examples; leave the flag out"
     )
-    find_labels = getattr(find_kind(row.kind), "find_labels", None)
-    if find_labels and not row.labels:
-        row = dataclasses.replace(row, labels=session.together(lambda: found_labels(options, row, find_labels)))
-    return row, files
 
 
-def found_labels(options: FineTuningOptions, row: DatasetRow, find_labels: Callable[..., tuple[str, ...]]) -> Any:
-    """Return the labels of a row that names none: those of the finished run, or those of the training file."""
-    from tasks.datasets import find_files
+def settled(
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]]
+) -> DatasetRow:
+    """Return the row with the columns and labels that are found in the files, where it leaves them to these.
+
+    Labels come from the training file; a run without one has those of the run that made its weights.
+    """
+    from tasks.found_labels import with_columns
+    from tasks.kinds import find_kind
     from tasks.run_file import NAME, RunFile
+    from tasks.sources import find_files
 
-    folder = Path(options.output_dir)
-    if not options.do_train and (folder / NAME).is_file():
-        former = RunFile.read(folder).row
-        if former is not None and former.name == row.name:
-            return former.labels
-    return find_labels(row, find_files(row, Path(options.data_dir), "train"))
+    row = with_columns(row, next(iter(files.values()))[0])
+    find_labels = getattr(find_kind(row.kind), "find_labels", None)
+    if row.labels or not find_labels:
+        return row
+    if not options.do_train:
+        weights = Path(options.init_checkpoint) if options.init_checkpoint else None
+        # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
+        for folder in (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ())):
+            former = RunFile.read(folder).row if (folder / NAME).is_file() else None
+            if former and former.name == row.name and former.labels:
+                return dataclasses.replace(row, labels=former.labels)
+    train = files.get("train") or find_files(row, options.data_dir, ["train"])[1]["train"]
+    row = dataclasses.replace(row, labels=find_labels(row, train))
+    session.say(f"{len(row.labels):,} labels in {few_names(map(str, train))}: {few_names(row.labels)}")
+    return row
 
 
 def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:
@@ -228,7 +290,9 @@ def fine_tune(
             vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
         )
     )
-    splits = session.together(lambda: Splits(row, files))
+    splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    for note in splits.notes:
+        session.say(note)
     session.start()
     fits = partial(
         session.check_fit,
@@ -384,19 +448,20 @@ def predict(
         course: of the verb.
     """
     found: dict[str, Scores] = {}
-    for split in ("dev", "test"):
-        if split not in splits.datasets:
-            continue
+    for split in sorted(set(splits.datasets) - {"train"}):
         answers = known.get(split) or course.answers(session, options, splits, split)
         suffix = getattr(splits.kind, "suffix", course.predictions)
         path, number = Path(options.output_dir) / f"{split}_predictions{suffix}", len(answers)
         if session.writes:
             splits.write(path, split, answers)
         session.say(f"predictions of {number:,} {split} examples  {path}")
-        if splits.has_labels(split):
+        if session.writes:
+            for line in splits.submit(Path(options.output_dir), split, answers):
+                session.say(line)
+        if number := len(splits.labelled(split)):
             found[split] = splits.scores(split, answers)
             title = f"{splits.row.name}, {split}, {number:,} examples, weights of step {step:,}"
-            session.finish(RESULTS[split], found[split], title, global_step=step)
+            session.finish(results_name(split), found[split], title, global_step=step)
     return found
 
 
@@ -413,4 +478,4 @@ def report_seeds(session: Session, options: FineTuningOptions, scores: Sequence[
             [[name, f"{mean:.4f}", f"{deviation:.4f}"] for name, (mean, deviation) in summary.items()],
         )
         content = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in summary.items()}
-        write_atomically(Path(options.output_dir) / f"{RESULTS[split]}.json", json.dumps(content, indent=2) + "\n")
+        write_atomically(Path(options.output_dir) / f"{results_name(split)}.json", json.dumps(content, indent=2) + "\n")

@@ -56,12 +56,13 @@ _PRETRAINING = {
 }
 _FINE_TUNING = {
     SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
+    FIXED: "dev_share",
     NAMED: "early_stopping_evaluations num_train_epochs warmup_proportion",
     # Each seed has a folder of its own, whose flags have --seed.
     FREE: "do_predict predict_batch_size seeds",
 }
 _CLASSIFICATION = {
-    FIXED: "freeze freeze_layers",
+    FIXED: "freeze freeze_layers label_column text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight",
     # Which of the candidates is the answer belongs to an evaluation.
@@ -88,14 +89,18 @@ RULES = {
 
 _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay dev_predictions.tsv test_predictions.tsv dev_predictions.jsonl test_predictions.jsonl "
-    "dev_predictions.json test_predictions.json dev_nbest_predictions.json test_nbest_predictions.json "
-    "dev_null_odds.json test_null_odds.json test_embeddings.npy"
+    "best replay submission"
 )
-_SCORE_NAMES = "eval_results.json eval_results.txt test_results.json test_results.txt"
+_PREDICTIONS = "predictions.tsv predictions.jsonl predictions.json nbest_predictions.json null_odds.json embeddings.npy"
 _INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.
 _READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")
+
+
+def results_name(split: str) -> str:
+    """Return the name of the file of scores: eval_results of dev, eval_results_x of dev_x, test_results of test."""
+    base, _, further = split.partition("_")
+    return {"dev": "eval_results", "test": "test_results"}[base] + (f"_{further}" if further else "")
 
 
 def holds_run(folder: Path) -> bool:
@@ -104,20 +109,28 @@ def holds_run(folder: Path) -> bool:
     return (folder / _RUN).is_file() or any(states) or any(folder.glob("seed_*/" + _RUN))
 
 
-def targets(folder: Path) -> list[Target]:
-    """Return what a run writes in its folder, for `ground.outputs.check_outputs`."""
+def targets(folder: Path, splits: Iterable[str] = ()) -> list[Target]:
+    """Return what a run writes in its folder, for `ground.outputs.check_outputs`.
+
+    Args:
+        folder: of the run.
+        splits: that its row has besides dev and test, such as dev_mismatched.
+    """
     # The lock of a run that was killed before it wrote run.json tells as much.
     own = holds_run(folder) or is_lock(folder / LOCK)
+    evaluated = [split for split in dict.fromkeys(("dev", "test", *splits)) if split != "train"]
+    predicted = [f"{split}_{name}" for split in evaluated for name in _PREDICTIONS.split()]
+    scored = [f"{results_name(split)}.{suffix}" for split in evaluated for suffix in ("json", "txt")]
     return [
         Target(
             folder / name,
             "--output_dir",
             lambda path: own,
             f"{folder} holds no {_RUN}",
-            folder=name in ("checkpoints", "best", "replay", "tensorboard"),
+            folder=name in ("checkpoints", "best", "replay", "tensorboard", "submission"),
             reads_own=_READ_OF_OWN,
         )
-        for name in (*_RUN_NAMES.split(), *_SCORE_NAMES.split())
+        for name in (*_RUN_NAMES.split(), *predicted, *scored)
     ]
 
 

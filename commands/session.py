@@ -244,7 +244,7 @@ class Session:
             def enter() -> None:
                 if not self.writes:
                     return
-                check_outputs(reads, resuming.targets(folder))
+                check_outputs(reads, resuming.targets(folder, run.row.files if run.row else ()))
                 if not self.options.dry_run:
                     stack.enter_context(self.held())
                 checkpoints = list_checkpoints(folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from absl.app import UsageError
 from msgspec import Meta
@@ -18,13 +20,23 @@ from ground.words import did_you_mean
 from tasks.kinds import KINDS, find_kind
 from tasks.readers import READERS, find_reader
 from tasks.span_scores import SCORINGS
+from tasks.submissions import FORMS
+from tasks.templates import TEMPLATES
 from tasks.text_scores import UNITS
+
+_Names = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+
+
+class _SubmissionShape(TypedDict, total=False):
+    form: str
+    files: dict[str, _Names]
+    id: Literal["row", "key"]
 
 
 class _RowShape(TypedDict):
     columns: list[str]
     metric: str
-    files: dict[str, Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]]
+    files: dict[str, _Names]
     kind: NotRequired[str]
     format: NotRequired[str]
     labels: NotRequired[list[str]]
@@ -42,9 +54,22 @@ class _RowShape(TypedDict):
     pooling: NotRequired[Literal["mean", "cls"]]
     pooling_layer: NotRequired[int]
     temperature: NotRequired[float]
+    quoting: NotRequired[Literal["none", "csv"]]
+    only: NotRequired[dict[str, str]]
+    join: NotRequired[dict[str, str]]
+    template: NotRequired[str]
+    incomplete: NotRequired[Literal["refuse", "skip"]]
+    blanks: NotRequired[list[str]]
+    find_labels: NotRequired[bool]
+    optional: NotRequired[list[str]]
+    asked: NotRequired[dict[str, str]]
+    counts: NotRequired[dict[str, Annotated[int, Meta(ge=1)]]]
+    submission: NotRequired[_SubmissionShape]
 
 
 SPLITS = ("train", "dev", "test")
+_SPLIT = re.compile(r"train|(dev|test)(_\w+)?")
+VARIANTS = "variants"
 ROWS_FILE = Path(__file__).with_name("datasets.toml")
 
 # What published files call the columns; the first name that a header line or a JSON object holds is the column.
@@ -62,6 +87,24 @@ class Example:
     text_a: str
     text_b: str | None
     label: str | None
+    id: str | None = field(default=None, compare=False)
+
+
+class Examples(list[Any]):
+    """The examples of a file in order, and how many of its rows are none, by reason."""
+
+    def __init__(self, examples: Any = ()):
+        super().__init__(examples)
+        self.dropped: Counter[str] = Counter()
+
+    @classmethod
+    def of(cls, files: Iterable[Sequence[Any]]) -> Examples:
+        """Return the examples of several files, one after the other."""
+        joined = cls()
+        for examples in files:
+            joined.extend(examples)
+            joined.dropped += getattr(examples, "dropped", Counter())
+        return joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +132,17 @@ class DatasetRow:
     pooling: str = "mean"
     pooling_layer: int = -1
     temperature: float = 0.05
+    quoting: str = "none"
+    only: Mapping[str, str] = field(default_factory=dict)
+    join: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
+    incomplete: str = "refuse"
+    blanks: tuple[str, ...] = ()
+    find_labels: bool = False
+    optional: tuple[str, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    submission: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_pair(self) -> bool:
@@ -96,9 +150,11 @@ class DatasetRow:
 
     @property
     def header_names(self) -> Mapping[str, tuple[str, ...]]:
-        """What files call each column, the row's own names first."""
-        known = find_kind(self.kind).header_names
-        return {column: (*self.names.get(column, ()), *names) for column, names in known.items()}
+        """What files call each column, the row's own names first; a name that the user asked for is the only one."""
+        known = {**find_kind(self.kind).header_names, **(TEMPLATES[self.template].columns if self.template else {})}
+        known = {column: (*self.names.get(column, ()), *names) for column, names in known.items()}
+        known |= {column: names for column, names in self.names.items() if column not in known}
+        return known | {column: (name,) for column, name in self.asked.items()}
 
 
 def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
@@ -107,11 +163,52 @@ def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
     Raises:
         UsageError: the file is missing or no TOML, or a row has an unknown or missing field.
     """
+    return {
+        name: parse_row(name, variant, path)
+        for family, table in _tables(path).items()
+        for name, variant in _variants(family, table, path)
+    }
+
+
+@functools.cache
+def _shipped() -> Mapping[str, DatasetRow]:
+    return load_rows()
+
+
+def _tables(path: Path) -> dict[str, Any]:
     try:
-        tables = read_toml(path, what="a TOML file of task rows")
+        return read_toml(path, what="a TOML file of task rows")
     except FileNotFoundError:
         raise UsageError(f"no such file of task rows: {path}") from None
-    return {name: parse_row(name, table, path) for name, table in tables.items()}
+
+
+def _variants(family: str, table: object, path: Path) -> Iterator[tuple[str, object]]:
+    """Yield the rows that a table stands for, with their names.
+
+    Example: [xnli] with variants = { language = ["de", "fr"] } and files = { dev = ["dev-{language}.tsv"] }
+        yields xnli_de with dev-de.tsv and xnli_fr with dev-fr.tsv
+    """
+    if not isinstance(table, dict) or VARIANTS not in table:
+        yield family, table
+        return
+    fix = 'write variants = { language = ["de", "fr"] } and {language} where it stands in names'
+    named = table.pop(VARIANTS)
+    check_shape(
+        named,
+        Annotated[dict[str, _Names], Meta(min_length=1, max_length=1)],
+        where=f"{path}: [{family}] variants",
+        fix=fix,
+    )
+    ((variable, values),) = named.items()
+    yield from ((f"{family}_{value}", _filled(table, f"{{{variable}}}", value)) for value in values)
+
+
+def _filled(content: Any, place: str, value: str) -> Any:
+    if isinstance(content, dict):
+        return {key: _filled(each, place, value) for key, each in content.items()}
+    if isinstance(content, list):
+        return [_filled(each, place, value) for each in content]
+    return content.replace(place, value) if isinstance(content, str) else content
 
 
 def parse_row(name: str, table: object, path: Path) -> DatasetRow:
@@ -129,36 +226,56 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     if (name_of_kind := table.get("kind", "classification")) not in KINDS:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
     for split in table["files"]:
-        if split not in SPLITS:
-            raise UsageError(f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}")
+        if not _SPLIT.fullmatch(split):
+            raise UsageError(
+                f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}, and others: dev_x"
+            )
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
-    lists = {key: tuple(table[key]) for key in ("columns", "labels", "ignored_labels", "score_range") if key in table}
+    as_tuples = ("columns", "labels", "ignored_labels", "blanks", "optional", "score_range")
+    lists = {key: tuple(table[key]) for key in as_tuples if key in table}
     names = {column: tuple(words) for column, words in table.get("names", {}).items()}
     row = DatasetRow(name=name, **{**table, **lists, "files": files, "names": names})
-    kind = find_kind(name_of_kind)
-    if lacking := [field for field in kind.needs if not getattr(row, field)]:
-        raise UsageError(f"{path}: [{name}] lacks {', '.join(lacking)}")
+    _check_words(row, path)
+    return row
+
+
+def _check_words(row: DatasetRow, path: Path) -> None:
+    """Raise `UsageError` where a field of a row names what is not known, or one thing twice."""
+    kind, where = find_kind(row.kind), f"{path}: [{row.name}]"
+    if lacking := [
+        field for field in kind.needs if not (getattr(row, field) or (field == "labels" and row.find_labels))
+    ]:
+        raise UsageError(f"{where} lacks {', '.join(lacking)}")
+    if row.submission and not row.submission.keys() >= {"form", "files"}:
+        raise UsageError(f"{where} has a submission without form or files; write it as in tasks/datasets.toml")
+    if row.submission and not hasattr(kind, "submitted"):
+        raise UsageError(f"{where} has a submission, but rows of {row.kind} hand nothing in; leave it out")
     for what, words, allowed in (
-        ("column", row.columns, (*kind.columns, "-")),
-        ("column of names", row.names, kind.columns),
+        ("column", (*row.columns, *row.optional), (*kind.columns, "-")),
+        ("template", [row.template], ("", *TEMPLATES)),
         ("metric", [row.metric], kind.metrics),
         ("format", [row.format], READERS),
         ("unit", [row.units], UNITS),
         ("scoring", [row.scoring] if row.scoring else [], SCORINGS),
+        ("form of a submission", [row.submission["form"]] if row.submission else (), FORMS),
+        ("split", (*row.counts, *row.submission.get("files", ())), row.files),
     ):
         for word in words:
             if word not in allowed:
-                raise UsageError(f"{path}: [{name}] has the unknown {what} {word!r}; known: {', '.join(allowed)}")
+                raise UsageError(f"{where} has the unknown {what} {word!r}; known: {', '.join(allowed)}")
+    further = TEMPLATES[row.template].columns if row.template else ()
+    for column in (*row.names, *row.join, *row.asked):
+        if column not in (allowed := (*kind.columns, *further, "id")):
+            raise UsageError(f"{where} has the unknown column of names {column!r}; known: {', '.join(allowed)}")
     columns = [column for column in row.columns if column != "-"]
     for what, words in (("column", columns), ("label", row.labels), ("label", [*row.labels, *row.ignored_labels])):
         if twice := [word for word, times in Counter(words).items() if times > 1]:
-            raise UsageError(f"{path}: [{name}] has the {what} {twice[0]!r} twice; name it once")
+            raise UsageError(f"{where} has the {what} {twice[0]!r} twice; name it once")
     for spelt, label in row.label_names.items():
         if label not in (*row.labels, *row.ignored_labels):
-            raise UsageError(f"{path}: [{name}] calls {spelt!r} the label {label!r}, which is none of its labels")
+            raise UsageError(f"{where} calls {spelt!r} the label {label!r}, which is none of its labels")
     if complaint := complaint_of(row):
-        raise UsageError(f"{path}: [{name}] {complaint}")
-    return row
+        raise UsageError(f"{where} {complaint}")
 
 
 def complaint_of(row: DatasetRow) -> str:
@@ -183,24 +300,28 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
     Raises:
         UsageError: no such row; the message names the nearest and all.
     """
-    rows = load_rows() | (load_rows(task_file) if task_file else {})
+    rows = {**_shipped(), **(load_rows(task_file) if task_file else {})}
     name = task_name.lower().replace("-", "_")
-    if name not in rows:
-        raise UsageError(
-            f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(sorted(rows))}"
-        )
-    return rows[name]
+    if name in rows:
+        return rows[name]
+    plain = {known.replace("_", ""): known for known in rows}
+    if (same := plain.get(name.replace("_", ""))) is not None:
+        return rows[same]
+    if variants := [known.removeprefix(f"{name}_") for known in rows if known.startswith(f"{name}_")]:
+        raise UsageError(f"--task_name={task_name} is several tasks: give {name}_X, X one of {', '.join(variants)}")
+    families = sorted({*_tables(ROWS_FILE), *(_tables(task_file) if task_file else ())})
+    raise UsageError(f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(families)}")
 
 
 def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
-    """Return the one file of `split` in `data_dir`; raises `UsageError` as `find_files` does, and for several."""
-    path, *others = find_files(row, data_dir, split)
+    """Return the one file of `split` in `data_dir`; raises `UsageError` as `find_split` does, and for several."""
+    path, *others = find_split(row, data_dir, split)
     if others:
         raise UsageError(f"{split} of --task_name={row.name} is several files, {path.name}, {others[0].name} ...")
     return path
 
 
-def find_files(row: DatasetRow, data_dir: Path, split: str) -> tuple[Path, ...]:
+def find_split(row: DatasetRow, data_dir: Path, split: str) -> tuple[Path, ...]:
     """Return the files of the first candidate of `split` that exists in `data_dir`.
 
     A candidate may be several files, which are read as one: "d-train.json + m-train.json" where all are there, and
@@ -218,9 +339,9 @@ def find_files(row: DatasetRow, data_dir: Path, split: str) -> tuple[Path, ...]:
         if all(found):
             return tuple(path for paths in found for path in paths)
     wanted = ", ".join(row.files[split])
-    raise UsageError(
-        f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}: give their folder"
-    )
+    way_out = ", or hold a share of the training examples out with --dev_share=0.1" if split == "dev" else ""
+    where = f"--data_dir={data_dir} holds none of {wanted} for {split} of --task_name={row.name}"
+    raise UsageError(f"{where}: give their folder{way_out}")
 
 
 def _files_called(data_dir: Path, name: str) -> list[Path]:
@@ -232,10 +353,12 @@ def _files_called(data_dir: Path, name: str) -> list[Path]:
         raise UsageError(f"{name!r} is no pattern of files; expected a name in which * stands for a part") from None
 
 
-def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Example]:
+def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples:
     """Return all examples of a file in order.
 
     A first line whose label is no label of the row is a header line; without it the columns are in the row's order.
+    Rows with an ignored label, and with `incomplete = "skip"` those that lack a column, are left out and counted where
+    labels are needed; of a test file every row is an example, since every row gets a prediction.
 
     Args:
         row: the columns and labels.
@@ -245,22 +368,51 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> list[Exa
     Raises:
         UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
     """
-    examples = []
+    examples, build = Examples(), TEMPLATES[row.template].build if row.template else None
+    texts = [column for column in ("text_a", "text_b") if column in row.columns]
+    skip, is_pair, blanks, known = (
+        row.incomplete == "skip",
+        row.is_pair,
+        {"", *row.blanks},
+        {*row.labels, *row.ignored_labels},
+    )
     for where, record in find_reader(row.format).records(row, path):
-        label = record.get("label")
+        if build:
+            record |= _built(build, record, where)
+        label, lacking = record.get("label"), [column for column in texts if record.get(column, "").strip() in blanks]
         if label is not None:
             label = row.label_names.get(label, label)
-            if label in row.ignored_labels:
-                continue
-            if label not in row.labels:
-                hint = did_you_mean(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
-                raise UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")
-        elif need_labels:
+            if label not in known:
+                raise _unknown_label(row, label, where)
+        elif need_labels and not skip:
             raise UsageError(f"{where}: no label; training and evaluation need {', '.join(row.columns)}")
-        for column in ("text_a", "text_b"):
-            if column in row.columns and not record.get(column, "").strip():
-                raise UsageError(f"{where}: {column} is missing or empty; expected {', '.join(row.columns)}")
-        examples.append(Example(record["text_a"], record.get("text_b") if row.is_pair else None, label))
+        if lacking and not skip:
+            raise UsageError(f"{where}: {lacking[0]} is missing or empty; expected {', '.join(row.columns)}")
+        if label in row.ignored_labels:
+            if need_labels:
+                examples.dropped[f"the label {label!r}"] += 1
+                continue
+            label = None
+        if need_labels and (lacking or label is None):
+            examples.dropped["a column that is missing or empty"] += 1
+            continue
+        text_b = record.get("text_b", "") if is_pair else None
+        examples.append(Example(record.get("text_a", ""), text_b, label, record.get("id")))
     if not examples:
-        raise UsageError(f"{path} holds no example: expected a line for each, with {', '.join(row.columns)}")
+        which = "".join(f" of {name} {value}" for name, value in row.only.items())
+        raise UsageError(f"{path} holds no example{which}: expected a line for each, with {', '.join(row.columns)}")
     return examples
+
+
+def _built(
+    build: Callable[[Mapping[str, str]], dict[str, str]], record: Mapping[str, str], where: str
+) -> dict[str, str]:
+    try:
+        return build(record)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _unknown_label(row: DatasetRow, label: str, where: str) -> UsageError:
+    hint = did_you_mean(label, row.labels) or f"; expected one of {', '.join(row.labels)}"
+    return UsageError(f"{where}: label {label!r} is not a label of {row.name}{hint}")

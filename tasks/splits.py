@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from absl.app import UsageError
+
 from ground.files import write_atomically
-from tasks.datasets import DatasetRow
+from ground.words import few_names
+from tasks.datasets import DatasetRow, Examples
 from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, flags_of, in_order
+from tasks.submissions import FOLDER, write_submission
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -23,12 +28,13 @@ class Predictor(Protocol):
 
 
 class Splits:
-    """The splits of one row: `train`, `dev`, `test`, as far as they are asked for.
+    """The splits of one row: `train`, `dev`, `test` and further ones (`dev_x`, `test_x`), as far as they are asked for.
 
     Attributes:
         row: of datasets.toml; what the kind learns from the scores of dev is written there (`Kind.tuned`).
         kind: of the row.
         examples: of every split, in the order of its file.
+        notes: what there is to say of the files: rows that are left out, and files of another size than released ones.
         datasets: of every split, once it is encoded.
         tokenizer: that encoded them.
         further: values of the kind's own flags.
@@ -39,12 +45,20 @@ class Splits:
 
     tokenizer: Tokenizer
 
-    def __init__(self, row: DatasetRow, files: Mapping[str, Sequence[Path]]):
+    def __init__(self, row: DatasetRow, files: Mapping[str, Sequence[Path]], *, dev_share: float = 0.0):
+        """Read the files; with `dev_share` that share of the training examples becomes the split dev."""
         self.row, self.kind = row, find_kind(row.kind)
         self.examples: dict[str, Sequence[Any]] = {
-            split: [example for path in paths for example in self.kind.read(row, path, need_labels=split != "test")]
+            split: Examples.of(self.kind.read(row, path, need_labels=not split.startswith("test")) for path in paths)
             for split, paths in files.items()
         }
+        self.notes = [
+            note
+            for split, paths in files.items()
+            for note in notes_of(row, split, few_names(map(str, paths)), self.examples[split])
+        ]
+        if dev_share:
+            self.examples["train"], self.examples["dev"] = held_out(self.examples["train"], dev_share)
         self.datasets: dict[str, LabelledDataset] = {}
         self.further: Mapping[str, Any] = {}
 
@@ -84,15 +98,17 @@ class Splits:
         further = self.further if flags_of(self.kind) else {}
         return self.kind.answers(self.row, predictions, self.examples[split], **further)
 
-    def has_labels(self, split: str) -> bool:
-        """Whether every example of the split has a label."""
-        return all(example.label is not None for example in self.examples[split])
+    def labelled(self, split: str) -> list[int]:
+        """Return the numbers of the examples of a split that have a label; those of a test set often have none."""
+        return [number for number, example in enumerate(self.examples[split]) if example.label is not None]
 
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
-        """Return the scores of the answers to a split whose examples have labels."""
+        """Return the scores of the answers to those examples of a split that have labels."""
+        numbers = self.labelled(split)
+        answers, examples = [answers[n] for n in numbers], [self.examples[split][n] for n in numbers]
         if split == "dev" and (tuned := getattr(self.kind, "tuned", None)):
-            self.row = tuned(self.row, answers, self.examples[split])
-        return self.kind.scores(self.row, answers, self.examples[split])
+            self.row = tuned(self.row, answers, examples)
+        return self.kind.scores(self.row, answers, examples)
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
         """Write the answers, one line an example, and what further files the kind has; raises `OSError`."""
@@ -103,3 +119,46 @@ class Splits:
             files |= {f"{split}_{name}": content for name, content in named.items()}
         for name, content in files.items():
             write_atomically(path.with_name(name), content)
+
+    def submit(self, folder: Path, split: str, answers: Sequence[Any]) -> list[str]:
+        """Write what the row hands in to a leaderboard, below `folder`; return a line for each file.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        if split not in self.row.submission.get("files", {}):
+            return []
+        submitted = self.kind.submitted(self.row, answers, self.examples[split])
+        return write_submission(self.row, split, submitted, folder / FOLDER)
+
+
+def notes_of(row: DatasetRow, split: str, where: object, examples: Sequence[Any]) -> Iterator[str]:
+    """Yield a line where rows of a file are no examples, and where it has another number of rows than the released."""
+    dropped = getattr(examples, "dropped", {})
+    if dropped:
+        reasons = ", ".join(f"{number:,} for {reason}" for reason, number in sorted(dropped.items()))
+        yield f"{where}: left out {sum(dropped.values()):,} rows ({reasons}), {len(examples):,} remain"
+    found, expected = len(examples) + sum(dropped.values()), row.counts.get(split)
+    if expected and found != expected:
+        yield f"{where}: {found:,} rows, the released {split} file of {row.name} has {expected:,}: is it another copy?"
+
+
+def held_out(examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Return the examples to train on and about `share` of them to evaluate on, whatever seed and order of the file.
+
+    A digest of its text decides for each example, so that equal texts are on one side.
+
+    Raises:
+        UsageError: one of the two would be empty.
+    """
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for example in examples:
+        text = getattr(example, "text_a", None) or repr(example)
+        digest = hashlib.sha256(text.encode(errors="replace")).digest()
+        parts[int.from_bytes(digest[:6], "big") < share * 2**48].append(example)
+    if not all(parts):
+        raise UsageError(
+            f"--dev_share={share}: of {len(examples):,} training examples {len(parts[1]):,} would be held out; give a "
+            "share that leaves some on both sides"
+        )
+    return parts

@@ -1,6 +1,6 @@
 """The host half of a task on labelled data: how a kind of task is read, encoded, answered, scored and written.
 
-A kind is a module with the six functions of `Kind`, and one row of KINDS; a row of datasets.toml names its kind.
+A kind is a module with the functions of `Kind`, and one row of KINDS; a row of datasets.toml names its kind.
 """
 
 from __future__ import annotations
@@ -155,6 +155,10 @@ class Kind(Protocol):
 
     def lines(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> Iterator[str]:
         """Yield the lines of the predictions file, a header line first."""
+        ...
+
+    def submitted(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Return id and released answer of each example; only kinds whose rows have a `submission` need it."""
         ...
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from data.labelled import ClassificationDataset, encode_examples
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
+from tasks.found_labels import labels_in
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
 
@@ -26,6 +27,7 @@ metrics = CLASSIFICATION_METRICS
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 read = read_examples
+find_labels = labels_in
 
 
 def dataset(
@@ -81,3 +83,13 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Exa
         best = int(probabilities.argmax())
         texts = (example.label or "", example.text_a, example.text_b or "")
         yield "\t".join([str(index), row.labels[best], f"{probabilities[best]:.4f}", *texts])
+
+
+def submitted(
+    row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]
+) -> list[tuple[str | None, str]]:
+    """Return the id that each example has in its file and the most probable label, as it is released."""
+    return [
+        (example.id, row.labels[int(probabilities.argmax())])
+        for probabilities, example in zip(answers, examples, strict=True)
+    ]

@@ -23,6 +23,8 @@ READERS: dict[str, str] = {
     "c3": "tasks.readers.c3",
     "chid": "tasks.readers.chid",
     "race": "tasks.readers.race",
+    "csv": "tasks.readers.csv_tables",
+    "tfds": "tasks.readers.prepared_sets",
 }
 """format -> the module that implements it; imported when a row of that format is read."""
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from absl.app import UsageError
 
 from ground.documents import check_shape
-from tasks.readers.choices import json_objects, record_of, whole_json
+from tasks.readers.choices import record_of, whole_json
+from tasks.readers.lines import json_objects
 
 if TYPE_CHECKING:
     from tasks.datasets import DatasetRow

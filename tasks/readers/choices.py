@@ -7,7 +7,7 @@ text. This file also has what all readers of multiple choice yield: `record_of`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from absl.app import UsageError
 from data.corpus.compression import open_text
 from data.corpus.encodings import find_encoding
 from data.corpus.look import look
-from ground.documents import MAX_BYTES, SURROGATE, check_shape, json_line, parse_json
-from tasks.readers.lines import read_lines
+from ground.documents import MAX_BYTES, SURROGATE, check_shape, parse_json
+from tasks.readers.lines import json_objects
 
 if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
@@ -89,17 +89,6 @@ def index_of(where: str, answer: Text | None, choices: Sequence[str]) -> int | N
             f"{where}: the answer {text[:40]!r} is none of the choices ({shown[:80]}), 0 to {len(choices) - 1}"
         )
     return number
-
-
-def json_objects(row: DatasetRow, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield file and line, and the JSON object, of every line that is not empty; raises `UsageError` for others."""
-    for number, line in read_lines(row, path):
-        where = f"{path}:{number}"
-        try:
-            fields = json_line(line)
-        except ValueError as error:
-            raise UsageError(f"{where}: not a JSON object ({error}); expected one a line") from None
-        yield where, check_shape(fields, dict[str, Any], where=where, fix=_FIX)
 
 
 def whole_json(row: DatasetRow, path: Path, shape: Any, what: str) -> Any:

@@ -67,6 +67,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "in/text.jsonl": ("create_json",),
     "in/pairs/train.txt": ("classify",),
     "in/pairs_json/train.json": ("classify_json",),
+    "in/table/train.csv": ("classify_table",),
     "in/shared.json": ("plan", "classify"),
     "in/tuned/best/model.safetensors": ("predict", "classify_resumed"),
     "in/tuned/vocab.txt": ("convert_run", "classify_resumed"),

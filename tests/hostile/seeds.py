@@ -148,6 +148,9 @@ BASES: Mapping[str, Base] = {
         _classify("classify_encoding", ("in/pairs_other", *_PAIRS[1:]), data_dir="in/pairs_other", encoding="gb18030"),
         _classify("classify_json", ("in/pairs_json", *_PAIRS[1:]), task_name="afqmc", data_dir="in/pairs_json"),
         _classify(
+            "classify_table", ("in/table", *_PAIRS[1:]), task_name="csv", data_dir="in/table", text_column="other"
+        ),
+        _classify(
             "classify_resumed",
             (*_PAIRS, "in/tuned"),
             ("in/tuned/",),
@@ -202,7 +205,16 @@ def make_seeds(folder: Path) -> None:
     # Manifests name their vocabulary as it was given: from any folder that the seeds are copied to.
     with contextlib.chdir(folder):
         world.make_world(Path("in"))
-    for name in ("other_tf1", "other_pairs", "run", "reversed.txt", "wide.json", "relu.json", "classifier"):
+    for name in (
+        "other_tf1",
+        "other_pairs",
+        "train_alone",
+        "run",
+        "reversed.txt",
+        "wide.json",
+        "relu.json",
+        "classifier",
+    ):
         path = inside / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / VICTIM).parent.mkdir()

@@ -30,6 +30,9 @@ CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
 )
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
+TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
+TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
+
 ROWS = (
     *training_flags.ROWS,
     Row(
@@ -44,6 +47,15 @@ ROWS = (
         "gb18030",
         {"error": ABSENT, "training": DIFFERENT, "predicted": DIFFERENT},
         {"data_dir": "{world}/gb18030_pairs"},
+    ),
+    Row("text_column", "other", TOLD, TABLE),
+    Row("text_pair_column", "other", {**TOLD, f"{RUN_FILE}/row/columns": ("text_a", "label", "text_b")}, TABLE),
+    Row("label_column", "class", {**TOLD, f"{RUN_FILE}/row/labels": ("a", "b")}, TABLE),
+    Row(
+        "dev_share",
+        "0.3",
+        {"error": ABSENT, **SEEN},
+        {**TABLE, "data_dir": "{world}/train_alone"},
     ),
     Row("data_dir", "{world}/other_pairs", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
     Row("bert_config_file", "{world}/wide.json", {"task/config/hidden_size": 16, "plan/config/hidden_size": 16}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -134,6 +135,14 @@ def make_pairs(folder: Path) -> None:
             chosen = [f"The {line}" for line in lines[skipped : skipped + count]]
             (folder / name / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
+    # Tables of one's own: two texts and two labels to choose from.
+    for name, splits in (("table", ("train", "dev", "test")), ("train_alone", ("train", "test"))):
+        (folder / name).mkdir()
+        for split in splits:
+            pairs = (folder / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()
+            cells = [[*line.split("\t"), "ab"[number % 2]] for number, line in enumerate(pairs)]
+            with (folder / name / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream).writerows([["text", "other", "label", "class"], *cells])
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from absl.app import UsageError
 from kind_files import C3, CHID, CHID_ANSWERS, COPA, TAGS, json_lines, race, write, write_world
 
 from data.tokenizers import load_tokenizer
-from tasks.datasets import DatasetRow, find_file, find_files, find_row, load_rows
+from tasks.datasets import DatasetRow, find_file, find_row, find_split, load_rows
 from tasks.kinds import choice, find_kind, matching, multilabel, regression
 from tasks.splits import Splits
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def splits_of(world: Path, name: str, folder: str = "") -> Splits:
     row = find_row(name, world / "rows.toml")
     splits = ("train", "dev", "test")
-    return Splits(row, {split: find_files(row, world / (folder or name), split) for split in splits})
+    return Splits(row, {split: find_split(row, world / (folder or name), split) for split in splits})
 
 
 def test_several_files_are_read_as_one_split(world: Path):
@@ -41,7 +41,7 @@ def test_several_files_are_read_as_one_split(world: Path):
     assert [example.label for example in found["train"]] == [1, 1, 0, 1]
     assert found["train"][0].context == "a b c d e"
     row = find_row("c3")
-    assert [path.name for path in find_files(row, world / "c3", "dev")] == ["d-dev.json", "m-dev.json"]
+    assert [path.name for path in find_split(row, world / "c3", "dev")] == ["d-dev.json", "m-dev.json"]
     with pytest.raises(UsageError, match=r"dev of --task_name=c3 is several files, d-dev\.json, m-dev\.json"):
         find_file(row, world / "c3", "dev")
 
@@ -49,9 +49,9 @@ def test_several_files_are_read_as_one_split(world: Path):
 def test_a_candidate_counts_only_if_all_of_its_files_are_there(tmp_path: Path):
     write(tmp_path / "d-train.json", "[]")
     write(tmp_path / "train.json", "[]")
-    assert [path.name for path in find_files(find_row("c3"), tmp_path, "train")] == ["train.json"]
+    assert [path.name for path in find_split(find_row("c3"), tmp_path, "train")] == ["train.json"]
     with pytest.raises(UsageError, match=r"'\*\*a' is no pattern|holds none of"):
-        find_files(dataclasses.replace(find_row("c3"), files={"train": ("**a",)}), tmp_path, "train")
+        find_split(dataclasses.replace(find_row("c3"), files={"train": ("**a",)}), tmp_path, "train")
 
 
 def test_race_is_a_folder_of_articles_by_school(world: Path):
@@ -207,7 +207,7 @@ def test_labels_of_a_text_are_separated_or_a_list(world: Path, tmp_path: Path):
 
 
 def test_aligned_files_pair_from_either_side(world: Path, tmp_path: Path):
-    (path,) = find_files(find_row("tatoeba"), world / "tatoeba", "test")
+    (path,) = find_split(find_row("tatoeba"), world / "tatoeba", "test")
     examples = read(find_row("tatoeba"), path)
     assert examples == read(find_row("tatoeba"), path.with_suffix(".deu"))
     assert {example.group for example in examples} == {"deu"}
