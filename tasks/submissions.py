@@ -8,6 +8,7 @@ A row of datasets.toml names a form of FORMS, and for each split the files that 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
 
 FOLDER = "submission"
+# As JSON writes it: 007 is a name.
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 Answers = Sequence[tuple[Any, Any]]
 """For every row of the test file its id and the answer."""
 
@@ -33,6 +36,11 @@ def json_lines(answers: Answers) -> Iterator[str]:
     yield from (json.dumps({"id": each, "label": answer}, ensure_ascii=False) for each, answer in answers)
 
 
+def json_records(answers: Answers) -> Iterator[str]:
+    """Yield CLUENER's lines: one object a row, of the id and what the answer has by name."""
+    yield from (json.dumps({"id": each, **answer}, ensure_ascii=False) for each, answer in answers)
+
+
 def json_object(answers: Answers) -> Iterator[str]:
     """Yield one object of all answers by id, as question answering is handed in."""
     yield json.dumps({str(each): answer for each, answer in answers}, ensure_ascii=False)
@@ -46,6 +54,7 @@ def plain_lines(answers: Answers) -> Iterator[str]:
 FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
     "index_tsv": index_tsv,
     "json_lines": json_lines,
+    "json_records": json_records,
     "json_object": json_object,
     "plain_lines": plain_lines,
 }
@@ -98,6 +107,6 @@ def checked(row: DatasetRow, answers: Sequence[tuple[str | None, Any]]) -> Answe
             wrong = "lacks its id" if given is None else f"has the id {given} of another row"
             raise ValueError(f"row {number} of the test file {wrong}; predict the released file")
         seen.add(given)
-        key: Any = number if not by_key else int(given) if given and given.isdecimal() else given
+        key: Any = number if not by_key else int(given) if given and _NUMBER.fullmatch(given) else given
         found.append((key, answer))
     return found

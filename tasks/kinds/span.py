@@ -389,6 +389,11 @@ def lines(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Quest
     yield _object({example.id: answer.text for answer, example in zip(answers, examples, strict=True)})
 
 
+def submitted(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> list[tuple[str, str]]:
+    """Return the id of each question and the answer, empty for none."""
+    return [(example.id, answer.text) for answer, example in zip(answers, examples, strict=True)]
+
+
 def files(
     row: DatasetRow, split: str, answers: Sequence[Answered], examples: Sequence[Question]
 ) -> dict[str, str | bytes]:

@@ -332,15 +332,22 @@ def _shown(example: TaggedText, entity: Entity) -> dict[str, Any]:
     return {"type": entity.type, "text": example.text[begin:end], "begin": begin, "end": end}
 
 
-def cluener_lines(answers: Sequence[Tagged], examples: Sequence[TaggedText]) -> Iterator[str]:
-    """Yield the lines of CLUE's `cluener_predict.json`: by type and text the first and the last character of each."""
-    for index, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+def submitted(
+    row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedText]
+) -> list[tuple[str | None, dict[str, Any]]]:
+    """Return the text of each example and its entities as CLUENER has them: by type and text the places.
+
+    A place is the first and the last character of an entity; the examples have no ids.
+    """
+    found: list[tuple[str | None, dict[str, Any]]] = []
+    for answer, example in zip(answers, examples, strict=True):
         label: dict[str, dict[str, list[list[int]]]] = {}
         for entity in answer.entities:
             shown = _shown(example, entity)
             places = label.setdefault(shown["type"], {}).setdefault(shown["text"], [])
             places.append([shown["begin"], shown["end"] - 1])
-        yield json.dumps({"id": index, "text": example.text, "label": label}, ensure_ascii=False)
+        found.append((None, {"text": example.text, "label": label}))
+    return found
 
 
 def notes(row: DatasetRow, examples: Sequence[TaggedText]) -> str:

@@ -223,8 +223,7 @@ def test_lines_and_the_submission_of_clue(tmp_path: Path):
         "probability": 0.99,
     }
     assert [each["text"] for each in line["label"]] == ["李雷", "北京大学"]
-    (line,) = map(json.loads, tagging.cluener_lines(answers, examples))
-    assert line == {"id": 0, **json.loads(LINE)}
+    assert tagging.submitted(CLUENER, answers, examples) == [(None, json.loads(LINE))]
 
 
 def test_an_empty_text_between_others_is_answered_with_nothing():
