@@ -139,6 +139,8 @@ def make_small_world(folder: Path) -> None:
     for split, count in (("train", 24), ("dev", 9), ("test", 7)):
         lines = (ROOT / f"data/samples/pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"data/samples/pairs/{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in ("reviews", "entities", "answers", "choices"):
+        shutil.copytree(ROOT / "data/samples" / name, folder / "data/samples" / name)
     (folder / "data/samples/questions").mkdir()
     for split in ("train", "dev", "test"):
         lines = (ROOT / f"data/samples/questions/{split}.tsv").read_text(encoding="utf-8").splitlines()[:9]
