@@ -75,9 +75,6 @@ class Options:
     train_batch_size: int = flag(16, help="of fine-tuning", unit="examples", minimum=1)
     learning_rate: float = flag(1e-3, help="peak learning rate of fine-tuning", minimum=0)
     num_train_epochs: float = flag(4.0, help="passes over a task's training examples", unit="epochs", minimum=0)
-    least_train_steps: int = flag(
-        1250, help="of fine-tuning: a task with few examples takes more passes over them", unit="steps", minimum=0
-    )
     max_train_examples: int = flag(5000, help="training examples of a task", unit="examples", minimum=1)
     max_dev_examples: int = flag(300, help="examples of a task that are scored", unit="examples", minimum=1)
     num_beams: int = flag(4, help="of the search", minimum=1)
@@ -207,8 +204,6 @@ def fine_tuning(
     output = folder / "fine_tuning" / name / task
     products = {seed: output / f"seed_{seed}" / "eval_results.json" for seed in options.seeds}
     seeds = [seed for seed in options.seeds if not products[seed].is_file()] or list(options.seeds)
-    steps_per_epoch = -(-len(train) // options.train_batch_size)
-    epochs = max(options.num_train_epochs, round(options.least_train_steps / max(steps_per_epoch, 1), 1))
     flags: dict[str, object] = {
         "task_name": task,
         "data_dir": folder / "tasks" / task,
@@ -222,7 +217,7 @@ def fine_tuning(
         "max_target_length": options.max_target_length,
         "train_batch_size": options.train_batch_size,
         "learning_rate": options.learning_rate,
-        "num_train_epochs": epochs,
+        "num_train_epochs": options.num_train_epochs,
         "adam_bias_correction": True,
         "num_beams": options.num_beams,
         "min_new_tokens": 2,
@@ -232,7 +227,7 @@ def fine_tuning(
         "seeds": ",".join(map(str, seeds)),
     }
     tokens = sum(min(len(e.source) + len(e.target or ""), options.max_seq_length) for e in train)
-    seconds = tokens * epochs / _TOKENS_PER_SECOND + len(scored) / _GENERATED_PER_SECOND
+    seconds = tokens * options.num_train_epochs / _TOKENS_PER_SECOND + len(scored) / _GENERATED_PER_SECOND
     words = command("run_generation", flags)
     return Step(f"fine-tuning {name} {task}", words, list(products.values()), len(seeds) * (_STARTUP_SECONDS + seconds))
 
