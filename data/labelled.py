@@ -164,10 +164,25 @@ class ClassificationDataset:
         return self._collate(self._plan[1][position])
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield all examples once, short ones first (`evaluation_order` maps them back)."""
+        """Yield all examples once, short ones first (`evaluation_order` maps them back).
+
+        A batch of short examples has twice, four times ... as many, so that it has no more tokens than `batch_size`
+        examples of full length, and as few programs are compiled as there are such sizes. The last one is filled up.
+
+        Example: batch_size 2, max_seq_length 64, lengths 10 10 11 11 12 12 12 12 40 60 60
+            batches   8 x 16, 2 x 64, 1 x 64 and a row of zeros
+        """
         order = self.evaluation_order()
-        for begin in range(0, self.num_examples, batch_size):
-            yield self._collate(order[begin : begin + batch_size], batch_size)
+        lengths, most = self.examples.lengths_tokens[order], batch_size * self.max_seq_length
+        begin = 0
+        while begin < len(order):
+            rows = batch_size
+            while (end := begin + 2 * rows) <= len(order) and (
+                2 * rows * bucket_length_tokens(int(lengths[end - 1]), self.max_seq_length) <= most
+            ):
+                rows *= 2
+            yield self._collate(order[begin : begin + rows], rows)
+            begin += rows
 
     def evaluation_order(self) -> np.ndarray:
         """Return the example indices in the order of `evaluation_batches`."""

@@ -105,6 +105,31 @@ def test_a_batch_is_padded_to_its_own_longest_example():
     assert lengths == {16, 96}
 
 
+def test_the_worked_example_of_evaluation_batches():
+    encoded = encode_examples(
+        ["a" * (n - 2) for n in (10, 10, 11, 11, 12, 12, 12, 12, 40, 60, 60)], None, [0] * 11, CHARACTERS, 64
+    )
+    batches = list(ClassificationDataset(encoded, 2, 64).evaluation_batches(2))
+    assert [batch["input_ids"].shape for batch in batches] == [(8, 16), (2, 64), (2, 64)]
+    assert not batches[-1]["input_mask"][1].any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=90), st.integers(1, 5))
+def test_evaluation_batches_are_in_order_and_hold_no_more_tokens_than_full_ones(lengths, batch_size):
+    encoded = encode_examples(["a" * n for n in lengths], None, list(range(len(lengths))), CHARACTERS, 64)
+    dataset = ClassificationDataset(encoded, batch_size, 64)
+    batches = list(dataset.evaluation_batches(batch_size))
+    labels = np.concatenate([batch["label_ids"] for batch in batches])
+    assert labels[: len(lengths)].tolist() == dataset.evaluation_order().tolist()
+    for number, batch in enumerate(batches):
+        rows, length = batch["input_ids"].shape
+        assert rows * length <= batch_size * 64
+        assert (rows // batch_size).bit_count() == 1
+        assert rows % batch_size == 0
+        assert batch["input_mask"].any(axis=1).all() or number == len(batches) - 1
+
+
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
 def test_closed_form_of_truncation_is_one_token_at_a_time(a, b, budget):
     left = popped([0] * a, [0] * b, budget)

@@ -133,7 +133,7 @@ WRONG_CHOICES = [
     ('{"question": {}, "choices": ["a", "b"], "answer": 0}', r":1: question: "),
     ('{"choices": ["a", "b"], "answer": 0}', r":1: neither a context nor a question"),
     ('{"question": "q", "choices": ["a", "b"]}', r":1: no answer; training and evaluation need one"),
-    ("[1]", r":1: .*expected an object"),
+    ("[1]", r":1: not a JSON object but list"),
     ("{oops", r":1: not a JSON object"),
 ]
 
