@@ -107,7 +107,7 @@ def main(options: Options) -> int:
         return 0
     if options.check_only:
         account(options, checkpoint)
-        return prove(checkpoint, None, str(checkpoint.path))
+        return not_finite(checkpoint) or prove(checkpoint, None, str(checkpoint.path))
     return convert(options, checkpoint)
 
 
@@ -149,6 +149,21 @@ def account(options: Options, checkpoint: Checkpoint) -> None:
     for line in report.lines(checkpoint):
         print(one_line(line))
     print(f"not told by the weights: {untold(checkpoint)}")
+
+
+def not_finite(checkpoint: Checkpoint) -> int:
+    """Print which tensors hold numbers that are not finite; return 1 where there are any, as an exit code."""
+    import numpy as np
+
+    from ground.words import few_names
+
+    wrong = [
+        f"{name} ({count:,} of {value.size:,})"
+        for name, value in sorted(checkpoint.tensors.items())
+        if (count := int(np.count_nonzero(~np.isfinite(np.asarray(value)))))
+    ]
+    print(f"not finite: {few_names(wrong) if wrong else 'none'}")
+    return int(bool(wrong))
 
 
 def untold(checkpoint: Checkpoint) -> str:

@@ -103,6 +103,19 @@ def test_list_writes_nothing(zh: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in tmp_path.iterdir()] == ["zh"]
 
 
+def test_a_check_names_tensors_with_numbers_that_are_not_finite(zh: Path, capsys: pytest.CaptureFixture[str]):
+    assert _convert(f"--input={zh}", "--check_only") == 0
+    assert "not finite: none" in capsys.readouterr().out
+    tensors = random_tensors("zh_all")
+    tensors["backbone/pooler/bias"][3] = np.nan
+    tensors["backbone/embeddings/word_embeddings"][:2] = np.inf
+    broken = zh.parent / "broken"
+    write_tf1(broken, CONFIGS["zh_all"], tensors)
+    assert _convert(f"--input={broken}", "--check_only") == 1
+    told = capsys.readouterr().out
+    assert "not finite: backbone/embeddings/word_embeddings (8 of 128), backbone/pooler/bias (1 of 8)" in told
+
+
 def test_what_has_no_place_is_an_error_unless_a_flag_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_tf1(tmp_path / "bert", CONFIGS["bert"], random_tensors("bert", num_pair_labels=3))
     arguments = [f"--input={tmp_path / 'bert'}", f"--output={tmp_path / 'out'}"]
