@@ -4,6 +4,7 @@ Each is looked for where its writer puts it: `run.json` of a run, `labels.json` 
 config.json, tokenizer_config.json and tokenizer.json, which for WordPiece stands in for a vocab.txt that is not there.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -25,8 +26,11 @@ class _RowShape(TypedDict):
     labels: list[str]
 
 
-class _RunShape(TypedDict):
+class _KindShape(TypedDict):
     kind: NotRequired[str]
+
+
+class _RunShape(TypedDict):
     row: _RowShape | None
 
 
@@ -89,13 +93,16 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def kind_of_run(checkpoint: Checkpoint) -> str:
-    """Return the kind of task of the run that wrote the checkpoint, as "classification"; empty for other checkpoints.
+    """Return the kind of task of the run that wrote the checkpoint, as "classification"; empty where nothing tells it.
 
-    Raises `UsageError` for a file that nobody can have written.
+    A damaged file tells nothing here: `labels_of` refuses it, unless --labels stands in for it.
     """
     paths = [folder / _RUN for folder in checkpoint.folders if checkpoint.source_format == "ours"]
-    path = next((path for path in paths if path.is_file()), None)
-    return "" if path is None else read_json(path, _RunShape, what="a run.json", fix=_LABELS_FIX).get("kind", "")
+    for path in paths:
+        if path.is_file():
+            with contextlib.suppress(UsageError):
+                return read_json(path, _KindShape, what="a run.json").get("kind", "")
+    return ""
 
 
 def _labels_by_index(by_index: Any, path: Path) -> tuple[str, ...]:
