@@ -14,6 +14,7 @@ from absl.app import UsageError
 
 import run_classifier
 import run_generation
+from commands import fine_tuning
 from commands.flags import parse
 from modeling import Config
 
@@ -134,14 +135,15 @@ def test_a_model_without_a_decoder_and_a_row_of_generation_are_sent_where_they_b
         run_classifier.main(parse(run_classifier.Options, [*words, "--do_eval", f"--vocab_file={world / 'vocab.txt'}"]))
 
 
-@pytest.mark.slow
-def test_every_seed_answers_with_its_own_model(world: Path, tmp_path: Path):
-    flags = {"do_train": True, "do_eval": True, "num_train_steps": 3, "learning_rate": 1e-2, "do_sample": True}
-    run_generation.main(options(world, **flags, num_beams=1, seeds="1,2", output_dir=tmp_path / "both"))
-    run_generation.main(options(world, **flags, num_beams=1, seed=2, output_dir=tmp_path / "one"))
-    written = [
-        [json.loads(line)["generated"] for line in (folder / "dev_predictions.jsonl").read_text().splitlines()]
-        for folder in (tmp_path / "both/seed_1", tmp_path / "both/seed_2", tmp_path / "one")
-    ]
-    assert written[1] == written[2]
-    assert written[0] != written[1]
+def test_every_seed_has_a_course_of_its_own(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A course keeps the search of one model, compiled: with another's all seeds would write the same texts."""
+    seen: list[tuple[int, int, run_generation.Generation]] = []
+
+    def fine_tune(session: Any, own: Any, row: Any, files: Any, course: run_generation.Generation) -> dict:
+        seen.append((own.seed, course._preset.settings.seed, course))
+        return {"dev": {"rouge_l": 0.5}}
+
+    monkeypatch.setattr(fine_tuning, "fine_tune", fine_tune)
+    run_generation.main(options(world, do_train=True, do_sample=True, num_beams=1, seeds="4,2", output_dir=tmp_path))
+    assert [(seed, of_search) for seed, of_search, _ in seen] == [(4, 4), (2, 2)]
+    assert len({id(course) for _, _, course in seen}) == 2

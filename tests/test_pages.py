@@ -47,7 +47,7 @@ FEWER = {
         "--eval_batch_size=4",
     ],
     "run_classifier.py": ["--train_batch_size=8", "--num_train_epochs=1"],
-    "run_generation.py": ["--train_batch_size=4", "--num_train_epochs=1", "--num_beams=2"],
+    "run_generation.py": ["--train_batch_size=16", "--num_train_epochs=1", "--num_beams=2"],
     "train_tokenizer.py": ["--nocommon_characters"],
 }
 
