@@ -163,6 +163,8 @@ def test_whatever_decides_tokens_changes_the_key(sentencepiece: SentencePieceTok
         SentencePieceTokenizer(sentencepiece.model, do_lower_case=False),
         counting(fingerprint="another version"),
         counting(vocab_size=99),
+        counting(fingerprint="version 1", vocab_size=23),
+        counting(fingerprint="version 12", vocab_size=3),
     ]
     keys = {key_of(TEXTS, tokenizer) for tokenizer in tokenizers}
     keys.add(key_of(TEXTS, WORDPIECE, ("splits", "ids", "starts")))
