@@ -85,7 +85,6 @@ def key_of(texts: Sequence[str], tokenizer: Tokenizer, names: Sequence[str] = _I
     digest = hashlib.sha256(_SURROUNDINGS)
     _add(digest, tokenizer.fingerprint.encode())
     _add(digest, " ".join([str(tokenizer.vocab_size), *names]).encode())
-    _add(digest, str(len(texts)).encode())
     for begin in range(0, len(texts), _BLOCK_TEXTS):
         block = texts[begin : begin + _BLOCK_TEXTS]
         _add(digest, np.fromiter(map(len, block), np.int64, len(block)).tobytes())

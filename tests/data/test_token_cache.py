@@ -343,8 +343,16 @@ def test_too_large_a_set_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPat
     ids_of(TEXTS, WORDPIECE)
     assert not files(folder)
     monkeypatch.setattr(token_cache, "MOST_BYTES_OF_ONE", size)
+    tokenizer = counting()
+    for _ in range(2):
+        ids_of(TEXTS, tokenizer)
+    assert len(files(folder)) == tokenizer.calls == 1
+
+
+def test_the_folders_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIVAN_CACHE", str(tmp_path / "home" / ".cache" / "divan"))
     ids_of(TEXTS, WORDPIECE)
-    assert len(files(folder)) == 1
+    assert len(files(tmp_path / "home" / ".cache" / "divan" / "tokens")) == 1
 
 
 def test_ids_of_another_type_are_not_kept(folder: Path):
@@ -384,12 +392,15 @@ def test_the_least_recently_used_go_first(bound: str, folder: Path, monkeypatch:
     foreign = folder / "notes.txt"
     foreign.write_text("x" * 10 * size)
     os.utime(foreign, (1, 1))
+    (folder / ("f" * 64)).symlink_to(foreign)
+    (folder / ("e" * 64)).mkdir()
     ids_of(["0"], WORDPIECE)  # used again
     ids_of(["4"], WORDPIECE)
     assert kept(folder, 0, 1, 2, 3, 4) == [True, False, True, True, True]
     ids_of(["5"], WORDPIECE)
     assert kept(folder, 0, 1, 2, 3, 4, 5) == [True, False, False, True, True, True]
     assert foreign.exists()
+    assert (folder / ("f" * 64)).is_symlink()
 
 
 def test_what_a_killed_process_left_goes_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
