@@ -25,6 +25,7 @@ from ground.words import few_names
 
 if TYPE_CHECKING:
     from commands.session import Session
+    from data.tokenizers import Tokenizer
     from tasks.datasets import DatasetRow
     from tasks.kinds import HeadOptions, LabelledDataset, Scores
     from tasks.run_file import RunFile
@@ -282,7 +283,6 @@ def fine_tune(
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
     from commands.estimate import Work
     from data.tokenizers import load_tokenizer
-    from tasks.kinds import flags_of
     from tasks.splits import Splits
 
     tokenizer = session.together(
@@ -301,13 +301,7 @@ def fine_tune(
         max_seq_length=options.max_seq_length,
     )
     fits()
-    splits.encode(
-        tokenizer,
-        max_seq_length=options.max_seq_length,
-        batch_size=options.train_batch_size,
-        seed=options.seed,
-        **{name: getattr(options, name) for name in flags_of(splits.kind)},
-    )
+    encode(session, options, splits, tokenizer)
     rows = max(getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values())
     fits(rows_per_example=rows)
     session.together(lambda: course.checked(session, options, splits))
@@ -335,6 +329,22 @@ def fine_tune(
         scores = predict(session, options, splits, step, answers, course)
         course.finish(session, options, splits)
         return scores
+
+
+def encode(session: Session, options: FineTuningOptions, splits: Splits, tokenizer: Tokenizer) -> None:
+    """Tokenise the examples; say which tokens a former run has left."""
+    from data.token_cache import told
+    from tasks.kinds import flags_of
+
+    splits.encode(
+        tokenizer,
+        max_seq_length=options.max_seq_length,
+        batch_size=options.train_batch_size,
+        seed=options.seed,
+        **{name: getattr(options, name) for name in flags_of(splits.kind)},
+    )
+    if found := told():
+        session.say(found)
 
 
 def run_file(

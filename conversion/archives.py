@@ -31,8 +31,8 @@ from typing import IO, Any, TypedDict
 
 from absl.app import UsageError
 
-from conversion import cache
 from conversion.contents import ARCHIVES, MOST_DIRECTORY_BYTES, UNREAD, kind_of, zip_directory
+from ground import cache
 from ground.documents import read_json
 from ground.files import naming, write_atomically
 from ground.outputs import MAX_NAME_BYTES, plain_file

@@ -30,8 +30,8 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from absl.app import UsageError
 
-from conversion import cache
 from conversion.contents import WEIGHTS, kind_of
+from ground import cache
 from ground.addresses import Address, parse, shown
 from ground.documents import read_json, read_toml
 from ground.files import naming, open_new, write_atomically

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.token_cache import ids_of
 from data.tokenizers.template import Template, kept_lengths
 from ground.ragged import bounds_of, span_indices
 
@@ -63,7 +64,7 @@ def encode_examples(
         max_seq_length: in tokens, specials counted.
     """
     template = tokenizer.template
-    sides = [_ragged(texts, tokenizer) for texts in (texts_a, texts_b) if texts is not None]
+    sides = [ids_of(texts, tokenizer) for texts in (texts_a, texts_b) if texts is not None]
     budget = template.max_tokens(max_seq_length, len(sides))
     lengths = np.stack([np.diff(splits) for _, splits in sides], axis=1)
     if len(sides) == 1:
@@ -108,11 +109,6 @@ def assembled(
             ids[begin + place] = token
         begin, before = begin + len(behind), ()
     return ids, segments, splits
-
-
-def _ragged(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    encoding = tokenizer.encode_batch(texts)
-    return encoding.ids, encoding.splits
 
 
 def bucket_length_tokens(length_tokens: int, max_seq_length: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data.labelled import ClassificationDataset, EncodedExamples, assembled, padded
+from data.token_cache import encoding_of, ids_of
 from ground.ragged import bounds_of, span_indices
 
 if TYPE_CHECKING:
@@ -139,15 +140,15 @@ def encode_windows(
         )
     number_of: dict[str, int] = {}
     text_of = np.array([number_of.setdefault(text, len(number_of)) for text in texts], np.int64)
-    encoding = tokenizer.encode_batch(list(number_of))
+    encoding = encoding_of(list(number_of), tokenizer)
     lengths = np.diff(encoding.splits)[text_of]
-    encoded = tokenizer.encode_batch(questions if questions is not None else [""] * len(texts))
-    asked = np.minimum(np.diff(encoded.splits), min(max_query_length, budget // 2))
+    asked_ids, asked_splits = ids_of(questions if questions is not None else [""] * len(texts), tokenizer)
+    asked = np.minimum(np.diff(asked_splits), min(max_query_length, budget // 2))
     example, first, count = cut(lengths, budget - asked, stride)
     parts = [(encoding.ids, encoding.splits[text_of[example]] + first, count)]
     offset = np.full(len(example), len(template.first), np.int64)
     if questions is not None:
-        parts.insert(0, (encoded.ids, encoded.splits[:-1][example], asked[example]))
+        parts.insert(0, (asked_ids, asked_splits[:-1][example], asked[example]))
         offset += asked[example] + len(template.between)
     ids, segments, splits = assembled(template, parts)
     rows = EncodedExamples(ids, segments, splits, np.full(len(example), -1, np.int32))

@@ -1,4 +1,4 @@
-"""How tests run: without deadlines of Hypothesis, and in several processes the files with slow tests first."""
+"""How tests run: without deadlines of Hypothesis and the user's cache, and the files with slow tests first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hypothesis import settings
 
 # transformers copies the code of exported folders to a cache, by default in the home folder, and asks once, at import.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
+# Tests make tokens anew, and leave none in the home folder.
+os.environ["DIVAN_TOKEN_CACHE"] = "off"
 
 # On a busy machine the first example of a test takes longer than any deadline that is fixed.
 settings.register_profile("without deadlines", deadline=None)

@@ -23,10 +23,11 @@ from archive_mutations import MODES, TREE, content_of, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion import archives, cache
+from conversion import archives
 from conversion.archives import DamagedArchiveError, unpack
 from conversion.contents import kind_of
 from conversion.sources import obtain
+from ground import cache
 
 KINDS = ("zip", *MODES)
 

@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Server, drops, endless, says, serve, serving, stalls
 
-from conversion import cache, downloads
+from conversion import downloads
 from conversion.downloads import download, find_published
 from conversion.sources import obtain
+from ground import cache
 from ground.addresses import parse, shown, without_password
 from ground.documents import read_toml
 from ground.locks import holding

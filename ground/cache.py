@@ -1,7 +1,8 @@
-"""The folder in which downloads and unpacked archives are kept for the next run: `$DIVAN_CACHE`, or ~/.cache/divan.
+"""The folder in which downloads, unpacked archives and tokens stay for later runs: `$DIVAN_CACHE`, or ~/.cache/divan.
 
     downloads/HOST--NAME--KEY/    a file, what is known of it, and what is in it if it is an archive
     archives/NAME--KEY/           what is in an archive of this machine
+    tokens/KEY                    the tokens of many texts
 
 It may be deleted at any time.
 """
