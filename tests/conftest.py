@@ -6,15 +6,15 @@ import os
 import tempfile
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # transformers copies the code of exported folders to a cache, by default in the home folder, and asks once, at import.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 # Tests make tokens anew, and leave none in the home folder.
 os.environ["DIVAN_TOKEN_CACHE"] = "off"
 
-# On a busy machine the first example of a test takes longer than any deadline that is fixed.
-settings.register_profile("without deadlines", deadline=None)
+# On a busy machine the first example of a test takes longer than any deadline that is fixed, and drawing it too.
+settings.register_profile("without deadlines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("without deadlines")
 
 
