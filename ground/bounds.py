@@ -98,6 +98,8 @@ BOUNDS: dict[str, Bounds] = {
     "classifier_dropout": Bounds(0, 0.9, "a head that sees less than a tenth learns nothing"),
     "seed": _SEED,
     "seeds": _SEED,
+    "num_seeds": Bounds(1, 1000, "nobody trains so often to know a deviation"),
+    "restart_degenerate": Bounds(0, 1000, "what fails so often is not a matter of the seed"),
     "random_seed": _SEED,
     # -- devices
     "num_tpu_cores": Bounds(1, 2**20, "no machine has more"),
