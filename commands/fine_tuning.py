@@ -111,6 +111,7 @@ class FineTuningOptions(TrainingOptions):
         help="steps in which the learning rate rises from 0, in place of --warmup_proportion",
         unit="steps",
         minimum=0,
+        group=Group.OPTIMIZER,
         aliases=("warmup_step", "warmup_steps"),
     )
     _evaluation: ClassVar = Group.EVALUATION
@@ -129,10 +130,14 @@ class FineTuningOptions(TrainingOptions):
         minimum=1,
     )
     load_best_model_at_end: bool = flag(
-        True, help="score and predict with the best weights by the development file, not with the last"
+        True,
+        help="score and predict with the best weights by the development file, not with the last",
+        group=Group.WATCHING,
     )
     metric_for_best_model: str | None = flag(
-        None, help="score of the development file that decides which weights are best; by default the task's"
+        None,
+        help="score of the development file that decides which weights are best; by default the task's",
+        group=Group.WATCHING,
     )
     early_stopping_evaluations: int = flag(
         0, help="stop after this many evaluations without a better one; 0 never stops early", minimum=0
@@ -150,7 +155,7 @@ class FineTuningOptions(TrainingOptions):
         help="train again with the next seed, at most so often, where a run has learnt nothing: its loss is not "
         "finite, its answers are all alike, or right no more often than a guess; runs lie below OUTPUT_DIR/seed_N",
         minimum=0,
-        group=Group.TRAINING,
+        group=Group.WATCHING,
     )
 
 

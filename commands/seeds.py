@@ -58,7 +58,7 @@ def run_seeds(
     if not seeds:
         finished = fine_tune(session, options, row, files, course(options))
         if finished.degenerate:
-            session.say(f"{_told(options.seed, finished)}; {_advice(session.options)}, or --restart_degenerate=2")
+            session.say(f"{_told(options.seed, finished)}; {_advice(session.options)} (--restart_degenerate=2)")
         return
 
     def run(seed: int) -> Finished:

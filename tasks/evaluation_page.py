@@ -41,7 +41,10 @@ def write_page(path: Path, title: str, scores: Mapping[str, float], inspection: 
         parts.append(f'<p class="key"><a href="{CURVES}">The curves of the training</a></p>')
     parts += map(_table, inspection.tables)
     if inspection.examples:
-        parts.append(f"<h2>Most wrong examples</h2><p class='note'>{html.escape(inspection.measure)}; worst first</p>")
+        marks = any(text.marks for seen in inspection.examples for text in seen.texts)
+        legend = ". Underlined: right in blue, missed or wrong in orange" if marks else ""
+        note = f"The worst first, {html.escape(inspection.measure)}{legend}"
+        parts.append(f'<h2>Most wrong examples</h2><p class="note">{note}</p>')
         parts += map(_example, inspection.examples)
     # A lone surrogate, which JSON can spell, has no place in UTF-8.
     write_atomically(path, html_page(title, "\n".join(parts), _STYLE).encode(errors="replace"))

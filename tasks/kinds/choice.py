@@ -245,7 +245,7 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
     def look(number: int):
         example = examples[number]
         facts = {
-            "line": f"{number:,}",
+            "index": f"{number:,}",
             "true": example.choices[labels[number]],
             "predicted": example.choices[given[number]],
             "probability of the true one": shown(chances[number]),

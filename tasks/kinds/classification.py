@@ -152,7 +152,7 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
 
     def look(number: int):
         facts = {
-            "line": f"{number:,}",
+            "index": f"{number:,}",
             "true": row.labels[labels[number]],
             "predicted": row.labels[given[number]],
             "confidence": shown(probabilities[number].max()),

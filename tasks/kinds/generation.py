@@ -203,7 +203,7 @@ def inspected(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: S
         example = examples[number]
         named = [("generated", texts[number]), ("target", example.target or "")]
         named += [("source", example.text_a), ("source_b", example.text_b or "")]
-        facts = {"line": f"{number:,}", "loss of a token": shown(losses[number])}
+        facts = {"index": f"{number:,}", "loss of a token": shown(losses[number])}
         return facts, [Text(name, cut(text)) for name, text in named if text or name == "generated"]
 
     return Inspection((), MostWrong(losses, right).seen(look), "by the loss of the target, a token")

@@ -222,7 +222,7 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
 
     def look(number: int):
         true = row.labels[int(labels[number])] if row.labels else f"{labels[number]:g}"
-        return {"line": f"{number:,}", "true": true, "cosine": shown(found[number])}, texts_of(examples[number])
+        return {"index": f"{number:,}", "true": true, "cosine": shown(found[number])}, texts_of(examples[number])
 
     return Inspection(tables, MostWrong(distances, right).seen(look), "by the distance of cosine and label")
 

@@ -159,7 +159,7 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
         return ", ".join(label for label, is_one in zip(row.labels, chosen, strict=True) if is_one) or "none"
 
     def look(number: int):
-        facts = {"line": f"{number:,}", "true": named(labels[number]), "predicted": named(given[number])}
+        facts = {"index": f"{number:,}", "true": named(labels[number]), "predicted": named(given[number])}
         return {**facts, "loss": shown(losses[number])}, texts_of(examples[number])
 
     tables = [*rates_table("Labels", rows), calibration_table(probabilities.ravel(), labels.ravel())]

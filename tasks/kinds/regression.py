@@ -134,7 +134,7 @@ def inspected(row: DatasetRow, answers: Sequence[float], examples: Sequence[Exam
     distances = np.abs(np.array(answers) - labels)
 
     def look(number: int):
-        facts = {"line": f"{number:,}", "true": f"{labels[number]:g}", "predicted": shown(answers[number])}
+        facts = {"index": f"{number:,}", "true": f"{labels[number]:g}", "predicted": shown(answers[number])}
         return facts, texts_of(examples[number])
 
     return Inspection((), MostWrong(distances, distances == 0).seen(look), "by the distance from the true score")

@@ -373,7 +373,7 @@ def inspected(row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[Tag
 
     def look(number: int):
         given, true = pairs[number]
-        facts = {"line": f"{number:,}", "missed": f"{len(true - given)}", "wrong": f"{len(given - true)}"}
+        facts = {"index": f"{number:,}", "missed": f"{len(true - given)}", "wrong": f"{len(given - true)}"}
         answer = answers[number]
         least = [p for each, p in zip(answer.entities, answer.probabilities, strict=True) if each not in true]
         if least:
