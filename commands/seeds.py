@@ -119,7 +119,8 @@ def _advice(options: Any) -> str:
 def report_seeds(session: Session, options: Any, kept: Mapping[int, Finished], failed: Mapping[int, Finished]) -> None:
     """Print and write mean, deviation and each value of the scores over the runs, by split.
 
-    Runs that were replaced are in the file alone, as `degenerate`, each with the reason.
+    The file has runs that learnt nothing as `degenerate`, each with the reason, its scores, and whether it counts: it
+    does where no restart was left.
     """
     from ground.tables import print_table
     from tasks.metrics import mean_and_deviation
@@ -143,10 +144,10 @@ def report_seeds(session: Session, options: Any, kept: Mapping[int, Finished], f
                 for name, each in content.items()
             ],
         )
-        if failed:
+        if nothing := {seed: each for seed, each in {**failed, **kept}.items() if each.degenerate}:
             content["degenerate"] = {
-                str(seed): {"why": finished.degenerate, **finished.scores.get(split, {})}
-                for seed, finished in failed.items()
+                str(seed): {"why": each.degenerate, "counts": seed in kept, **each.scores.get(split, {})}
+                for seed, each in nothing.items()
             }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(Path(options.output_dir) / f"{results_name(split)}.json", text)
