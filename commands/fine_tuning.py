@@ -106,9 +106,9 @@ class FineTuningOptions(TrainingOptions):
         maximum=1,
         aliases=("warmup_ratio",),
     )
-    num_warmup_steps: int | None = flag(
-        None,
-        help="steps in which the learning rate rises from 0, in place of --warmup_proportion",
+    num_warmup_steps: int = flag(
+        0,
+        help="steps in which the learning rate rises from 0, in place of --warmup_proportion, which 0 leaves them to",
         unit="steps",
         minimum=0,
         group=Group.OPTIMIZER,
@@ -169,7 +169,7 @@ NEEDS = (
     Need(("dev_share",), "--do_train or --do_eval", lambda o: o.do_train or o.do_eval),
     Need(("seed",), "--seeds and --num_seeds left out", lambda o: not o.seeds and not o.num_seeds),
     Need(("num_seeds",), "--seeds left out", lambda o: not o.seeds),
-    Need(("warmup_proportion",), "--num_warmup_steps left out", lambda o: o.num_warmup_steps is None),
+    Need(("warmup_proportion",), "--num_warmup_steps left out", lambda o: not o.num_warmup_steps),
 )
 
 
@@ -458,9 +458,7 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
         "polynomial",
         rate=options.learning_rate or 0.0,
         total_steps=num_steps,
-        warmup_steps=int(num_steps * options.warmup_proportion)
-        if options.num_warmup_steps is None
-        else options.num_warmup_steps,
+        warmup_steps=options.num_warmup_steps or int(num_steps * options.warmup_proportion),
     )
     behaviour = course.optimizing(session, options, num_steps)
     session.build(task, schedule, batch_size=options.train_batch_size, **behaviour)

@@ -29,7 +29,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
         for flag, without in {
             "seed": {"seeds": (1, 2)},
             "num_seeds": {"seeds": (1, 2)},
-            "warmup_proportion": {"num_warmup_steps": 0, "do_train": True},
+            "warmup_proportion": {"num_warmup_steps": 5, "do_train": True},
         }.items()
     },
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
