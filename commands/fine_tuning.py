@@ -310,7 +310,8 @@ def settled(
     from tasks.run_file import NAME, RunFile
     from tasks.sources import find_files
 
-    row = with_columns(row, next(iter(files.values()))[0])
+    if files:  # --do_interactive alone reads none
+        row = with_columns(row, next(iter(files.values()))[0])
     find_labels = getattr(find_kind(row.kind), "find_labels", None)
     if row.labels or not find_labels:
         return row
@@ -361,7 +362,7 @@ def fine_tune(
         seed=options.seed,
         **{name: getattr(options, name) for name in flags_of(splits.kind)},
     )
-    rows = max(getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values())
+    rows = max((getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values()), default=1)
     fits(rows_per_example=rows)
     session.together(lambda: course.checked(session, options, splits))
 
