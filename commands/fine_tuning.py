@@ -418,7 +418,7 @@ def settle_learning_rate(session: Session, options: Any) -> tuple[Any, dict[str,
 
     rate, why = default_learning_rate(session.config)
     session.options = dataclasses.replace(options, learning_rate=rate)
-    return session.options, {"learning rate": why}
+    return session.options, {"rate": why}
 
 
 def run_file(
