@@ -79,8 +79,21 @@ class FineTuningOptions(TrainingOptions):
         False, help="predict the test file with the best checkpoint", essential=True, group=Group.EVALUATION
     )
     train_batch_size: int = flag(32, help="of training", unit="examples", minimum=1, essential=True)
+    per_device_train_batch_size: int | None = flag(
+        None,
+        help="examples that a device takes at once: --train_batch_size is this times the devices that share a batch "
+        "and --gradient_accumulation_steps",
+        unit="examples",
+        minimum=1,
+        group=Group.EXAMPLES,
+    )
     eval_batch_size: int = flag(
-        32, help="of evaluation; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
+        32,
+        help="of evaluation; results do not depend on it",
+        unit="examples",
+        minimum=1,
+        group=Group.EVALUATION,
+        aliases=("per_device_eval_batch_size",),
     )
     predict_batch_size: int = flag(
         32, help="of prediction; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
@@ -169,6 +182,12 @@ NEEDS = (
     Need(("dev_share",), "--do_train or --do_eval", lambda o: o.do_train or o.do_eval),
     Need(("seed",), "--seeds and --num_seeds left out", lambda o: not o.seeds and not o.num_seeds),
     Need(("num_seeds",), "--seeds left out", lambda o: not o.seeds),
+    Need(
+        ("train_batch_size",),
+        "--per_device_train_batch_size left out",
+        lambda o: not o.per_device_train_batch_size,
+    ),
+    Need(("per_device_train_batch_size",), "--do_train", lambda o: o.do_train),
     Need(("warmup_proportion",), "--num_warmup_steps left out", lambda o: not o.num_warmup_steps),
 )
 
@@ -347,7 +366,7 @@ def fine_tune(
 
     tokenizer, splits = read_data(session, options, row, files)
     session.start()
-    options, facts = settle_learning_rate(session, options)
+    options, facts = settle(session, options)
     fits = partial(
         session.check_fit,
         vocab_size=tokenizer.vocab_size,
@@ -410,15 +429,20 @@ def read_data(
     return tokenizer, splits
 
 
-def settle_learning_rate(session: Session, options: Any) -> tuple[Any, dict[str, str]]:
-    """Return the options with a learning rate, which become the session's, and what the preamble says of it."""
-    if options.learning_rate is not None or not options.do_train:
-        return options, {}
+def settle(session: Session, options: Any) -> tuple[Any, dict[str, str]]:
+    """Return the options with what model and devices decide, which become the session's, and what is said of it."""
     from commands.learning_rates import default_learning_rate
 
-    rate, why = default_learning_rate(session.config)
-    session.options = dataclasses.replace(options, learning_rate=rate)
-    return session.options, {"rate": why}
+    facts = {}
+    if options.per_device_train_batch_size:
+        parts = session.devices.data_parts() * options.gradient_accumulation_steps
+        whole = options.per_device_train_batch_size * parts
+        options = dataclasses.replace(options, train_batch_size=whole, per_device_train_batch_size=None)
+    if options.do_train and options.learning_rate is None:
+        rate, facts["rate"] = default_learning_rate(session.config)
+        options = dataclasses.replace(options, learning_rate=rate)
+    session.options = options
+    return options, facts
 
 
 def run_file(

@@ -60,7 +60,8 @@ _FINE_TUNING = {
     FIXED: "dev_share metric_for_best_model",
     NAMED: "early_stopping_evaluations eval_steps num_train_epochs num_warmup_steps warmup_proportion",
     # Each seed has a folder of its own, whose flags have --seed.
-    FREE: "do_predict load_best_model_at_end num_seeds predict_batch_size restart_degenerate seeds",
+    FREE: "do_predict load_best_model_at_end num_seeds per_device_train_batch_size predict_batch_size "
+    "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
     FIXED: "freeze freeze_layers label_column text_column text_pair_column",

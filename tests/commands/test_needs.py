@@ -29,6 +29,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
         for flag, without in {
             "seed": {"seeds": (1, 2)},
             "num_seeds": {"seeds": (1, 2)},
+            "train_batch_size": {"per_device_train_batch_size": 2, "do_train": True},
             "warmup_proportion": {"num_warmup_steps": 5, "do_train": True},
         }.items()
     },

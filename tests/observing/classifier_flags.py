@@ -117,6 +117,12 @@ ROWS = (
         "4",
         {"training": DIFFERENT, "plan/num_steps": 40, "plan/count_units": 4, "optimizer/schedule": DIFFERENT, **STEP},
     ),
+    Row(
+        "per_device_train_batch_size",
+        "2",
+        {"training": DIFFERENT, "plan/num_steps": 40, "plan/count_units": 4, "optimizer/schedule": DIFFERENT, **STEP},
+        {"train_batch_size": "32", "gradient_accumulation_steps": "2"},
+    ),
     Row("eval_batch_size", "4", {"predicted": DIFFERENT}, {"do_predict": "false"}),
     Row("predict_batch_size", "4", {"predicted (2)": DIFFERENT}),
     Row("optimizer", "lamb", {"optimizer/rule/is": "LAMB", "optimizer/trust_ratio": False}),
