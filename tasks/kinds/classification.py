@@ -130,17 +130,21 @@ def confidences(row: DatasetRow, answers: Sequence[np.ndarray]) -> tuple[list[in
 
 
 def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]) -> str:
-    """Return that all answers are one label, or that no more are right than with the most frequent label everywhere."""
+    """Return that all answers are one label, or score no more by the row's metric than one label everywhere could."""
     given, labels = np.stack(answers).argmax(axis=1), _labels(row, examples)
-    counts = np.bincount(labels, minlength=len(row.labels))
-    if np.count_nonzero(counts) < 2:
+    present = np.unique(labels).tolist()
+    if len(present) < 2:
         return ""  # nothing else could be answered
     if len(set(given.tolist())) == 1:
         return f"every answer is {row.labels[given[0]]!r}"
-    floor, right = counts.max() / len(labels), float((given == labels).mean())
-    if right <= floor:
-        common = row.labels[int(counts.argmax())]
-        return f"accuracy {shown(right)} is not above {shown(floor)}, which {common!r} everywhere would have"
+
+    def score(predictions: np.ndarray) -> float:
+        return classification_scores(labels, predictions, len(row.labels)).get(row.metric, 0.0)
+
+    floor, common = max((score(np.full_like(labels, each)), row.labels[each]) for each in present)
+    if (reached := score(given)) <= floor:
+        name = row.metric.replace("_", " ")
+        return f"{name} {shown(reached)} is not above {shown(floor)}, which {common!r} everywhere would have"
     return ""
 
 

@@ -146,10 +146,13 @@ def test_one_example_tells_nothing(name: str):
 def test_the_floor_of_a_class_is_its_share():
     examples = [Example("x", None, str(int(n >= 9))) for n in range(12)]
     kind, row = find_kind("classification"), ROWS["classification"]
-    swapped = [one_hot(1, 2), *[one_hot(0, 2)] * 9, *[one_hot(1, 2)] * 2]
-    assert kind.degenerate(row, swapped, examples) == (  # pyright: ignore[reportAttributeAccessIssue]
-        ""
-    )
+    some = [one_hot(1, 2), *[one_hot(0, 2)] * 9, *[one_hot(1, 2)] * 2]
+    assert kind.degenerate(row, some, examples) == ""  # pyright: ignore[reportAttributeAccessIssue]
     worse = [one_hot(1, 2), *[one_hot(0, 2)] * 11]
     assert "is not above 0.7500, which '0' everywhere" in kind.degenerate(row, worse, examples)  # pyright: ignore[reportAttributeAccessIssue]
+    # By Matthews' correlation, as of CoLA, as many right as that can be more than nothing.
+    few = [*[one_hot(1, 2)] * 2, *[one_hot(0, 2)] * 8, *[one_hot(1, 2)] * 2]
+    assert kind.degenerate(row, few, examples)  # pyright: ignore[reportAttributeAccessIssue]
+    by_correlation = dataclasses.replace(row, metric="matthews_correlation")
+    assert kind.degenerate(by_correlation, few, examples) == ""  # pyright: ignore[reportAttributeAccessIssue]
     assert kind.degenerate(row, [one_hot(0, 2)] * 12, [examples[0]] * 12) == ""  # pyright: ignore[reportAttributeAccessIssue]
