@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import fine_tuning
+from commands import fine_tuning, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import check_needs
@@ -62,10 +62,11 @@ def main(options: Options) -> None:
     if not (options.do_train or options.do_eval or options.do_predict):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
     check_needs(options, fine_tuning.NEEDS)
+    seeds.seeds_of(options)
     check_techniques(options)
     session = Session.check(options, fine_tuning.FILES)
     row, files = fine_tuning.find_task(session, options, Classification.verb)
-    fine_tuning.run_seeds(session, options, row, files, lambda own: Classification())
+    seeds.run_seeds(session, options, row, files, lambda own: Classification())
 
 
 class Classification:

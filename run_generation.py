@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import fine_tuning
+from commands import fine_tuning, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
@@ -87,13 +87,14 @@ def main(options: Options) -> None:
 
     if not (options.do_train or options.do_eval or options.do_predict or options.do_interactive):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict, --do_interactive")
-    if options.do_interactive and options.seeds:
-        raise UsageError("--do_interactive answers with one model, --seeds trains several: leave one of both out")
     check_needs(options, NEEDS)
+    if options.do_interactive and seeds.seeds_of(options):
+        flag = "--seeds" if options.seeds else "--num_seeds" if options.num_seeds else "--restart_degenerate"
+        raise UsageError(f"--do_interactive answers with one model, {flag} trains several: leave one of both out")
     chosen(options)  # refuses what does not go together before anything slow begins
     session = Session.check(options, fine_tuning.FILES)
     row, files = fine_tuning.find_task(session, options, Generation.verb)
-    fine_tuning.run_seeds(session, options, row, files, lambda own: Generation(chosen(own)))
+    seeds.run_seeds(session, options, row, files, lambda own: Generation(chosen(own)))
 
 
 def chosen(options: Options) -> Preset:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from training.engine import Optimizer, Task
     from training.jax_engine import JaxEngine
+    from training.placement import Placement
     from training.planning import Chip
     from training.processes import Processes
     from training.tensorflow_engine import TensorFlowEngine
@@ -96,16 +97,24 @@ class Devices:
         }
         if keras.config.backend() == "jax":
             from training.jax_engine import JaxEngine
-            from training.placement import create_placement
 
-            placement = create_placement(model_parallel=options.model_parallel, fsdp=options.fsdp)
+            placement = _placement(options)
             check_batch(options, batch_size, placement.data_parts)
             return JaxEngine(task, optimizer, placement=placement, **arguments)
         from training.tensorflow_engine import TensorFlowEngine
 
         strategy = self._tensorflow_strategy()
-        check_batch(options, batch_size, strategy.num_replicas_in_sync if strategy else 1)
+        check_batch(options, batch_size, self.data_parts())
         return TensorFlowEngine(task, optimizer, strategy=strategy, **arguments)
+
+    def data_parts(self) -> int:
+        """Return over how many devices, of all processes, a batch is cut; once the backend is started."""
+        import keras
+
+        if keras.config.backend() == "jax":
+            return _placement(self._options).data_parts
+        strategy = self._tensorflow_strategy()
+        return strategy.num_replicas_in_sync if strategy else 1
 
     def text(self) -> str:
         """Return devices, cores, processes, cuts and backend in one line."""
@@ -124,6 +133,12 @@ class Devices:
         import keras
 
         return unused_gpu(keras.config.backend()) if found_devices()[0] == "CPU" else None
+
+
+def _placement(options: DeviceOptions) -> Placement:
+    from training.placement import create_placement
+
+    return create_placement(model_parallel=options.model_parallel, fsdp=options.fsdp)
 
 
 def check_batch(options: TrainingOptions, batch_size: int, devices: int) -> None:

@@ -7,11 +7,12 @@ classification and generation.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from absl.app import UsageError
@@ -20,7 +21,6 @@ from commands.flags import Group, flag
 from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import TrainingOptions
 from commands.resuming import results_name
-from ground.files import write_atomically
 from ground.words import few_names
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class FineTuningOptions(TrainingOptions):
         "one, or its http(s) address, works too",
         essential=True,
         group=Group.MODEL,
+        aliases=("model_name_or_path",),
     )
     encoding: str | None = flag(
         None, help="of the files, as Python names it: gb18030, big5 ...; by default the row's, or utf-8"
@@ -78,19 +79,53 @@ class FineTuningOptions(TrainingOptions):
         False, help="predict the test file with the best checkpoint", essential=True, group=Group.EVALUATION
     )
     train_batch_size: int = flag(32, help="of training", unit="examples", minimum=1, essential=True)
+    per_device_train_batch_size: int | None = flag(
+        None,
+        help="examples that a device takes at once: --train_batch_size is this times the devices that share a batch "
+        "and --gradient_accumulation_steps",
+        unit="examples",
+        minimum=1,
+        group=Group.EXAMPLES,
+    )
     eval_batch_size: int = flag(
-        32, help="of evaluation; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
+        32,
+        help="of evaluation; results do not depend on it",
+        unit="examples",
+        minimum=1,
+        group=Group.EVALUATION,
+        aliases=("per_device_eval_batch_size",),
     )
     predict_batch_size: int = flag(
         32, help="of prediction; results do not depend on it", unit="examples", minimum=1, group=Group.EVALUATION
     )
-    learning_rate: float = flag(5e-5, help="peak learning rate", minimum=0, essential=True)
+    learning_rate: float | None = flag(
+        None,
+        help="peak learning rate; by default one for the size of the model, from 1e-4 to 1e-5, which the run says",
+        minimum=0,
+        essential=True,
+    )
     num_train_epochs: float = flag(3.0, help="passes over the training file", unit="epochs", minimum=0, essential=True)
     num_train_steps: int | None = flag(
-        None, help="optimizer steps, in place of --num_train_epochs", unit="steps", minimum=1, aliases=("train_step",)
+        None,
+        help="optimizer steps, in place of --num_train_epochs",
+        unit="steps",
+        minimum=1,
+        aliases=("train_step", "max_steps"),
     )
     warmup_proportion: float = flag(
-        0.1, help="share of the steps in which the learning rate rises from 0", minimum=0, maximum=1
+        0.1,
+        help="share of the steps in which the learning rate rises from 0",
+        minimum=0,
+        maximum=1,
+        aliases=("warmup_ratio",),
+    )
+    num_warmup_steps: int = flag(
+        0,
+        help="steps in which the learning rate rises from 0, in place of --warmup_proportion, which 0 leaves them to",
+        unit="steps",
+        minimum=0,
+        group=Group.OPTIMIZER,
+        aliases=("warmup_step", "warmup_steps"),
     )
     _evaluation: ClassVar = Group.EVALUATION
     save_checkpoints_steps: int = flag(
@@ -99,6 +134,23 @@ class FineTuningOptions(TrainingOptions):
         unit="steps",
         minimum=1,
         essential=True,
+        aliases=("save_steps",),
+    )
+    eval_steps: int | None = flag(
+        None,
+        help="steps between two evaluations, where they are not those between two checkpoints",
+        unit="steps",
+        minimum=1,
+    )
+    load_best_model_at_end: bool = flag(
+        True,
+        help="score and predict with the best weights by the development file, not with the last",
+        group=Group.WATCHING,
+    )
+    metric_for_best_model: str | None = flag(
+        None,
+        help="score of the development file that decides which weights are best; by default the task's",
+        group=Group.WATCHING,
     )
     early_stopping_evaluations: int = flag(
         0, help="stop after this many evaluations without a better one; 0 never stops early", minimum=0
@@ -108,14 +160,44 @@ class FineTuningOptions(TrainingOptions):
         help="train once with each of these seeds, below OUTPUT_DIR/seed_N, and report mean and deviation",
         group=Group.TRAINING,
     )
+    num_seeds: int | None = flag(
+        None, help="as --seeds, with the seeds from 1 to this one", minimum=1, group=Group.TRAINING
+    )
+    restart_degenerate: int = flag(
+        0,
+        help="train again with the next seed, at most so often, where a run has learnt nothing: its loss is not "
+        "finite, its answers are all alike, or right no more often than a guess; runs lie below OUTPUT_DIR/seed_N",
+        minimum=0,
+        group=Group.WATCHING,
+    )
 
 
 NEEDS = (
     *DEVICE_NEEDS,
-    Need(("early_stopping_evaluations",), "--do_train", lambda o: o.do_train),
+    Need(
+        ("early_stopping_evaluations", "eval_steps", "metric_for_best_model", "num_warmup_steps", "restart_degenerate"),
+        "--do_train",
+        lambda o: o.do_train,
+    ),
     Need(("dev_share",), "--do_train or --do_eval", lambda o: o.do_train or o.do_eval),
-    Need(("seed",), "--seeds left out", lambda o: not o.seeds),
+    Need(("seed",), "--seeds and --num_seeds left out", lambda o: not o.seeds and not o.num_seeds),
+    Need(("num_seeds",), "--seeds left out", lambda o: not o.seeds),
+    Need(
+        ("train_batch_size",),
+        "--per_device_train_batch_size left out",
+        lambda o: not o.per_device_train_batch_size,
+    ),
+    Need(("per_device_train_batch_size",), "--do_train", lambda o: o.do_train),
+    Need(("warmup_proportion",), "--num_warmup_steps left out", lambda o: not o.num_warmup_steps),
 )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run with one seed ended: scores by split, and why it has learnt nothing, a clause; empty where it has."""
+
+    scores: Mapping[str, Scores]
+    degenerate: str = ""
 
 
 class Course(Protocol):
@@ -179,7 +261,29 @@ def find_task(
     row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
     if options.dev_share:
         session.together(lambda: refuse_dev_file(options, row))
-    return session.together(lambda: settled(session, options, row, files)), files
+    row = session.together(lambda: settled(session, options, row, files))
+    best_metric(options, row)
+    return row, files
+
+
+def best_metric(options: FineTuningOptions, row: DatasetRow) -> tuple[str, bool]:
+    """Return the score that decides which weights are best, and whether less of it is better.
+
+    `eval_accuracy`, as transformers calls it, is accuracy. Raises `UsageError` for a score that the task has not.
+    """
+    from tasks.kinds import find_kind
+
+    kind, asked_for = find_kind(row.kind), options.metric_for_best_model
+    if asked_for is None:
+        return row.metric, False
+    name, smaller = asked_for.removeprefix("eval_"), getattr(kind, "smaller_is_better", ())
+    if name not in (*kind.metrics, *smaller):
+        known = ", ".join((*kind.metrics, *smaller))
+        raise UsageError(f"--metric_for_best_model={asked_for}: expected one of {known}, or leave it out")
+    complaint = getattr(kind, "complaint", lambda row: "")
+    if name not in smaller and (wrong := complaint(dataclasses.replace(row, metric=name))):
+        raise UsageError(f"--metric_for_best_model={asked_for}: --task_name={row.name} {wrong}")
+    return name, name in smaller
 
 
 def asked(options: Any, row: DatasetRow) -> dict[str, str]:
@@ -225,7 +329,8 @@ def settled(
     from tasks.run_file import NAME, RunFile
     from tasks.sources import find_files
 
-    row = with_columns(row, next(iter(files.values()))[0])
+    if files:  # --do_interactive alone reads none
+        row = with_columns(row, next(iter(files.values()))[0])
     find_labels = getattr(find_kind(row.kind), "find_labels", None)
     if row.labels or not find_labels:
         return row
@@ -252,48 +357,15 @@ def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:
     )
 
 
-def run_seeds(
-    session: Session,
-    options: FineTuningOptions,
-    row: DatasetRow,
-    files: Mapping[str, Sequence[Path]],
-    course: Callable[[Any], Course],
-) -> None:
-    """Run once, or once a seed of --seeds, and report mean and deviation; `course` makes that of a run's options.
-
-    A course keeps what belongs to one model, such as its compiled search: every seed has one of its own.
-    """
-    if not options.seeds:
-        fine_tune(session, options, row, files, course(options))
-        return
-    with session.entered_for_seeds(reads(options, files)):
-        scores = []
-        # The runs differ in nothing that a dry run shows.
-        for seed in options.seeds[:1] if options.dry_run else options.seeds:
-            folder = str(Path(options.output_dir) / f"seed_{seed}")
-            session.say(f"seed {seed} -> {folder}")
-            own = dataclasses.replace(options, seed=seed, seeds=(), output_dir=folder)
-            scores.append(fine_tune(session.with_options(own), own, row, files, course(own)))
-        report_seeds(session, options, scores)
-
-
 def fine_tune(
     session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]], course: Course
-) -> dict[str, Scores]:
+) -> Finished:
     """Run once with one seed; return the scores of the best weights on every split whose examples have labels."""
     from commands.estimate import Work
-    from data.tokenizers import load_tokenizer
-    from tasks.splits import Splits
 
-    tokenizer = session.together(
-        lambda: load_tokenizer(
-            vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
-        )
-    )
-    splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
-    for note in splits.notes:
-        session.say(note)
+    tokenizer, splits = read_data(session, options, row, files)
     session.start()
+    options, facts = settle(session, options)
     fits = partial(
         session.check_fit,
         vocab_size=tokenizer.vocab_size,
@@ -302,7 +374,7 @@ def fine_tune(
     )
     fits()
     encode(session, options, splits, tokenizer)
-    rows = max(getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values())
+    rows = max((getattr(dataset, "rows_per_example", 1) for dataset in splits.datasets.values()), default=1)
     fits(rows_per_example=rows)
     session.together(lambda: course.checked(session, options, splits))
 
@@ -316,8 +388,8 @@ def fine_tune(
         if options.dry_run:
             target = splits.further.get("max_target_length", 0)
             work = Work(options.train_batch_size * rows, options.max_seq_length, 0, num_steps, target)
-            session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps))
-            return {}
+            session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps, facts))
+            return Finished({})
         session.describe(
             lambda folder: describe_tokenizer(
                 tokenizer, folder, do_lower_case=options.do_lower_case, max_seq_length=options.max_seq_length
@@ -325,10 +397,45 @@ def fine_tune(
         )
         answers: Mapping[str, list] = {}
         if options.do_train:
-            step, answers = train(session, options, splits, task, num_steps, course)
-        scores = predict(session, options, splits, step, answers, course)
+            facts |= course.before_training(session, options, task, splits)
+            step, answers = train(session, options, splits, plan_of(options, splits, num_steps, facts), course)
+        finished = predict(session, options, splits, step, answers, course)
         course.finish(session, options, splits)
-        return scores
+        return finished
+
+
+def read_data(
+    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]]
+) -> tuple[Tokenizer, Splits]:
+    """Return the tokenizer and the examples, and say what there is to say of the files."""
+    from data.tokenizers import load_tokenizer
+    from tasks.splits import Splits
+
+    tokenizer = session.together(
+        lambda: load_tokenizer(
+            vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
+        )
+    )
+    splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    for note in splits.notes:
+        session.say(note)
+    return tokenizer, splits
+
+
+def settle(session: Session, options: Any) -> tuple[Any, dict[str, str]]:
+    """Return the options with what model and devices decide, which become the session's, and what is said of it."""
+    from commands.learning_rates import default_learning_rate
+
+    facts = {}
+    if options.per_device_train_batch_size:
+        parts = session.devices.data_parts() * options.gradient_accumulation_steps
+        whole = options.per_device_train_batch_size * parts
+        options = dataclasses.replace(options, train_batch_size=whole, per_device_train_batch_size=None)
+    if options.do_train and options.learning_rate is None:
+        rate, facts["rate"] = default_learning_rate(session.config)
+        options = dataclasses.replace(options, learning_rate=rate)
+    session.options = options
+    return options, facts
 
 
 def encode(session: Session, options: FineTuningOptions, splits: Splits, tokenizer: Tokenizer) -> None:
@@ -383,9 +490,9 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
     task = splits.kind.task(splits.row, session.config, session.computation(), course.head(options))
     schedule = create_schedule(
         "polynomial",
-        rate=options.learning_rate,
+        rate=options.learning_rate or 0.0,
         total_steps=num_steps,
-        warmup_steps=int(num_steps * options.warmup_proportion),
+        warmup_steps=options.num_warmup_steps or int(num_steps * options.warmup_proportion),
     )
     behaviour = course.optimizing(session, options, num_steps)
     session.build(task, schedule, batch_size=options.train_batch_size, **behaviour)
@@ -396,43 +503,77 @@ def load_weights(session: Session, options: FineTuningOptions, splits: Splits) -
     """Load the weights to train from, or those of the finished run to score; return their step."""
     kind = splits.kind
     if not options.do_train:
-        return session.restore(options.init_checkpoint, allow_unexpected=kind.unused_heads)
+        return session.restore(
+            options.init_checkpoint, allow_unexpected=kind.unused_heads, best=options.load_best_model_at_end
+        )
     session.start_from(options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads)
     return 0
 
 
+@dataclass
+class KeptAnswers:
+    """The answers of the last evaluation and of the best one: what was just evaluated is not predicted again.
+
+    Attributes:
+        metric: decides which is best, as in the training loop.
+        lower_is_better: of it.
+        by_step: answers by the step of the weights that gave them; at most two.
+    """
+
+    metric: str
+    lower_is_better: bool
+    by_step: dict[int, list[Any]] = field(default_factory=dict)
+    _best: float = math.nan
+    _best_step: int = -1
+
+    def keep(self, step: int, answers: list[Any], scores: Scores) -> None:
+        """Keep the answers of an evaluation, and forget those that are neither the last nor the best."""
+        value = scores.get(self.metric, math.nan)
+        better = value < self._best if self.lower_is_better else value > self._best
+        if better or (math.isnan(self._best) and not math.isnan(value)):
+            self._best, self._best_step = value, step
+        kept = {step: answers, **{at: each for at, each in self.by_step.items() if at == self._best_step}}
+        self.by_step = kept | {step: answers}
+
+
 def train(
-    session: Session, options: FineTuningOptions, splits: Splits, task: Any, num_steps: int, course: Course
+    session: Session, options: FineTuningOptions, splits: Splits, plan: Mapping[str, Any], course: Course
 ) -> tuple[int, dict[str, list]]:
-    """Train and load the best weights; return their step and the answers that they already gave."""
-    answers: dict[str, list] = {}
-    plan = plan_of(options, splits, num_steps)
-    plan["facts"] |= course.before_training(session, options, task, splits)
+    """Train and load the weights to score; return their step and the answers that they already gave."""
+    kept = KeptAnswers(plan["best_metric"], plan["lower_is_better"])
 
     def evaluate() -> Scores:
-        answers["dev"] = course.answers(session, options, splits, "dev")
-        return splits.scores("dev", answers["dev"])
+        answers = course.answers(session, options, splits, "dev")
+        scores = splits.scores("dev", answers)
+        kept.keep(session.engine.step, answers, scores)
+        return scores
 
     outcome = session.train(session.own_rows(splits.datasets["train"]), evaluate, **plan)
-    if outcome.best_step == outcome.step:
-        return outcome.step, answers
-    return session.restore(), {}
+    step = wanted = outcome.best_step if options.load_best_model_at_end else outcome.step
+    if wanted != outcome.step:
+        step = session.restore()
+    # Where no evaluation was the best one, the weights are those of the newest checkpoint.
+    return step, {"dev": kept.by_step[step]} if step == wanted and step in kept.by_step else {}
 
 
-def plan_of(options: FineTuningOptions, splits: Splits, num_steps: int) -> dict[str, Any]:
+def plan_of(
+    options: FineTuningOptions, splits: Splits, num_steps: int, facts: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the facts of the preamble, and what `training.run.RunPlan` has to know of fine-tuning."""
-    facts = {"data": splits.sizes}
+    told = {"data": splits.sizes}
     if options.do_train:
-        facts["step"] = (
+        told["step"] = (
             f"{options.train_batch_size} examples; {num_steps:,} steps are "
             f"{num_steps / splits.datasets['train'].steps_per_epoch:.1f} epochs"
         )
+    metric, lower_is_better = best_metric(options, splits.row)
     return {
-        "facts": facts,
+        "facts": told | dict(facts),
         "num_steps": num_steps,
         "save_every_steps": options.save_checkpoints_steps,
-        "eval_every_steps": options.save_checkpoints_steps,
-        "best_metric": splits.row.metric,
+        "eval_every_steps": options.eval_steps or options.save_checkpoints_steps,
+        "best_metric": metric,
+        "lower_is_better": lower_is_better,
         "early_stopping_evaluations": options.early_stopping_evaluations,
     }
 
@@ -446,7 +587,7 @@ def training_steps(options: FineTuningOptions, dataset: LabelledDataset | None) 
 
 def predict(
     session: Session, options: FineTuningOptions, splits: Splits, step: int, known: Mapping[str, list], course: Course
-) -> dict[str, Scores]:
+) -> Finished:
     """Write the answers and scores of the present weights, those of `step`; return the scores by split.
 
     Args:
@@ -458,6 +599,7 @@ def predict(
         course: of the verb.
     """
     found: dict[str, Scores] = {}
+    degenerate = ""
     for split in sorted(set(splits.datasets) - {"train"}):
         answers = known.get(split) or course.answers(session, options, splits, split)
         suffix = getattr(splits.kind, "suffix", course.predictions)
@@ -468,24 +610,18 @@ def predict(
         if session.writes:
             for line in splits.submit(Path(options.output_dir), split, answers):
                 session.say(line)
+        # As ERNIE-M's script writes them, beside the scores of a test file that has labels.
+        lists = splits.confidences(answers) if split.startswith("test") else {}
         if number := len(splits.labelled(split)):
             found[split] = splits.scores(split, answers)
             title = f"{splits.row.name}, {split}, {number:,} examples, weights of step {step:,}"
-            session.finish(results_name(split), found[split], title, global_step=step)
-    return found
-
-
-def report_seeds(session: Session, options: FineTuningOptions, scores: Sequence[Mapping[str, Scores]]) -> None:
-    """Print and write mean and deviation of the scores over the seeds, by split."""
-    from ground.tables import print_table
-    from tasks.metrics import mean_and_deviation
-
-    for split in scores[0] if session.writes else ():
-        summary = mean_and_deviation([each[split] for each in scores])
-        print_table(
-            f"{options.task_name}, {split}, {len(scores)} seeds",
-            ["score", "mean", "deviation"],
-            [[name, f"{mean:.4f}", f"{deviation:.4f}"] for name, (mean, deviation) in summary.items()],
-        )
-        content = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in summary.items()}
-        write_atomically(Path(options.output_dir) / f"{results_name(split)}.json", json.dumps(content, indent=2) + "\n")
+            session.finish(results_name(split), found[split], title, lists, global_step=step)
+            if session.writes:
+                page = path.with_name(f"{split}_report.html")
+                splits.write_page(page, title, split, answers, found[split])
+                session.say(f"what went wrong, and where  {page}")
+            if split == "dev" and options.do_train:
+                degenerate = splits.degenerate(split, answers, found[split])
+        elif lists:
+            session.write_results(results_name(split), {}, lists)
+    return Finished(found, degenerate)

@@ -73,7 +73,9 @@ class OptimizerOptions:
     adam_bias_correction: bool = flag(
         False, help="divide the moments by 1 - beta^t as the Adam paper does; BERT and ALBERT do not"
     )
-    clip_norm: float = flag(1.0, help="largest global norm of the gradient; 0 does not clip", minimum=0)
+    clip_norm: float = flag(
+        1.0, help="largest global norm of the gradient; 0 does not clip", minimum=0, aliases=("max_grad_norm",)
+    )
     ema_decay: float = flag(
         0.0, help="decay of an average of the weights for evaluation; 0 keeps none", minimum=0, maximum=1
     )
@@ -99,7 +101,9 @@ class RunOptions:
         "nothing is written",
         essential=True,
     )
-    log_steps: int = flag(50, help="how often a line of metrics is written", unit="steps", minimum=1)
+    log_steps: int = flag(
+        50, help="how often a line of metrics is written", unit="steps", minimum=1, aliases=("logging_steps",)
+    )
     keep_checkpoint_max: int = flag(5, help="newest checkpoints that are kept", minimum=1)
 
 

@@ -56,10 +56,12 @@ _PRETRAINING = {
 }
 _FINE_TUNING = {
     SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
-    FIXED: "dev_share",
-    NAMED: "early_stopping_evaluations num_train_epochs warmup_proportion",
+    # The best score so far is compared with those that follow.
+    FIXED: "dev_share metric_for_best_model",
+    NAMED: "early_stopping_evaluations eval_steps num_train_epochs num_warmup_steps warmup_proportion",
     # Each seed has a folder of its own, whose flags have --seed.
-    FREE: "do_predict predict_batch_size seeds",
+    FREE: "do_predict load_best_model_at_end num_seeds per_device_train_batch_size predict_batch_size "
+    "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
     FIXED: "freeze freeze_layers label_column text_column text_pair_column",
@@ -91,7 +93,10 @@ _RUN_NAMES = (
     "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
     "best replay submission"
 )
-_PREDICTIONS = "predictions.tsv predictions.jsonl predictions.json nbest_predictions.json null_odds.json embeddings.npy"
+_PREDICTIONS = (
+    "predictions.tsv predictions.jsonl predictions.json nbest_predictions.json null_odds.json embeddings.npy "
+    "report.html"
+)
 _INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.
 _READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")

@@ -23,6 +23,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl.app import UsageError
@@ -205,9 +206,17 @@ class Session:
             )
 
     def restore(
-        self, init_checkpoint: str | None = None, *, allow_unexpected: Sequence[str] = (), adjust: Adjust | None = None
+        self,
+        init_checkpoint: str | None = None,
+        *,
+        allow_unexpected: Sequence[str] = (),
+        adjust: Adjust | None = None,
+        best: bool = True,
     ) -> int:
-        """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step."""
+        """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step.
+
+        Without `best` they are the newest.
+        """
         from commands.weights import restore
 
         return restore(
@@ -218,6 +227,7 @@ class Session:
             allow_unexpected=allow_unexpected,
             adjust=adjust,
             only_reads=self.options.dry_run,
+            best=best,
         )
 
     # -- what the run leaves -------------------------------------------------------------------------------------------
@@ -422,21 +432,36 @@ class Session:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def finish(self, name: str, scores: Mapping[str, float], title: str, **further: float) -> None:
+    def finish(
+        self,
+        name: str,
+        scores: Mapping[str, float],
+        title: str,
+        lists: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        **further: float,
+    ) -> None:
         """Print the scores as a table and write them, with `further`, as JSON and as `name = value` lines.
 
-        albert_zh's scripts leave such lines.
+        albert_zh's scripts leave such lines. `lists` go to the JSON alone.
         """
         from ground.tables import print_table
 
         if not self.writes:
             return
         results = {**further, **scores}
-        folder = Path(self.options.output_dir)
-        write_atomically(folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
+        self.write_results(name, results, lists)
         text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
-        write_atomically(folder / f"{name}.txt", text)
+        write_atomically(Path(self.options.output_dir) / f"{name}.txt", text)
         print_table(title, ["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+
+    def write_results(
+        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[float]] = MappingProxyType({})
+    ) -> None:
+        """Write results as JSON, an entry a line."""
+        if self.writes:
+            entries = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in {**results, **lists}.items()]
+            path = Path(self.options.output_dir) / f"{name}.json"
+            write_atomically(path, "{\n" + ",\n".join(entries) + "\n}\n")
 
 
 class OwnRows:

@@ -56,6 +56,7 @@ class TechniqueOptions(TrainingOptions):
         help="factor on the learning rate from each layer to the one below, head to embeddings",
         minimum=0,
         maximum=1,
+        aliases=("layerwise_decay",),
     )
     freeze: tuple[str, ...] = flag((), help="regular expressions over names of variables that keep their values")
     freeze_layers: int = flag(

@@ -64,6 +64,7 @@ def restore(
     allow_unexpected: Sequence[str] = (),
     adjust: Adjust | None = None,
     only_reads: bool = False,
+    best: bool = True,
 ) -> int:
     """Load the weights of a finished run: its best, else its newest, else `init_checkpoint`; return their step.
 
@@ -75,6 +76,7 @@ def restore(
         allow_unexpected: expressions over names of tensors that `init_checkpoint` may have besides.
         adjust: as in `initialize`.
         only_reads: leave what a crash left in the output folder as it is.
+        best: take the best where there are some.
 
     Raises:
         UsageError: there are no weights, or they do not fit the model.
@@ -82,12 +84,12 @@ def restore(
     from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_state, read_state
     from training.processes import current
 
-    best, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
-    if best.is_dir():
+    folder, source, step, unused = Path(output_dir) / "best", init_checkpoint, 0, allow_unexpected
+    if best and folder.is_dir():
         try:
-            source, step, unused = str(best), read_state(best, groups=()).step, ()
+            source, step, unused = str(folder), read_state(folder, groups=()).step, ()
         except CorruptCheckpointError as error:
-            raise UsageError(f"{error}; remove {best}, and the newest checkpoint is taken") from None
+            raise UsageError(f"{error}; remove {folder}, and the newest checkpoint is taken") from None
     elif found := latest_state(Path(output_dir), processes=current(), only_reads=only_reads):
         source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
     if not source:

@@ -79,6 +79,7 @@ BOUNDS: dict[str, Bounds] = {
     "train_batch_size": Bounds(1, 2**20, _BATCH),
     "eval_batch_size": Bounds(1, 2**20, _BATCH),
     "predict_batch_size": Bounds(1, 2**20, _BATCH),
+    "per_device_train_batch_size": Bounds(1, 2**20, _BATCH),
     "gradient_accumulation_steps": Bounds(1, 2**20, "a batch has at most so many examples"),
     "masked_lm_loss_weight": Bounds(0, 1e6, _WEIGHT),
     "word_order_loss_weight": Bounds(0, 1e6, _WEIGHT),
@@ -98,6 +99,8 @@ BOUNDS: dict[str, Bounds] = {
     "classifier_dropout": Bounds(0, 0.9, "a head that sees less than a tenth learns nothing"),
     "seed": _SEED,
     "seeds": _SEED,
+    "num_seeds": Bounds(1, 1000, "nobody trains so often to know a deviation"),
+    "restart_degenerate": Bounds(0, 1000, "what fails so often is not a matter of the seed"),
     "random_seed": _SEED,
     # -- devices
     "num_tpu_cores": Bounds(1, 2**20, "no machine has more"),

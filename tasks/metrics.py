@@ -51,8 +51,27 @@ def classification_scores(labels: np.ndarray, predictions: np.ndarray, num_label
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews_correlation")
 
 
+def calibration(
+    confidences: np.ndarray, right: np.ndarray, bins: int = 10
+) -> tuple[float, list[tuple[float, float, int, float, float]]]:
+    """Return the expected calibration error (Guo et al. 2017) and the bins of equal width that are not empty.
+
+    A bin is (lower end, upper end, answers, mean confidence, share that is right). Upper ends belong to their bin. The
+    error is the mean distance of the last two, weighted by the answers.
+    """
+    place = np.clip(np.ceil(np.asarray(confidences, np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    found, error = [], 0.0
+    for number in np.unique(place).tolist():
+        inside = place == number
+        mean, share, count = float(confidences[inside].mean()), float(right[inside].mean()), int(inside.sum())
+        found.append((number / bins, (number + 1) / bins, count, mean, share))
+        error += count / len(place) * abs(mean - share)
+    return error, found
+
+
 def mean_and_deviation(runs: list[Scores]) -> Mapping[str, tuple[float, float]]:
-    """Return mean and sample standard deviation of each score over runs (deviation 0 for one run)."""
+    """Return mean and sample standard deviation of each score that all runs have (deviation 0 for one run)."""
     spread: Callable[[np.ndarray], float] = lambda v: float(v.std(ddof=1)) if len(v) > 1 else 0.0  # noqa: E731
-    columns = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    columns = {name: np.array([run[name] for run in runs]) for name in names}
     return {name: (float(values.mean()), spread(values)) for name, values in columns.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,7 @@ from absl.app import UsageError
 from ground.files import write_atomically
 from ground.words import few_names
 from tasks.datasets import DatasetRow, Examples
+from tasks.evaluation_page import write_page
 from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, flags_of, in_order
 from tasks.submissions import FOLDER, write_submission
 
@@ -104,11 +106,15 @@ class Splits:
 
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
         """Return the scores of the answers to those examples of a split that have labels."""
-        numbers = self.labelled(split)
-        answers, examples = [answers[n] for n in numbers], [self.examples[split][n] for n in numbers]
+        answers, examples = self._with_labels(split, answers)
         if split == "dev" and (tuned := getattr(self.kind, "tuned", None)):
             self.row = tuned(self.row, answers, examples)
         return self.kind.scores(self.row, answers, examples)
+
+    def _with_labels(self, split: str, answers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return the answers to the examples that have labels, and these."""
+        numbers = self.labelled(split)
+        return [answers[n] for n in numbers], [self.examples[split][n] for n in numbers]
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
         """Write the answers, one line an example, and what further files the kind has; raises `OSError`."""
@@ -119,6 +125,23 @@ class Splits:
             files |= {f"{split}_{name}": content for name, content in named.items()}
         for name, content in files.items():
             write_atomically(path.with_name(name), content)
+
+    def degenerate(self, split: str, answers: Sequence[Any], scores: Scores) -> str:
+        """Return in what the answers to a split show that nothing was learnt, one clause; empty where something was."""
+        if strange := [name for name, value in scores.items() if not math.isfinite(value)]:
+            return f"{strange[0]} is {scores[strange[0]]}"
+        told = getattr(self.kind, "degenerate", lambda row, answers, examples: "")
+        return told(self.row, *self._with_labels(split, answers))
+
+    def confidences(self, answers: Sequence[Any]) -> dict[str, list]:
+        """Return `label` and `confidence` as ERNIE-M's `test_results.json` has them; nothing for kinds without."""
+        told = getattr(self.kind, "confidences", None)
+        return dict(zip(("label", "confidence"), told(self.row, answers), strict=True)) if told else {}
+
+    def write_page(self, path: Path, title: str, split: str, answers: Sequence[Any], scores: Scores) -> None:
+        """Write the page of what there is to see of the answers, where the kind shows it; raises `OSError`."""
+        if inspected := getattr(self.kind, "inspected", None):
+            write_page(path, title, scores, inspected(self.row, *self._with_labels(split, answers)))
 
     def submit(self, folder: Path, split: str, answers: Sequence[Any]) -> list[str]:
         """Write what the row hands in to a leaderboard, below `folder`; return a line for each file.

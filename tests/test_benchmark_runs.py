@@ -81,7 +81,13 @@ def test_a_row_with_further_splits_scores_and_hands_in_all_of_them(tmp_path, tex
     found = rows(out / "dev_mismatched_predictions.tsv")
     right = np.mean([row["prediction"] == row["label"] for row in found])
     assert json.loads((out / "eval_results_mismatched.json").read_text())["accuracy"] == pytest.approx(right)
-    assert not (out / "test_results.json").exists()
+    # No labels, no scores: what is left is ERNIE-M's form.
+    listed = json.loads((out / "test_results.json").read_text())
+    assert list(listed) == ["label", "confidence"]
+    labels = RunFile.read(out).row.labels  # pyright: ignore[reportOptionalMemberAccess]
+    assert [labels[each] for each in listed["label"]] == [
+        row["prediction"] for row in rows(out / "test_predictions.tsv")
+    ]
     printed = capsys.readouterr().out
     assert "AX.tsv has 2 rows, the leaderboard's test 1,104: it will be refused" in printed
     # What a run writes it also knows as its own.
@@ -126,4 +132,4 @@ def test_a_row_with_a_test_that_is_scored_and_one_that_is_handed_in(tmp_path, te
     predicted = [row["prediction"] for row in rows(out / "test_hidden_predictions.tsv")]
     assert lines == [{"id": n, "label": label} for n, label in zip((3009, 3001), predicted, strict=True)]
     assert 0 <= json.loads((out / "test_results.json").read_text())["accuracy"] <= 1
-    assert not (out / "test_results_hidden.json").exists()
+    assert list(json.loads((out / "test_results_hidden.json").read_text())) == ["label", "confidence"]

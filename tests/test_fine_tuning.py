@@ -11,6 +11,7 @@ from absl.app import UsageError
 import run_classifier
 from commands.flags import parse
 from modeling import Computation, Config
+from tasks.splits import Splits
 
 WORDS = "abcdefghij"
 CONFIG = Config(
@@ -122,6 +123,36 @@ def test_task_driven_child_by_every_example(arguments, tmp_path):
     assert moved["backbone/pooler/kernel"].mean() > 0.9
     summary = (tmp_path / "out/report.html").read_text()
     assert f"{round(0.25 * blocks.size):,} of {blocks.size:,} weights of the layers" in summary
+
+
+@pytest.mark.slow
+def test_the_best_of_earlier_steps_is_scored_without_another_prediction(arguments, tmp_path, monkeypatch):
+    asked = []
+    answers = Splits.answers
+    monkeypatch.setattr(
+        Splits, "answers", lambda self, engine, *rest: asked.append(engine.step) or answers(self, engine, *rest)
+    )
+    # At such a rate the loss of step 4 is far above that of step 2.
+    flags = ["--learning_rate=0.5", "--metric_for_best_model=eval_loss", "--eval_steps=2"]
+    flags += ["--save_steps=3", "--max_grad_norm=1", "--layerwise_decay=0.9", "--do_eval"]
+    run(arguments, *flags)
+    assert asked == [2, 4]
+    names = ("eval_results.json", "dev_predictions.tsv", "dev_predictions.jsonl", "dev_report.html")
+    written = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    results = json.loads(written["eval_results.json"])
+    assert results["global_step"] == 2
+    records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    losses = {each["step"]: each["loss"] for each in records if each["phase"] == "eval"}
+    assert results["loss"] == losses[2] == min(losses.values())
+    assert sorted(path.name for path in (tmp_path / "out/checkpoints").iterdir())[0] == "step_00000003"
+    # The weights in best/ give the same, bit for bit, and the last ones where they are asked for.
+    scored = [each for each in arguments if each != "--do_train"]
+    run(scored, "--do_eval")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == written
+    run(scored, "--do_eval", "--noload_best_model_at_end")
+    results = json.loads((tmp_path / "out/eval_results.json").read_text())
+    assert results["global_step"] == 4
+    assert results["loss"] == pytest.approx(losses[4])
 
 
 def assert_equal(one, two):

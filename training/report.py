@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ground.files import write_atomically
+from ground.pages import facts_list, html_page
 from ground.progress import format_value
 from training.engine import is_norm_of_brick
 
@@ -20,20 +21,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 30
 _NOT_VALUES = ("step", "phase", "time", "skipped")
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1c2330; --faint: #667085; --grid: #e4e7ec;
-  --train: #2563c9; --eval: #c2570c; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e8ebf0; --faint: #98a2b3;
-  --grid: #2f3744; --train: #74a9ff; --eval: #ffa45c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 32px 24px 48px; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; }
-h1 { margin: 0 0 16px; font-size: 22px; font-weight: 650; }
-dl { display: flex; flex-wrap: wrap; gap: 12px 36px; margin: 0 0 20px; }
-dt { color: var(--faint); font-size: 13px; }
-dd { margin: 0; font-weight: 550; }
-.key { margin: 0 0 16px; color: var(--faint); font-size: 14px; }
-.key b { font-weight: 650; }
-.train { color: var(--train); } .eval { color: var(--eval); }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 18px; }
 figure { margin: 0; padding: 14px 16px 8px; background: var(--card); border: 1px solid var(--grid);
   border-radius: 10px; }
@@ -60,32 +47,22 @@ def write_report(path: Path, title: str, facts: Mapping[str, str], records: Sequ
                 phases[record["phase"]].append((float(record["step"]), float(value)))
     order = sorted(series, key=_rank)
     panels = "\n".join(_panel(name, series[name]["train"], series[name]["eval"]) for name in order)
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
     last_step = max(
         (point[0] for phases in series.values() for points in phases.values() for point in points), default=0
     )
     body = panels or "<p>No step has been recorded yet.</p>"
     write_atomically(
         path,
-        f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<dl>{entries}</dl>
+        html_page(
+            title,
+            f"""{facts_list(facts)}
 <p class="key"><b class="train">training</b>, means over the steps since the point before;
 <b class="eval">held out</b>, at single steps. The horizontal axis counts steps, up to {last_step:,.0f}.</p>
 <main>
 {body}
-</main>
-</body>
-</html>
-""",
+</main>""",
+            _STYLE,
+        ),
     )
 
 

@@ -108,6 +108,12 @@ class Kind(Protocol):
         tuned(row, answers, examples of dev): the row with what dev decides for every split, such as a threshold.
         files(row, split, answers, examples): further files of predictions, contents by the end of their name.
         submitted(row, answers, examples): id and released answer of each example, to be handed in.
+        smaller_is_better: names of scores by which a user may choose the best checkpoint besides `metrics`; less is
+            better.
+        degenerate(row, answers, examples): in what the answers show that nothing was learnt, one clause, or "".
+        inspected(row, answers, examples): what there is to see of the answers, an `Inspection`.
+        confidences(row, answers): number of each label that was chosen, and its probability, as ERNIE-M's script has
+            them.
     """
 
     verb: str

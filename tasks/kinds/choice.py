@@ -23,6 +23,7 @@ from data.labelled import EncodedGroups, GroupedDataset, encode_examples
 from ground.ragged import bounds_of
 from tasks.assignment import best_assignment
 from tasks.datasets import DatasetRow
+from tasks.inspection import Inspection, MostWrong, Text, calibration_table, cut, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
 
@@ -43,6 +44,7 @@ header_names: Mapping[str, tuple[str, ...]] = {
 }
 columns = tuple(header_names)
 metrics = ("accuracy", "accuracy_assigned")
+smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 _CLOZE = re.compile("_+")
@@ -215,6 +217,45 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Cho
             content["label"] = example.label
         content |= {"question": example.question, "choices": list(example.choices)}
         yield json.dumps(content, ensure_ascii=False)
+
+
+def confidences(row: DatasetRow, answers: Sequence[np.ndarray]) -> tuple[list[int], list[float]]:
+    """Return the number of the most probable choice of each example, counted from 0, and its probability."""
+    return chosen(answers), [float(probabilities.max()) for probabilities in answers]
+
+
+def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample]) -> str:
+    """Return that the choice is always the one at the same place, or right no more often than by chance."""
+    given, right = chosen(answers), [example.label for example in examples]
+    if len(set(right)) < 2:
+        return ""  # no other place could be right
+    if len(set(given)) == 1:
+        return f"every answer is choice {given[0]}"
+    accuracy = float(np.mean([one == other for one, other in zip(given, right, strict=True)]))
+    chance = float(np.mean([1 / len(example.distinct) for example in examples]))
+    return f"accuracy {shown(accuracy)} is not above chance, {shown(chance)}" if accuracy <= chance else ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample]) -> Inspection:
+    """Return the calibration, and the questions whose right choice is least probable."""
+    given, labels = chosen(answers), [example.label or 0 for example in examples]
+    chances = np.array([float(each[label]) for each, label in zip(answers, labels, strict=True)])
+    right = np.array(given) == np.array(labels)
+
+    def look(number: int):
+        example = examples[number]
+        facts = {
+            "index": f"{number:,}",
+            "true": example.choices[labels[number]],
+            "predicted": example.choices[given[number]],
+            "probability of the true one": shown(chances[number]),
+        }
+        context = example.context if example.after is None else f"{example.context}____{example.after}"
+        texts = [("context", cut(context)), ("question", example.question), ("choices", " | ".join(example.choices))]
+        return facts, [Text(name, text) for name, text in texts if text]
+
+    table = calibration_table(np.array([float(each.max()) for each in answers]), right)
+    return Inspection([table], MostWrong(-chances, right).seen(look), "by the probability of the right choice")
 
 
 def submitted(

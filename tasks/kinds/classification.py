@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.labelled import ClassificationDataset, encode_examples
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
 from tasks.found_labels import labels_in
+from tasks.inspection import Inspection, MostWrong, calibration_table, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
 
@@ -24,10 +26,17 @@ needs = ("labels",)
 columns = tuple(HEADER_NAMES)
 header_names = HEADER_NAMES
 metrics = CLASSIFICATION_METRICS
+smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 read = read_examples
 find_labels = labels_in
+
+
+def complaint(row: DatasetRow) -> str:
+    """Return what is wrong with the row: a score that its labels do not give."""
+    is_wrong = row.metric == "f1" and len(row.labels) not in (0, 2)
+    return "has the metric f1, which is of two labels; use macro_f1" if is_wrong else ""
 
 
 def dataset(
@@ -70,10 +79,17 @@ def answers(row: DatasetRow, predictions: Sequence[Prediction], examples: Sequen
 
 def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]) -> Scores:
     """Return the scores of the most probable labels, and the mean cross-entropy in nats as `loss`."""
-    probabilities = np.stack(answers)
-    labels = np.array([row.labels.index(example.label or "") for example in examples])
-    loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)).mean()
+    probabilities, labels = np.stack(answers), _labels(row, examples)
+    loss = _losses(probabilities, labels).mean()
     return {**classification_scores(labels, probabilities.argmax(axis=1), len(row.labels)), "loss": float(loss)}
+
+
+def _labels(row: DatasetRow, examples: Sequence[Example]) -> np.ndarray:
+    return np.array([row.labels.index(example.label or "") for example in examples])
+
+
+def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30))
 
 
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]) -> Iterator[str]:
@@ -83,6 +99,73 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Exa
         best = int(probabilities.argmax())
         texts = (example.label or "", example.text_a, example.text_b or "")
         yield "\t".join([str(index), row.labels[best], f"{probabilities[best]:.4f}", *texts])
+
+
+def files(
+    row: DatasetRow, split: str, answers: Sequence[np.ndarray], examples: Sequence[Example]
+) -> dict[str, str | bytes]:
+    """Return `predictions.jsonl`: a JSON object a line with the probability of every label, beside the TAB file."""
+    found = []
+    for index, (probabilities, example) in enumerate(zip(answers, examples, strict=True)):
+        best = int(probabilities.argmax())
+        content: dict[str, Any] = {"index": index}
+        if example.id is not None:
+            content["id"] = example.id
+        content |= {"prediction": row.labels[best], "confidence": round(float(probabilities[best]), 6)}
+        chances = zip(row.labels, probabilities.tolist(), strict=True)
+        content["probabilities"] = {label: round(chance, 6) for label, chance in chances}
+        if example.label is not None:
+            content["label"] = example.label
+        content["text_a"] = example.text_a
+        if example.text_b is not None:
+            content["text_b"] = example.text_b
+        found.append(json.dumps(content, ensure_ascii=False) + "\n")
+    return {"predictions.jsonl": "".join(found)}
+
+
+def confidences(row: DatasetRow, answers: Sequence[np.ndarray]) -> tuple[list[int], list[float]]:
+    """Return the number of the most probable label of each example, from 0 in the row's order, and its probability."""
+    probabilities = np.stack(answers)
+    return probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
+
+
+def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]) -> str:
+    """Return that all answers are one label, or score no more by the row's metric than one label everywhere could."""
+    given, labels = np.stack(answers).argmax(axis=1), _labels(row, examples)
+    present = np.unique(labels).tolist()
+    if len(present) < 2:
+        return ""  # nothing else could be answered
+    if len(set(given.tolist())) == 1:
+        return f"every answer is {row.labels[given[0]]!r}"
+
+    def score(predictions: np.ndarray) -> float:
+        return classification_scores(labels, predictions, len(row.labels)).get(row.metric, 0.0)
+
+    floor, common = max((score(np.full_like(labels, each)), row.labels[each]) for each in present)
+    if (reached := score(given)) <= floor:
+        name = row.metric.replace("_", " ")
+        return f"{name} {shown(reached)} is not above {shown(floor)}, which {common!r} everywhere would have"
+    return ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Example]) -> Inspection:
+    """Return confusions, the rates of each class, the calibration, and the examples of the highest loss."""
+    probabilities, labels = np.stack(answers), _labels(row, examples)
+    given, losses = probabilities.argmax(axis=1), _losses(probabilities, labels)
+    right = given == labels
+
+    def look(number: int):
+        facts = {
+            "index": f"{number:,}",
+            "true": row.labels[labels[number]],
+            "predicted": row.labels[given[number]],
+            "confidence": shown(probabilities[number].max()),
+            "loss": shown(losses[number]),
+        }
+        return facts, texts_of(examples[number])
+
+    tables = [*class_tables(labels, given, row.labels), calibration_table(probabilities.max(axis=1), right)]
+    return Inspection(tables, MostWrong(losses, right).seen(look), "by the loss of the true label")
 
 
 def submitted(

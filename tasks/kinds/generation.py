@@ -17,6 +17,7 @@ from absl.app import UsageError
 
 from data.source_target import SourceTargetDataset, encode_sources_targets
 from tasks.datasets import DatasetRow
+from tasks.inspection import Inspection, MostWrong, Text, all_alike, cut, shown
 from tasks.kinds import HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
 from tasks.readers.lines import read_lines
@@ -49,6 +50,7 @@ header_names: Mapping[str, tuple[str, ...]] = {
 }
 columns = tuple(header_names)
 metrics = TEXT_METRICS
+smaller_is_better = ("loss", "perplexity")
 new_heads = ("copy/.*",)
 flags = ("max_target_length",)
 unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
@@ -181,3 +183,27 @@ def lines(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Seque
         if len(answer["hypotheses"]) > 1:
             content["hypotheses"] = answer["hypotheses"]
         yield json.dumps(content, ensure_ascii=False)
+
+
+def degenerate(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> str:
+    """Return that the same text was generated for every source."""
+    texts = [answer["hypotheses"][0]["text"] for answer in answers]
+    if all_alike(texts) and not all_alike([example.target for example in examples]):
+        return f"every answer is {cut(texts[0])[:40]!r}"
+    return ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> Inspection:
+    """Return the examples whose target has the highest loss a token, with what was generated instead."""
+    losses = [float(each["target_loss"]) / max(float(each["target_tokens"]), 1.0) for each in answers]
+    texts = [answer["hypotheses"][0]["text"] for answer in answers]
+    right = [text == example.target for text, example in zip(texts, examples, strict=True)]
+
+    def look(number: int):
+        example = examples[number]
+        named = [("generated", texts[number]), ("target", example.target or "")]
+        named += [("source", example.text_a), ("source_b", example.text_b or "")]
+        facts = {"index": f"{number:,}", "loss of a token": shown(losses[number])}
+        return facts, [Text(name, cut(text)) for name, text in named if text or name == "generated"]
+
+    return Inspection((), MostWrong(losses, right).seen(look), "by the loss of the target, a token")

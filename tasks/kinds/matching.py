@@ -20,6 +20,7 @@ from data.labelled import EncodedGroups, GroupedDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.correlations import best_threshold, or_zero, pearson, roc_auc, spearman
 from tasks.datasets import DatasetRow
+from tasks.inspection import Inspection, MostWrong, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores, regression
 from tasks.retrieval import ranks_and_nearest, retrieval_scores
 from tasks.texts import text_records
@@ -196,6 +197,34 @@ def files(
     stream = io.BytesIO()
     np.save(stream, np.stack(answers).astype(np.float32))
     return {"embeddings.npy": stream.getvalue()}
+
+
+def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> str:
+    """Return that the two texts of every pair are equally near, though not all match alike: the vectors are one."""
+    found = cosines(answers)
+    differ = "label" not in row.columns or len({example.label for example in examples}) > 1
+    if len(found) > 1 and differ and np.ptp(found) < 1e-3:
+        return f"every cosine is about {found[0]:.4f}"
+    return ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> Inspection:
+    """Return the confusions of two labels, and the pairs whose cosine is farthest from what it should be."""
+    found, labels = cosines(answers), _labels(examples)
+    low, high = row.score_range or (0.0, 1.0)
+    wanted = (labels - low) / (high - low) if "label" in row.columns else np.ones(len(found))
+    distances = np.abs(found - wanted)
+    given = (found >= row.threshold).astype(np.int64)
+    if row.labels:
+        right, tables = given == labels.astype(np.int64), class_tables(labels.astype(np.int64), given, row.labels)
+    else:
+        right, tables = distances == 0, []
+
+    def look(number: int):
+        true = row.labels[int(labels[number])] if row.labels else f"{labels[number]:g}"
+        return {"index": f"{number:,}", "true": true, "cosine": shown(found[number])}, texts_of(examples[number])
+
+    return Inspection(tables, MostWrong(distances, right).seen(look), "by the distance of cosine and label")
 
 
 def nearest(answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> np.ndarray:

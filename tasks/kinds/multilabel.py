@@ -14,6 +14,7 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.datasets import HEADER_NAMES, DatasetRow
+from tasks.inspection import Inspection, MostWrong, all_alike, calibration_table, rates, rates_table, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.label_sets import LABEL_SET_METRICS, label_set_scores
 from tasks.texts import text_records
@@ -30,6 +31,7 @@ needs = ("labels", "label_separator")
 header_names = {**HEADER_NAMES, "label": ("label", "labels", "tags", "categories")}
 columns = tuple(header_names)
 metrics = LABEL_SET_METRICS
+smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 
@@ -116,8 +118,12 @@ def answers(row: DatasetRow, predictions: Sequence[Prediction], examples: Sequen
 def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> Scores:
     """Return the scores of the labels from the row's threshold on, and the mean cross-entropy of a label as `loss`."""
     probabilities, labels = np.stack(answers).astype(np.float64), _matrix(row, examples)
-    loss = -np.log(np.maximum(np.where(labels, probabilities, 1 - probabilities), 1e-30)).mean()
+    loss = _losses(probabilities, labels).mean()
     return {**label_set_scores(labels, probabilities >= row.threshold), "loss": float(loss)}
+
+
+def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(np.where(labels, probabilities, 1 - probabilities), 1e-30))
 
 
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> Iterator[str]:
@@ -132,6 +138,33 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Lab
         if example.text_b is not None:
             content["text_b"] = example.text_b
         yield json.dumps(content, ensure_ascii=False)
+
+
+def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> str:
+    """Return that all examples have the same labels, though the true ones differ."""
+    given = [[label for label, p in zip(row.labels, each, strict=True) if p >= row.threshold] for each in answers]
+    if all_alike(given) and not all_alike([example.label for example in examples]):
+        return f"every answer is {', '.join(given[0]) or 'no label'}"
+    return ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> Inspection:
+    """Return the rates of each label, the calibration of all decisions, and the examples of the highest loss."""
+    probabilities, labels = np.stack(answers).astype(np.float64), _matrix(row, examples)
+    given, losses = probabilities >= row.threshold, _losses(probabilities, labels).sum(axis=1)
+    counts = zip(*((each.sum(axis=0)).tolist() for each in (given & labels, given, labels)), strict=True)
+    rows = [rates(name, *each) for name, each in zip(row.labels, counts, strict=True)]
+
+    def named(chosen: np.ndarray) -> str:
+        return ", ".join(label for label, is_one in zip(row.labels, chosen, strict=True) if is_one) or "none"
+
+    def look(number: int):
+        facts = {"index": f"{number:,}", "true": named(labels[number]), "predicted": named(given[number])}
+        return {**facts, "loss": shown(losses[number])}, texts_of(examples[number])
+
+    tables = [*rates_table("Labels", rows), calibration_table(probabilities.ravel(), labels.ravel())]
+    worst = MostWrong(losses, (given == labels).all(axis=1)).seen(look)
+    return Inspection(tables, worst, "by the loss of all labels")
 
 
 def submitted(

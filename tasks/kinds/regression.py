@@ -14,6 +14,7 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from tasks.correlations import or_zero, pearson, spearman
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example
+from tasks.inspection import Inspection, MostWrong, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.texts import text_records
 
@@ -32,6 +33,7 @@ header_names: Mapping[str, tuple[str, ...]] = {
 }
 columns = tuple(header_names)
 metrics = ("pearson", "spearman", "correlation")
+smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 _NUMBER = re.compile(r"[+-]?(\d{1,17}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,2})?")
@@ -116,6 +118,26 @@ def lines(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]
         if example.text_b is not None:
             content["text_b"] = example.text_b
         yield json.dumps(content, ensure_ascii=False)
+
+
+def degenerate(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> str:
+    """Return that all answers are nearly the same number, though the true ones differ."""
+    labels = _labels(examples)
+    if len(answers) > 1 and np.ptp(answers) <= 1e-3 * np.ptp(labels) > 0:
+        return f"every answer is about {answers[0]:.4g}"
+    return ""
+
+
+def inspected(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> Inspection:
+    """Return the examples whose score is farthest from the true one."""
+    labels = _labels(examples)
+    distances = np.abs(np.array(answers) - labels)
+
+    def look(number: int):
+        facts = {"index": f"{number:,}", "true": f"{labels[number]:g}", "predicted": shown(answers[number])}
+        return facts, texts_of(examples[number])
+
+    return Inspection((), MostWrong(distances, distances == 0).seen(look), "by the distance from the true score")
 
 
 def submitted(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> list[tuple[str | None, str]]:

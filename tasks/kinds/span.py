@@ -20,9 +20,10 @@ from absl.app import UsageError
 
 from data.windows import WindowedDataset, Windows, encode_windows
 from tasks.datasets import DatasetRow
+from tasks.inspection import Inspection, Mark, MostWrong, Text, all_alike, cut, excerpt, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
-from tasks.span_scores import SCORINGS, SPAN_METRICS, best_thresholds, span_scores
+from tasks.span_scores import SCORINGS, SPAN_METRICS, best_thresholds, compared, span_scores
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -407,3 +408,44 @@ def files(
 
 def _object(content: Mapping[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def degenerate(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> str:
+    """Return that no question is answered though some have an answer, or all alike, or none has a part right."""
+    texts, right = [each.text for each in answers], [example.texts for example in examples]
+    if not any(right):
+        return ""
+    if not any(texts):
+        return "every question is left without answer"
+    if all_alike(texts) and not all_alike(right):
+        return f"every answer is {texts[0][:40]!r}"
+    scoring = SCORINGS[row.scoring]
+    some = any(compared(scoring, text, golds)[1] for text, golds in zip(texts, right, strict=True))
+    return "" if some else "no answer has a part right"
+
+
+def inspected(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> Inspection:
+    """Return the questions with the least F1, the more certain ones first, with both answers marked in the text."""
+    scoring = SCORINGS[row.scoring]
+    pairs = list(zip(answers, examples, strict=True))
+    f1 = np.array([compared(scoring, answer.text, example.texts)[1] for answer, example in pairs])
+    chances = np.array(
+        [next((each["probability"] for each in a.n_best if each["text"] == a.text), 0.0) for a in answers]
+    )
+
+    def look(number: int):
+        answer, example = answers[number], examples[number]
+        facts = {"id": example.id, "true": " | ".join(dict.fromkeys(example.texts)) or "no answer"}
+        facts |= {
+            "predicted": answer.text or "no answer",
+            "F1": shown(f1[number]),
+            "probability": shown(chances[number]),
+        }
+        found = next((each for each in answer.n_best if each["text"] == answer.text and answer.text), None)
+        marks = [Mark(found["begin"], found["end"], "predicted", f1[number] == 1)] if found else []
+        if example.place:
+            marks.insert(0, Mark(*example.place, "true"))
+        return facts, [Text("question", cut(example.question)), Text("text", *excerpt(example.context, marks))]
+
+    order = (1 - f1) * 2 + chances  # the less is right, then the more certain
+    return Inspection((), MostWrong(order, f1 == 1).seen(look), "by F1, then by the probability of the answer")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from data.windows import Window, WindowedDataset, Windows, encode_windows, label
 from ground.words import did_you_mean
 from tasks.datasets import DatasetRow
 from tasks.entity_scores import ENTITY_METRICS, OUTSIDE, Entity, entities_of, entity_scores, tags_of
+from tasks.inspection import Inspection, Mark, MostWrong, Text, excerpt, rates, rates_table, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
 
@@ -354,3 +356,48 @@ def notes(row: DatasetRow, examples: Sequence[TaggedText]) -> str:
     """Return what tags cannot tell of the entities of a file; empty where they tell all."""
     lost = sum(tags_of(each.entities or (), len(each.bounds))[1] for each in examples)
     return f"{lost:,} entities overlap others, which no tag tells" if lost else ""
+
+
+def degenerate(row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedText]) -> str:
+    """Return that no entity was found, or none that is right."""
+    true, given = (sum(len(each.entities or ()) for each in some) for some in (examples, answers))
+    if not true:
+        return ""
+    if not given:
+        return "no answer has an entity"
+    right = any({*a.entities} & {*(e.entities or ())} for a, e in zip(answers, examples, strict=True))
+    return "" if right else f"none of {given:,} entities is right"
+
+
+def inspected(row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedText]) -> Inspection:
+    """Return the rates of each type, and the texts with most mistakes, with what is true and what was found."""
+    pairs = [({*a.entities}, {*(e.entities or ())}) for a, e in zip(answers, examples, strict=True)]
+    right = Counter(each.type for given, true in pairs for each in given & true)
+    found = Counter(each.type for given, _ in pairs for each in given)
+    known = Counter(each.type for _, true in pairs for each in true)
+    rows = [rates(kind, right[kind], found[kind], known[kind]) for kind in row.labels]
+    wrong = np.array([len(given ^ true) for given, true in pairs])
+
+    def look(number: int):
+        given, true = pairs[number]
+        facts = {"index": f"{number:,}", "missed": f"{len(true - given)}", "wrong": f"{len(given - true)}"}
+        answer = answers[number]
+        least = [p for each, p in zip(answer.entities, answer.probabilities, strict=True) if each not in true]
+        if least:
+            facts["most certain mistake"] = shown(max(least))
+        return facts, [
+            _marked("true", examples[number], true, given),
+            _marked("found", examples[number], given, true),
+        ]
+
+    tables = rates_table("Types of entities", rows)
+    return Inspection(tables, MostWrong(wrong, wrong == 0).seen(look), "by the number of entities missed and wrong")
+
+
+def _marked(name: str, example: TaggedText, entities: set[Entity], others: set[Entity]) -> Text:
+    """Return the text with marks of the entities; right are those among `others`."""
+    marks = []
+    for entity in sorted(entities, key=lambda each: each[1:]):
+        place = _shown(example, entity)
+        marks.append(Mark(place["begin"], place["end"], entity.type, entity in others))
+    return Text(name, *excerpt(example.text, marks))

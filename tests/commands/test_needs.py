@@ -23,8 +23,16 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
     ("run_pretraining", "start_warmup_step"): {"num_warmup_steps": 0},
     ("run_pretraining", "poly_power"): {"schedule": "constant"},
     ("run_pretraining", "sentence_loss_weight"): {"objective": "masked_lm"},
-    ("run_classifier", "seed"): {"seeds": (1, 2)},
-    ("run_generation", "seed"): {"seeds": (1, 2)},
+    **{
+        (verb, flag): without
+        for verb in ("run_classifier", "run_generation")
+        for flag, without in {
+            "seed": {"seeds": (1, 2)},
+            "num_seeds": {"seeds": (1, 2)},
+            "train_batch_size": {"per_device_train_batch_size": 2, "do_train": True},
+            "warmup_proportion": {"num_warmup_steps": 5, "do_train": True},
+        }.items()
+    },
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
     ("run_pretraining", "masked_lm_until"): {"objective": "masked_lm"},
     **{("inspect_records", n): {"action": "repair"} for n in ("vocab_file", "spm_model_file")},

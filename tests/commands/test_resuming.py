@@ -65,13 +65,13 @@ def options(folder: Path, **more: Any) -> run_classifier.Options:
 
 
 def begun(folder: Path, **content: Any) -> Path:
-    write_config(options(folder, init_checkpoint="weights"), folder / "config.json")
+    write_config(options(folder, init_checkpoint="weights", learning_rate=5e-5), folder / "config.json")
     run_of(**content).write(folder)
     return folder
 
 
 def compare(folder: Path, run: RunFile, *, goes_on: bool = True, **flags: Any) -> list[str]:
-    given = options(folder, **{"init_checkpoint": "weights"} | flags)
+    given = options(folder, **{"init_checkpoint": "weights", "learning_rate": 5e-5} | flags)
     return resuming.compare(folder, given, run, trains=True, goes_on=goes_on)
 
 

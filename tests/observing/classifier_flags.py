@@ -14,9 +14,10 @@ import run_classifier
 
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 FINISHED = {"init_checkpoint": "{world}/classifier"}
+ENDED = {"output_dir": "{world}/ended", "do_train": "false"}
 ADVERSARIAL = {"adversarial_weight": "1"}
 # The results of development and test name the step of their weights.
-STEP = {f"files/out/{split}_results": DIFFERENT for split in ("eval", "test")}
+STEP = {f"files/out/{name}": DIFFERENT for name in ("eval_results", "test_results", "dev_report", "test_report")}
 SEEN = dict.fromkeys(("task", "engine", "plan", "training", "optimizer", "predicted", "files"), DIFFERENT)
 TRAINED = ("plan", "training", "optimizer")
 NAMES = sorted(world.tensors(world.CONFIG))
@@ -95,13 +96,19 @@ ROWS = (
     Row(
         "do_eval",
         "true",
-        {"predicted": DIFFERENT, "files/out/eval_results": DIFFERENT, "files/out/dev_predictions": DIFFERENT},
+        {
+            "predicted": DIFFERENT,
+            **{f"files/out/{name}": DIFFERENT for name in ("eval_results", "dev_predictions", "dev_report")},
+        },
         {"do_train": "false", "do_eval": "false", **FINISHED},
     ),
     Row(
         "do_predict",
         "true",
-        {"predicted": DIFFERENT, "files/out/test_results": DIFFERENT, "files/out/test_predictions": DIFFERENT},
+        {
+            "predicted": DIFFERENT,
+            **{f"files/out/{name}": DIFFERENT for name in ("test_results", "test_predictions", "test_report")},
+        },
         {"do_predict": "false"},
     ),
     Row("dry_run", "true", {**dict.fromkeys((*TRAINED, "predicted", "files"), DIFFERENT), "plan/num_steps": ABSENT}),
@@ -110,14 +117,24 @@ ROWS = (
         "4",
         {"training": DIFFERENT, "plan/num_steps": 40, "plan/count_units": 4, "optimizer/schedule": DIFFERENT, **STEP},
     ),
+    Row(
+        "per_device_train_batch_size",
+        "2",
+        {"training": DIFFERENT, "plan/num_steps": 40, "plan/count_units": 4, "optimizer/schedule": DIFFERENT, **STEP},
+        {"train_batch_size": "32", "gradient_accumulation_steps": "2"},
+    ),
     Row("eval_batch_size", "4", {"predicted": DIFFERENT}, {"do_predict": "false"}),
     Row("predict_batch_size", "4", {"predicted (2)": DIFFERENT}),
     Row("optimizer", "lamb", {"optimizer/rule/is": "LAMB", "optimizer/trust_ratio": False}),
     Row("learning_rate", "1", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/4": pytest.approx(0.8)}),
     Row("num_train_epochs", "5", {"plan/num_steps": 10, "optimizer/schedule": DIFFERENT, **STEP}),
     Row("num_train_steps", "40", {"plan/num_steps": 40, "optimizer/schedule": DIFFERENT, **STEP}),
-    Row("warmup_proportion", "0.2", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/2": pytest.approx(2.5e-5)}),
+    Row("warmup_proportion", "0.2", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/2": pytest.approx(5e-5)}),
+    Row("num_warmup_steps", "8", {"optimizer/schedule": DIFFERENT, "optimizer/schedule/2": pytest.approx(2.5e-5)}),
     Row("save_checkpoints_steps", "5", {"plan/save_every_steps": 5, "plan/eval_every_steps": 5}),
+    Row("eval_steps", "5", {"plan/eval_every_steps": 5}),
+    Row("load_best_model_at_end", "false", {"loaded": DIFFERENT}, ENDED),
+    Row("metric_for_best_model", "loss", {"plan/best_metric": "loss", "plan/lower_is_better": True}),
     Row("early_stopping_evaluations", "3", {"plan/early_stopping_evaluations": 3}),
     Row("classifier_dropout", "0.5", {"task/classifier_dropout": 0.5}),
     Row("doc_stride", "2", CUT_OTHERWISE, ANSWERS),
@@ -131,6 +148,13 @@ ROWS = (
         "1,2",
         {**SEEN, "engine/seed": 1, "engine (2)/seed": 2, "files/out/seed_1": DIFFERENT, "files/out/seed_2": DIFFERENT},
     ),
+    Row(
+        "num_seeds",
+        "2",
+        {**SEEN, "engine/seed": 1, "engine (2)/seed": 2, "files/out/seed_1": DIFFERENT, "files/out/seed_2": DIFFERENT},
+    ),
+    # The recorder's answers are all alike, with either seed.
+    Row("restart_degenerate", "1", {**SEEN, "engine (2)/seed": 12346, "files/out/seed_12346": DIFFERENT}),
     Row(
         "adversarial_weight",
         "0.5",

@@ -181,6 +181,8 @@ def make_checkpoints(folder: Path) -> None:
     write_ours(folder / "run/best", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1))
     write_ours(folder / "run/checkpoints/step_00000002", CONFIGS["shared"], shared)
     write_ours(folder / "classifier", CONFIG, tensors(CONFIG, classes=2))
+    write_ours(folder / "ended/best", CONFIG, tensors(CONFIG, classes=2, seed=1))
+    write_ours(folder / "ended/checkpoints/step_00000000", CONFIG, tensors(CONFIG, classes=2))
     lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}
     write_ours(folder / "lacking", CONFIG, lacking)
     write_ours(folder / "three_classes", CONFIG, tensors(CONFIG, pairs=3))
