@@ -299,7 +299,7 @@ def test_the_recipe_in_small(folder: Path, capsys: pytest.CaptureFixture[str], m
     options = options_of(
         folder,
         arms=("random", "structbert"),
-        seeds=(1,),
+        seeds=(1, 2),
         bert_config_file=str(folder / "tiny.json"),
         vocab_size=1500,
         max_seq_length=32,

@@ -127,7 +127,7 @@ def test_run_files_read_back_equal(classifier: Path, tmp_path: Path):
         (lambda content: {**content, "stride": 3}, "unknown field 'stride'.* not as a run wrote it"),
         (lambda content: [content], r"run\.json: \$ is a list: expected an object"),
         (lambda content: {**content, "config": {**content["config"], "hiden": 3}}, "hiden"),
-        (lambda content: {**content, "row": {**content["row"], "kind": "span"}}, "unknown kind 'span'"),
+        (lambda content: {**content, "row": {**content["row"], "kind": "retrieval"}}, "unknown kind 'retrieval'"),
     ],
 )
 def test_what_is_no_run_folder_is_one_line(classifier: Path, tmp_path: Path, change: Any, message: str):
