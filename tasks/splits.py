@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +60,8 @@ class Splits:
             for note in notes_of(row, split, few_names(map(str, paths)), self.examples[split])
         ]
         if dev_share:
-            self.examples["train"], self.examples["dev"] = held_out(self.examples["train"], dev_share)
+            group = getattr(self.kind, "group", lambda example: example.text_a)
+            self.examples["train"], self.examples["dev"] = held_out(self.examples["train"], dev_share, group)
         self.datasets: dict[str, LabelledDataset] = {}
         self.further: Mapping[str, Any] = {}
 
@@ -166,18 +167,19 @@ def notes_of(row: DatasetRow, split: str, where: object, examples: Sequence[Any]
         yield f"{where}: {found:,} rows, the released {split} file of {row.name} has {expected:,}: is it another copy?"
 
 
-def held_out(examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+def held_out(
+    examples: Sequence[Any], share: float, group: Callable[[Any], str] = lambda example: example.text_a
+) -> tuple[list[Any], list[Any]]:
     """Return the examples to train on and about `share` of them to evaluate on, whatever seed and order of the file.
 
-    A digest of its text decides for each example, so that equal texts are on one side.
+    A digest of its `group` decides for each example, so that equal texts are on one side.
 
     Raises:
         UsageError: one of the two would be empty.
     """
     parts: tuple[list[Any], list[Any]] = ([], [])
     for example in examples:
-        text = getattr(example, "text_a", None) or repr(example)
-        digest = hashlib.sha256(text.encode(errors="replace")).digest()
+        digest = hashlib.sha256(group(example).encode(errors="replace")).digest()
         parts[int.from_bytes(digest[:6], "big") < share * 2**48].append(example)
     if not all(parts):
         raise UsageError(

@@ -103,6 +103,7 @@ class Kind(Protocol):
             do not.
         suffix: of the files of predictions, in place of the verb's.
         find_labels(row, paths): the labels of the training files, for a row that names none.
+        group(example): what keeps examples together where a share of them is held out; by default the first text.
         complaint(row): what is wrong with a row, one clause, or "".
         notes(row, examples): what is to be said of the examples of a split; empty for nothing.
         tuned(row, answers, examples of dev): the row with what dev decides for every split, such as a threshold.

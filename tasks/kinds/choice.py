@@ -258,6 +258,11 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
     return Inspection([table], MostWrong(-chances, right).seen(look), "by the probability of the right choice")
 
 
+def group(example: ChoiceExample) -> str:
+    """Return the text of a question: all about one text stay together where a share of them is held out."""
+    return example.context
+
+
 def submitted(
     row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample]
 ) -> list[tuple[str | None, int]]:

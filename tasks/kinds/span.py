@@ -390,6 +390,11 @@ def lines(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Quest
     yield _object({example.id: answer.text for answer, example in zip(answers, examples, strict=True)})
 
 
+def group(example: Question) -> str:
+    """Return the text of a question: all about one text stay together where a share of them is held out."""
+    return example.context
+
+
 def submitted(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> list[tuple[str, str]]:
     """Return the id of each question and the answer, empty for none."""
     return [(example.id, answer.text) for answer, example in zip(answers, examples, strict=True)]

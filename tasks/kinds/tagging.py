@@ -334,6 +334,11 @@ def _shown(example: TaggedText, entity: Entity) -> dict[str, Any]:
     return {"type": entity.type, "text": example.text[begin:end], "begin": begin, "end": end}
 
 
+def group(example: TaggedText) -> str:
+    """Return the text: examples of one text stay together where a share of them is held out."""
+    return example.text
+
+
 def submitted(
     row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedText]
 ) -> list[tuple[str | None, dict[str, Any]]]:

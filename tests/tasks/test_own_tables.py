@@ -17,6 +17,7 @@ from commands.fine_tuning import find_task
 from commands.flags import parse
 from tasks.datasets import Example, find_row, read_examples
 from tasks.found_labels import labels_in, with_columns
+from tasks.kinds import span
 from tasks.run_file import RunFile, TokenizerFile
 from tasks.sources import find_files
 from tasks.splits import held_out
@@ -257,3 +258,10 @@ def test_a_name_that_no_line_gives_is_not_passed_over(tmp_path: Path):
     row, files, _ = find(tmp_path, "--do_train", "--dev_share=0.1", "--label_column=grade", task="lcqmc")
     with pytest.raises(UsageError, match=r"train\.txt: its first line names no columns, so that grade cannot be found"):
         read_examples(row, files["train"][0], need_labels=True)
+
+
+def test_questions_about_one_text_are_held_out_together():
+    questions = [span.Question(f"q{n}", f"问{n}", f"文{n // 3}", ()) for n in range(90)]
+    train, dev = held_out(questions, 0.2, span.group)
+    assert len(train) + len(dev) == 90
+    assert not {each.context for each in train} & {each.context for each in dev}

@@ -1,0 +1,228 @@
+"""What pretraining is worth on seven Chinese tasks: a small model, fine-tuned with several seeds, beside random weights.
+
+    python3 -m examples.finetuning_tasks --input_file=news.txt,novels.txt --data_dir=tasks --output_dir=out --dry_run
+
+learns a vocabulary, pretrains on masked tokens, first on short and then on longer examples as BERT was, fine-tunes the
+result and random weights of the same shape on every task with every seed, and writes table.md and table.json. A task
+without a development file has a share of its training examples held out, the same for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl.app import UsageError
+
+from commands.flags import flag, run, write_config
+from examples.steps import Step, check_same, command, results_in, run_steps, write_model_config
+from ground.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task is fine-tuned.
+
+    Attributes:
+        metric: that the table shows.
+        max_seq_length: tokens.
+        dev_share: of the training examples that is held out, where there is no development file; 0 where there is one.
+        flags: further ones of run_classifier.py.
+        floor: what a trivial method scores, and its name; from the data's description, not measured here.
+    """
+
+    metric: str
+    max_seq_length: int
+    dev_share: float = 0.0
+    flags: Mapping[str, object] = field(default_factory=dict)
+    floor: str = ""
+
+
+TASKS: Mapping[str, Task] = {
+    "chnsenticorp": Task("accuracy", 128, floor="0.88, naive Bayes"),
+    "thucnews_title": Task("accuracy", 32, 0.2, floor="0.85, naive Bayes"),
+    "lcqmc": Task("accuracy", 48, 0.2, floor="0.70, shared bigrams"),
+    "ocnli": Task("accuracy", 64, 0.2, floor="0.49, hypothesis alone"),
+    "xnli_zh": Task("accuracy", 80, 0.2, floor="0.49, hypothesis alone"),
+    "cluener": Task("macro_f1", 64, 0.2),
+    "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 96}),
+}
+ARMS: Mapping[str, str] = {"random": "random weights", "pretrained": "pretrained"}
+# About a model of width 256 on two cores; the pace of steps that are done corrects them.
+_STARTUP_SECONDS, _TOKENS_PER_SECOND, _FINE_TUNING_SECONDS = 10.0, 5_000, 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare a pretrained model with random weights on Chinese tasks: pretrain, fine-tune, write one table."""
+
+    input_file: tuple[str, ...] = flag(help="text to pretrain on: a sentence a line, a blank line between documents")
+    data_dir: str = flag(help="folder that has a folder of labelled files for every task, called as the task is")
+    output_dir: str = flag(help="folder for all that is made; a run that finds its own goes on")
+    arms: tuple[str, ...] = flag(tuple(ARMS), help="weights to start from", choices=tuple(ARMS))
+    tasks: tuple[str, ...] = flag(tuple(TASKS), help="rows of tasks/datasets.toml", choices=tuple(TASKS))
+    seeds: tuple[int, ...] = flag((1, 2, 3), help="of fine-tuning, each once for every arm and task")
+    dry_run: bool = flag(False, help="only list the commands that are left to run, and about how long they take")
+    bert_config_file: str = flag(
+        "examples/zh_tasks/config.json", help="the model's shape; the vocabulary decides its vocab_size"
+    )
+    vocab_size: int = flag(8000, help="of the vocabulary that is learnt from --input_file", unit="tokens", minimum=8)
+    short_steps: int = flag(12_000, help="of pretraining on examples of 48 tokens", unit="steps", minimum=1)
+    long_steps: int = flag(3_000, help="of pretraining on examples of 256 tokens", unit="steps", minimum=1)
+    tokens_per_step: int = flag(2048, help="of pretraining", unit="tokens", minimum=256)
+    pretraining_learning_rate: float = flag(1e-3, help="peak learning rate of pretraining", minimum=0)
+    train_batch_size: int = flag(32, help="of fine-tuning", unit="examples", minimum=1)
+    learning_rate: float = flag(3e-4, help="peak learning rate of fine-tuning", minimum=0)
+    num_train_epochs: float = flag(4.0, help="passes over a task's training examples", unit="epochs", minimum=0)
+
+
+_GROWING = ("output_dir", "arms", "tasks", "seeds", "dry_run")
+_STAGES = {"short": 48, "long": 256}
+
+
+def main(options: Options) -> int:
+    """Run all steps that are left; return the exit status of the first that fails."""
+    if not Path(options.bert_config_file).is_file():
+        raise UsageError(f"--bert_config_file={options.bert_config_file}: no such file")
+    check_same(options, _GROWING)
+    folder = Path(options.output_dir)
+    if not options.dry_run:
+        write_config(options, folder / "config.json")
+        write_model_config(options.bert_config_file, None, options.vocab_size, folder)
+    steps = plan(options)
+    status = run_steps("finetuning_tasks", steps, folder, lambda: write_tables(options), dry_run=options.dry_run)
+    if not status and not options.dry_run:
+        print("\n" + write_tables(options), end="")
+    return status
+
+
+def plan(options: Options) -> list[Step]:
+    """Return all steps in order, those that are done too."""
+    folder = Path(options.output_dir)
+    vocabulary = folder / "vocab.txt"
+    text = ",".join(options.input_file)
+    flags: dict[str, object] = {"input_file": text, "output_file": vocabulary, "vocab_size": options.vocab_size}
+    flags |= {"common_characters": False, "character_coverage": 1}
+    steps = [Step("vocabulary", command("train_tokenizer", flags), [vocabulary], 5.0)]
+    if "pretrained" in options.arms:
+        steps += [step for stage in _STAGES for step in pretraining(options, stage, vocabulary)]
+    steps += [fine_tuning(options, task, arm, vocabulary) for task in options.tasks for arm in options.arms]
+    return steps
+
+
+def pretraining(options: Options, stage: str, vocabulary: Path) -> list[Step]:
+    """Return the steps that make the records of a stage and pretrain on them, the second from the first."""
+    folder, length = Path(options.output_dir), _STAGES[stage]
+    num_steps = {"short": options.short_steps, "long": options.long_steps}[stage]
+    flags: dict[str, object] = {
+        "input_file": ",".join(options.input_file),
+        "output_file": folder / f"records_{stage}/text.tfrecord",
+        "vocab_file": vocabulary,
+        "objective": "masked_lm",
+        "masking": "dynamic",
+        "max_seq_length": length,
+        "max_predictions_per_seq": round(0.15 * length) + 1,
+        "dupe_factor": 1,
+        "eval_fraction": 0.02,
+        "num_shards": 4,
+    }
+    product = folder / f"records_{stage}/text.manifest.json"
+    records = Step(f"records {stage}", command("create_pretraining_data", flags), [product], 20.0)
+    flags = {
+        "input_file": folder / f"records_{stage}/text*.tfrecord",
+        "vocab_file": vocabulary,
+        "objective": "masked_lm",
+        "bert_config_file": folder / "model_config.json",
+        "output_dir": folder / f"pretraining_{stage}",
+        **({"init_checkpoint": folder / "pretraining_short"} if stage == "long" else {}),
+        "do_train": True,
+        "do_eval": True,
+        "eval_batch_size": 64,
+        "max_eval_steps": 20,
+        "train_batch_size": max(1, options.tokens_per_step // length),
+        "num_train_steps": num_steps,
+        "num_warmup_steps": num_steps // 20,
+        "learning_rate": options.pretraining_learning_rate,
+        "optimizer": "adamw",
+        "adam_bias_correction": True,
+        "adam_beta2": 0.98,
+        "save_checkpoints_steps": max(1, num_steps // 6),
+        "keep_checkpoint_max": 1,
+    }
+    seconds = num_steps * options.tokens_per_step / _TOKENS_PER_SECOND
+    product = folder / f"pretraining_{stage}/eval_results.json"
+    return [records, Step(f"pretraining {stage}", command("run_pretraining", flags), [product], seconds)]
+
+
+def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step:
+    """Return the step that fine-tunes an arm on a task with every seed that is left, and scores it."""
+    folder, task = Path(options.output_dir), TASKS[name]
+    output = folder / "fine_tuning" / arm / name
+    products = {seed: output / f"seed_{seed}" / "eval_results.json" for seed in options.seeds}
+    seeds = [seed for seed in options.seeds if not products[seed].is_file()] or list(options.seeds)
+    flags: dict[str, object] = {
+        "task_name": name,
+        "data_dir": Path(options.data_dir) / name,
+        "vocab_file": vocabulary,
+        "bert_config_file": folder / "model_config.json",
+        **({"init_checkpoint": folder / "pretraining_long"} if arm == "pretrained" else {}),
+        "output_dir": output,
+        "do_train": True,
+        "do_eval": True,
+        **({"dev_share": task.dev_share} if task.dev_share else {}),
+        "max_seq_length": task.max_seq_length,
+        "train_batch_size": options.train_batch_size,
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.num_train_epochs,
+        "adam_bias_correction": True,
+        # Scored once, after the last step: no weights are chosen by the examples that are scored.
+        "save_checkpoints_steps": 1_000_000,
+        "keep_checkpoint_max": 1,
+        "seeds": ",".join(map(str, seeds)),
+        **task.flags,
+    }
+    words, seconds = command("run_classifier", flags), len(seeds) * (_STARTUP_SECONDS + _FINE_TUNING_SECONDS)
+    return Step(f"fine-tuning {arm} {name}", words, list(products.values()), seconds)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def write_tables(options: Options) -> str:
+    """Write table.json and table.md from what is done so far; return the latter."""
+    from tasks.metrics import mean_and_deviation
+
+    folder = Path(options.output_dir)
+    content: dict[str, dict[str, Any]] = {}
+    for name in options.tasks:
+        content[name] = {"metric": TASKS[name].metric, "floor": TASKS[name].floor}
+        for arm in options.arms:
+            paths = {
+                seed: folder / "fine_tuning" / arm / name / f"seed_{seed}/eval_results.json" for seed in options.seeds
+            }
+            runs = {seed: found[TASKS[name].metric] for seed, path in paths.items() if (found := results_in(path))}
+            if runs:
+                mean, deviation = mean_and_deviation([{"score": score} for score in runs.values()])["score"]
+                content[name][arm] = {"mean": mean, "deviation": deviation, "seeds": runs}
+    text = markdown(options, content)
+    write_atomically(folder / "table.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "table.md", text)
+    return text
+
+
+def markdown(options: Options, content: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table as Markdown."""
+    lines = ["| task | score | floor | " + " | ".join(ARMS[arm] for arm in options.arms) + " |"]
+    lines.append("|---" * (3 + len(options.arms)) + "|")
+    for name, row in content.items():
+        cells = [f"{row[arm]['mean']:.3f} ± {row[arm]['deviation']:.3f}" if arm in row else "" for arm in options.arms]
+        lines.append(f"| {name} | {row['metric']} | {row['floor']} | " + " | ".join(cells) + " |")
+    seeds = ", ".join(map(str, options.seeds))
+    return "\n".join(lines) + f"\n\nMean and deviation over seeds {seeds}.\n"
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,66 @@
+"""The recipe of seven tasks: its plan, what its arms share, and its table; the verbs themselves are tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run_classifier
+import run_pretraining
+from commands.flags import parse
+from examples import finetuning_tasks as recipe
+from tasks.datasets import find_row
+from tasks.kinds import find_kind
+
+
+def options_of(folder: Path, **changes: Any) -> recipe.Options:
+    given = {"input_file": "text.txt", "data_dir": "tasks", "output_dir": folder / "out", **changes}
+    return parse(recipe.Options, [f"--{name}={value}" for name, value in given.items()])
+
+
+def flags_of(step: Any) -> dict[str, str]:
+    words = shlex.split(step.shown.removeprefix("python3 "))[1:]
+    return dict(word.removeprefix("--").split("=", 1) for word in words)
+
+
+def test_every_command_parses_and_every_metric_is_one_of_its_kind(tmp_path: Path):
+    steps = recipe.plan(options_of(tmp_path))
+    assert len(steps) == 1 + 4 + 14
+    for step in steps:
+        verb = {"run_classifier.py": run_classifier, "run_pretraining.py": run_pretraining}.get(step.command[0])
+        if verb is not None:
+            parse(verb.Options, step.command[1:])
+    for name, task in recipe.TASKS.items():
+        assert task.metric in find_kind(find_row(name).kind).metrics
+
+
+def test_arms_differ_in_their_weights_alone(tmp_path: Path):
+    steps = {step.name: step for step in recipe.plan(options_of(tmp_path))}
+    for name in recipe.TASKS:
+        random, pretrained = (flags_of(steps[f"fine-tuning {arm} {name}"]) for arm in recipe.ARMS)
+        assert random.keys() ^ pretrained.keys() == {"init_checkpoint"}
+        assert {key for key in random if random[key] != pretrained[key]} == {"output_dir"}
+    long = flags_of(steps["pretraining long"])
+    assert long["init_checkpoint"].endswith("pretraining_short")
+
+
+def test_the_table_has_what_is_done(tmp_path: Path):
+    options = options_of(tmp_path, tasks="ocnli,cluener", seeds="1,2")
+    for seed, score in ((1, 0.5), (2, 0.6)):
+        path = tmp_path / f"out/fine_tuning/pretrained/ocnli/seed_{seed}/eval_results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"accuracy": score}))
+    table = recipe.write_tables(options)
+    assert "| ocnli | accuracy | 0.49, hypothesis alone |  | 0.550 ± 0.071 |" in table
+    assert "| cluener | macro_f1 |  |  |  |" in table
+    assert json.loads((tmp_path / "out/table.json").read_text())["ocnli"]["pretrained"]["seeds"] == {"1": 0.5, "2": 0.6}
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert recipe.main(options_of(tmp_path, dry_run=True)) == 0
+    assert "19 steps, 19 left" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
