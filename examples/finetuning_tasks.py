@@ -133,7 +133,6 @@ def pretraining(options: Options, stage: str, vocabulary: Path) -> list[Step]:
     records = Step(f"records {stage}", command("create_pretraining_data", flags), [product], 20.0)
     flags = {
         "input_file": folder / f"records_{stage}/text*.tfrecord",
-        "vocab_file": vocabulary,
         "objective": "masked_lm",
         "bert_config_file": folder / "model_config.json",
         "output_dir": folder / f"pretraining_{stage}",

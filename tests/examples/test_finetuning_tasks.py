@@ -1,4 +1,4 @@
-"""The recipe of seven tasks: its plan, what its arms share, and its table; the verbs themselves are tested elsewhere."""
+"""The recipe of seven tasks: its plan, what its arms share, and its table."""
 
 from __future__ import annotations
 
