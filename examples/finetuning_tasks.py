@@ -1,4 +1,4 @@
-"""What pretraining is worth on seven Chinese tasks: a small model, fine-tuned with several seeds, beside random weights.
+"""What pretraining is worth on seven Chinese tasks: a small model, tuned with several seeds, beside random weights.
 
     python3 -m examples.finetuning_tasks --input_file=news.txt,novels.txt --data_dir=tasks --output_dir=out --dry_run
 
