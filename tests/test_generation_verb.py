@@ -14,7 +14,8 @@ from absl.app import UsageError
 
 import run_classifier
 import run_generation
-from commands import fine_tuning
+from commands import seeds
+from commands.fine_tuning import Finished
 from commands.flags import parse
 from modeling import Config
 
@@ -139,11 +140,11 @@ def test_every_seed_has_a_course_of_its_own(world: Path, tmp_path: Path, monkeyp
     """A course keeps the search of one model, compiled: with another's all seeds would write the same texts."""
     seen: list[tuple[int, int, run_generation.Generation]] = []
 
-    def fine_tune(session: Any, own: Any, row: Any, files: Any, course: run_generation.Generation) -> dict:
+    def fine_tune(session: Any, own: Any, row: Any, files: Any, course: run_generation.Generation) -> Finished:
         seen.append((own.seed, course._preset.settings.seed, course))
-        return {"dev": {"rouge_l": 0.5}}
+        return Finished({"dev": {"rouge_l": 0.5}})
 
-    monkeypatch.setattr(fine_tuning, "fine_tune", fine_tune)
+    monkeypatch.setattr(seeds, "fine_tune", fine_tune)
     run_generation.main(options(world, do_train=True, do_sample=True, num_beams=1, seeds="4,2", output_dir=tmp_path))
     assert [(seed, of_search) for seed, of_search, _ in seen] == [(4, 4), (2, 2)]
     assert len({id(course) for _, _, course in seen}) == 2

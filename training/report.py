@@ -126,8 +126,9 @@ def _thinned(points: Points) -> Points:
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Return about `count` round numbers, evenly spaced, the first not above `low` and the last not below `high`."""
-    if high <= low:
-        margin = abs(low) / 2 or 1.0
+    # Numbers that differ by less than numbers have digits, as 0 and 5e-324, are one on a page.
+    if high - low <= max(abs(low), abs(high)) * 1e-12 or high - low < 1e-300:
+        margin = abs(low) / 2 if abs(low) > 1e-290 else 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))

@@ -20,7 +20,7 @@ from tests.hostile.oracle import judge, judge_killed
 from tests.hostile.run import ROOT, table
 from tests.hostile.sandbox import Limits, kill_at, observe
 
-CASES = 150
+CASES = 100
 # A fork of a process that holds TensorFlow takes 20 ms: few are enough to see that they are counted.
 LIMITS = Limits(seconds=3, wall_seconds=6, processes=4)
 # A verb that does not exist: what it does is what a test plants.

@@ -3,7 +3,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from training.report import _tick_text, ticks, write_report
@@ -11,6 +11,8 @@ from training.report import _tick_text, ticks, write_report
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
 
+@example(0.0, 5e-324, 3)
+@example(-1e-323, 5e-324, 3)
 @given(finite, finite, st.integers(3, 8))
 def test_ticks_cover_the_range_with_few_even_round_numbers(one, two, count):
     low, high = sorted((one, two))
