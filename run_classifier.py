@@ -12,6 +12,7 @@ from commands import fine_tuning, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import check_needs
+from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def main(options: Options) -> None:
     seeds.seeds_of(options)
     check_techniques(options)
     session = Session.check(options, fine_tuning.FILES)
-    row, files = fine_tuning.find_task(session, options, Classification.verb)
+    row, files = find_task(session, options, Classification.verb)
     seeds.run_seeds(session, options, row, files, lambda own: Classification())
 
 

@@ -13,6 +13,7 @@ from commands import fine_tuning, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.task_files import find_task
 from generation.settings import PRESETS, RULES, Preset
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def main(options: Options) -> None:
         raise UsageError(f"--do_interactive answers with one model, {flag} trains several: leave one of both out")
     chosen(options)  # refuses what does not go together before anything slow begins
     session = Session.check(options, fine_tuning.FILES)
-    row, files = fine_tuning.find_task(session, options, Generation.verb)
+    row, files = find_task(session, options, Generation.verb)
     seeds.run_seeds(session, options, row, files, lambda own: Generation(chosen(own)))
 
 

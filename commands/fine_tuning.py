@@ -15,13 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from absl.app import UsageError
-
 from commands.flags import Group, flag
-from commands.needs import DEVICE_NEEDS, Need, check_needs
+from commands.needs import DEVICE_NEEDS, Need
 from commands.options import TrainingOptions
 from commands.resuming import results_name
-from ground.words import few_names
+from commands.task_files import best_metric
 
 if TYPE_CHECKING:
     from commands.session import Session
@@ -231,130 +229,6 @@ class Course(Protocol):
     def finish(self, session: Session, options: Any, splits: Splits) -> None:
         """Do what is left once everything is written."""
         ...
-
-
-def find_task(
-    session: Session, options: FineTuningOptions, verb: str
-) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
-    """Return the row of --task_name and its files by split, as far as they are asked for.
-
-    Raises:
-        UsageError: nothing is asked for, the row is another verb's, or a file is missing.
-    """
-    from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_row
-    from tasks.kinds import find_kind
-    from tasks.sources import find_files
-
-    row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
-    if (right := find_kind(row.kind).verb) != verb:
-        raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
-    check_needs(options, needs_of_kinds(verb, row.kind))
-    row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding), asked=asked(options, row))
-    evaluates = options.do_train or options.do_eval
-    wanted = {
-        "train": options.do_train or (evaluates and options.dev_share),
-        "dev": evaluates and not options.dev_share,
-        "test": options.do_predict,
-    }
-    chosen = [split for split, is_wanted in wanted.items() if is_wanted]
-    row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
-    if options.dev_share:
-        session.together(lambda: refuse_dev_file(options, row))
-    row = session.together(lambda: settled(session, options, row, files))
-    best_metric(options, row)
-    return row, files
-
-
-def best_metric(options: FineTuningOptions, row: DatasetRow) -> tuple[str, bool]:
-    """Return the score that decides which weights are best, and whether less of it is better.
-
-    `eval_accuracy`, as transformers calls it, is accuracy. Raises `UsageError` for a score that the task has not.
-    """
-    from tasks.kinds import find_kind
-
-    kind, asked_for = find_kind(row.kind), options.metric_for_best_model
-    if asked_for is None:
-        return row.metric, False
-    name, smaller = asked_for.removeprefix("eval_"), getattr(kind, "smaller_is_better", ())
-    if name not in (*kind.metrics, *smaller):
-        known = ", ".join((*kind.metrics, *smaller))
-        raise UsageError(f"--metric_for_best_model={asked_for}: expected one of {known}, or leave it out")
-    complaint = getattr(kind, "complaint", lambda row: "")
-    if name not in smaller and (wrong := complaint(dataclasses.replace(row, metric=name))):
-        raise UsageError(f"--metric_for_best_model={asked_for}: --task_name={row.name} {wrong}")
-    return name, name in smaller
-
-
-def asked(options: Any, row: DatasetRow) -> dict[str, str]:
-    """Return the names that flags of the verb give to columns, by column; raises `UsageError` for one it has not."""
-    from tasks.kinds import find_kind
-
-    known = find_kind(row.kind).columns
-    wanted = {"text_column": "text_a", "text_pair_column": "text_b", "label_column": "label"}
-    found = {}
-    for name, column in wanted.items():
-        if not (value := getattr(options, name, None)):
-            continue
-        if column not in known or column not in (*row.columns, *row.optional, "label"):
-            raise UsageError(
-                f"--{name}={value}: --task_name={row.name} has no such column; it has {', '.join(row.columns)}"
-            )
-        found[column] = value
-    return found
-
-
-def refuse_dev_file(options: FineTuningOptions, row: DatasetRow) -> None:
-    """Raise `UsageError` where the task has a development file, which --dev_share would pass over."""
-    from tasks.sources import find_files
-
-    try:
-        _, files = find_files(row, options.data_dir, ["dev"])
-    except UsageError:
-        return
-    raise UsageError(
-        f"--dev_share={options.dev_share}: {files['dev'][0]} holds the development examples; leave the flag out"
-    )
-
-
-def settled(
-    session: Session, options: FineTuningOptions, row: DatasetRow, files: Mapping[str, Sequence[Path]]
-) -> DatasetRow:
-    """Return the row with the columns and labels that are found in the files, where it leaves them to these.
-
-    Labels come from the training file; a run without one has those of the run that made its weights.
-    """
-    from tasks.found_labels import with_columns
-    from tasks.kinds import find_kind
-    from tasks.run_file import NAME, RunFile
-    from tasks.sources import find_files
-
-    if files:  # --do_interactive alone reads none
-        row = with_columns(row, next(iter(files.values()))[0])
-    find_labels = getattr(find_kind(row.kind), "find_labels", None)
-    if row.labels or not find_labels:
-        return row
-    if not options.do_train:
-        weights = Path(options.init_checkpoint) if options.init_checkpoint else None
-        # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
-        for folder in (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ())):
-            former = RunFile.read(folder).row if (folder / NAME).is_file() else None
-            if former and former.name == row.name and former.labels:
-                return dataclasses.replace(row, labels=former.labels)
-    train = files.get("train") or find_files(row, options.data_dir, ["train"])[1]["train"]
-    row = dataclasses.replace(row, labels=find_labels(row, train))
-    session.say(f"{len(row.labels):,} labels in {few_names(map(str, train))}: {few_names(row.labels)}")
-    return row
-
-
-def needs_of_kinds(verb: str, kind: str) -> tuple[Need, ...]:
-    """Return what the flags need that only some kinds of task take."""
-    from tasks.kinds import flags_of_verb
-
-    return tuple(
-        Need((name,), f"a --task_name of the kind {' or '.join(kinds)}", lambda o, kinds=kinds: kind in kinds)
-        for name, kinds in flags_of_verb(verb).items()
-    )
 
 
 def fine_tune(

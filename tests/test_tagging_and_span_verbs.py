@@ -13,9 +13,9 @@ from absl.app import UsageError
 from jax_verbs import call_on_jax
 
 import run_classifier
-from commands.fine_tuning import needs_of_kinds
 from commands.flags import parse
 from commands.needs import check_needs
+from commands.task_files import needs_of_kinds
 from modeling import Config
 
 CONFIG = Config(

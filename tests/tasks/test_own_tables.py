@@ -13,8 +13,8 @@ import pytest
 from absl.app import UsageError
 
 import run_classifier
-from commands.fine_tuning import find_task
 from commands.flags import parse
+from commands.task_files import find_task
 from tasks.datasets import Example, find_row, read_examples
 from tasks.found_labels import labels_in, with_columns
 from tasks.kinds import span
