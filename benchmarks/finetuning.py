@@ -163,14 +163,13 @@ def random_pairs(vocab_size: int, rows: int) -> EncodedExamples:
 
 def our_turns(options: Options, config: Config, examples: EncodedExamples) -> dict[str, Callable[[], None]]:
     """Ours, as run_classifier.py trains and predicts; padded to the full length where the contender says so."""
-    import data.labelled
     from data.labelled import ClassificationDataset
     from optimization import Constant, create_optimizer
     from tasks.classification import ClassificationTask
 
-    if options.measure in PADDED:
-        data.labelled.BUCKET_LENGTHS_TOKENS = ()
-    dataset = ClassificationDataset(examples, options.batch_size, options.max_seq_length, seed=1)
+    length = options.max_seq_length
+    lengths = (length,) if options.measure in PADDED else ()
+    dataset = ClassificationDataset(examples, options.batch_size, length, seed=1, lengths=lengths)
     task = ClassificationTask(config, 2, classifier_dropout=DROPOUT)
     optimizer = create_optimizer(
         "adamw", Constant(LEARNING_RATE), weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, bias_correction=True

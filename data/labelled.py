@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.lengths import WINDOW_BATCHES, count_of_lengths, longest_of_batches, padded_lengths
 from data.token_cache import ids_of
 from data.tokenizers.template import Template, kept_lengths
 from ground.ragged import bounds_of, span_indices
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
-
-# A handful of static lengths, so that a compiler sees a handful of programs.
-BUCKET_LENGTHS_TOKENS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Batches are cut from windows of this many batches, sorted by length: little padding, and still a random order.
-WINDOW_BATCHES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +107,9 @@ def assembled(
     return ids, segments, splits
 
 
-def bucket_length_tokens(length_tokens: int, max_seq_length: int) -> int:
-    """Return the length that a batch with a longest example of `length_tokens` is padded to."""
-    return next((b for b in BUCKET_LENGTHS_TOKENS if length_tokens <= b < max_seq_length), max_seq_length)
-
-
-def padded(examples: EncodedExamples, members: np.ndarray, rows: int, max_seq_length: int) -> dict[str, np.ndarray]:
-    """Return the features of the chosen examples, int32 [rows, L]; rows behind them are zeros."""
+def padded(examples: EncodedExamples, members: np.ndarray, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Return the features of the chosen examples, int32 [rows, `length`]; rows behind them are zeros."""
     lengths = examples.lengths_tokens[members]
-    length = bucket_length_tokens(int(lengths.max(initial=1)), max_seq_length)
     mask = np.zeros((rows, length), np.int32)
     mask[: len(members)] = np.arange(length) < lengths[:, None]
     source = span_indices(examples.splits[members], lengths)
@@ -136,13 +126,26 @@ class ClassificationDataset:
     In every epoch each example occurs exactly once: examples are permuted, sorted by length within windows, cut into
     batches, and the batches permuted. The last batch is filled up with rows of zeros, whose `input_mask` is zero
     throughout and which therefore weigh nothing.
+
+    Attributes:
+        examples: of all batches.
+        batch_size: of training.
+        max_seq_length: no example is longer.
+        seed: of the order.
+        lengths: what batches may be padded to, ascending; by default the few that pad least (`data.lengths`).
     """
 
     examples: EncodedExamples
     batch_size: int
     max_seq_length: int
     seed: int = 0
+    lengths: tuple[int, ...] = ()
     _plan: tuple[int, list[np.ndarray]] = field(default=(-1, []), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            longest = longest_of_batches(self.examples.lengths_tokens, self.batch_size)
+            self.lengths = padded_lengths(longest, count_of_lengths(self.steps_per_epoch), self.max_seq_length)
 
     @property
     def num_examples(self) -> int:
@@ -151,6 +154,11 @@ class ClassificationDataset:
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.num_examples // self.batch_size)
+
+    def _padded_length(self, members: np.ndarray) -> int:
+        """Return what a batch of these examples is padded to."""
+        longest = self.examples.lengths_tokens[members].max()
+        return next(length for length in self.lengths if length >= longest)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Return the batch of optimizer step `step` (from 0): int32 [B, L] features and `label_ids` [B]."""
@@ -169,12 +177,11 @@ class ClassificationDataset:
             batches   8 x 16, 2 x 64, 1 x 64 and a row of zeros
         """
         order = self.evaluation_order()
-        lengths, most = self.examples.lengths_tokens[order], batch_size * self.max_seq_length
-        begin = 0
+        most, begin = batch_size * self.max_seq_length, 0
         while begin < len(order):
             rows = batch_size
             while (end := begin + 2 * rows) <= len(order) and (
-                2 * rows * bucket_length_tokens(int(lengths[end - 1]), self.max_seq_length) <= most
+                2 * rows * self._padded_length(order[end - 1 : end]) <= most
             ):
                 rows *= 2
             yield self._collate(order[begin : begin + rows], rows)
@@ -199,7 +206,11 @@ class ClassificationDataset:
         rows = batch_size or self.batch_size
         labels = np.zeros((rows, *self.examples.labels.shape[1:]), self.examples.labels.dtype)
         labels[: len(members)] = self.examples.labels[members]
-        return {**padded(self.examples, members, rows, self.max_seq_length), "label_ids": labels}
+        return {**self._features(members, rows), "label_ids": labels}
+
+    def _features(self, members: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+        """Return what the model reads of the chosen examples, int32 [rows, L]."""
+        return padded(self.examples, members, rows, self._padded_length(members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +269,7 @@ class GroupedDataset(ClassificationDataset):
         chosen = span_indices(groups.splits[members], sizes)
         places = span_indices(np.arange(len(members)) * width, sizes)
         batch = {}
-        for name, found in padded(groups.rows, chosen, len(chosen), self.max_seq_length).items():
+        for name, found in padded(groups.rows, chosen, len(chosen), self._padded_length(members)).items():
             feature = np.zeros((rows * width, found.shape[1]), np.int32)
             feature[places] = found
             batch[name] = feature.reshape(rows, width, -1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from data.labelled import ClassificationDataset, EncodedExamples, assembled, padded
+from data.labelled import ClassificationDataset, EncodedExamples, assembled
 from data.token_cache import encoding_of, ids_of
 from ground.ragged import bounds_of, span_indices
 
@@ -180,7 +180,7 @@ class WindowedDataset(ClassificationDataset):
         """Return, with labels of tokens, `label_ids` and `label_weights` int32 [B, L]."""
         if self.token_labels is None:
             return super()._collate(members, batch_size)
-        features = padded(self.examples, members, batch_size or self.batch_size, self.max_seq_length)
+        features = self._features(members, batch_size or self.batch_size)
         mask = features["input_mask"]
         labels = np.full_like(mask, -1)
         labels[mask == 1] = self.token_labels[

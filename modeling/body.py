@@ -84,7 +84,11 @@ class Backbone(keras.layers.Layer):
         return masks.padding_mask(features["input_mask"]) if "input_mask" in features else None
 
     def call(
-        self, features: Mapping[str, Tensor], training: bool = False, word_noise_BLE: Tensor | None = None
+        self,
+        features: Mapping[str, Tensor],
+        training: bool = False,
+        word_noise_BLE: Tensor | None = None,
+        first_only: bool = False,
     ) -> dict[str, Any]:
         """Encode `input_ids` under `input_mask` (default: all real) with `segment_ids` (default: all 0).
 
@@ -95,6 +99,8 @@ class Backbone(keras.layers.Layer):
             features: int32 [B, L] each.
             training: apply dropout, keyed by the surrounding `seeded` scope.
             word_noise_BLE: added to the looked-up word vectors (adversarial training).
+            first_only: compute the last block at each row's first position alone, whose states are then all that
+                `sequence_output` and the last of `hidden_states` hold, x_B1D.
         """
         x_BLD = self.embeddings(
             features["input_ids"],
@@ -103,7 +109,9 @@ class Backbone(keras.layers.Layer):
             training=training,
             sequence_ids_BL=features.get("sequence_ids"),
         )
-        x_BLD, states = self.encoder(x_BLD, attention_mask=self.attention_mask(features), training=training)
+        x_BLD, states = self.encoder(
+            x_BLD, attention_mask=self.attention_mask(features), training=training, first_only=first_only
+        )
         x_BLD = self.finished(x_BLD)
         return {"sequence_output": x_BLD, "pooled_output": self.pooled(x_BLD), "hidden_states": states}
 

@@ -11,7 +11,6 @@ from modeling.computation import Sizes
 from modeling.config import Config
 from modeling.encoder import Brick, Bricks, Encoder
 from modeling.layers import Attention, KeyValue
-from modeling.randomness import next_key, seeded
 from modeling.variables import Initialization
 
 Cache = dict[str, list[KeyValue]]
@@ -94,11 +93,8 @@ class Decoder(Encoder):
             x_BLD = cross(x_BLD, memory=pair, attention_mask=memory_mask, training=training)
             return feed_forward(x_BLD, training=training)
 
-        # The last block is neither recomputed nor looped over: its attention could not leave either.
-        _, states = self.run_blocks(block, blocks[:-1], x_BLD, *memory, training=training)
-        with seeded(next_key() if training else None), self._gathered(blocks[-1]):
-            states.append(last_block(blocks[-1], states[-1], *memory))
-        return self.normalized(states[-1]), states, seen[0]
+        x_BLD, states = self.run_blocks(block, blocks, x_BLD, *memory, training=training, last_block=last_block)
+        return x_BLD, states, seen[0]
 
     def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
         """Return the bricks of every block; `sizes.target` tokens attend to the `sizes.tokens` of the source."""

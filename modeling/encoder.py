@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -64,7 +65,11 @@ class Encoder(keras.layers.Layer):
             self.layer_norm.build(None)
 
     def call(
-        self, x_BLD: Tensor, attention_mask: Tensor | None = None, training: bool = False
+        self,
+        x_BLD: Tensor,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+        first_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all blocks.
 
@@ -72,17 +77,19 @@ class Encoder(keras.layers.Layer):
             x_BLD: embedded tokens.
             attention_mask: boolean, broadcasts to [B, N, L, L]; True keeps.
             training: apply dropout; needs a `seeded` scope.
+            first_only: compute the last block at the first position alone; the last state is then x_B1D.
 
         Returns:
             The last state (normalised, with a final LayerNorm), and the states before the first and after every block.
         """
 
-        def block(bricks: Bricks, x_BLD: Tensor) -> Tensor:
+        def block(bricks: Bricks, x_BLD: Tensor, first_only: bool = False) -> Tensor:
             attention, feed_forward = bricks
-            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
+            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training, first_only=first_only)
             return feed_forward(x_BLD, training=training)
 
-        return self.run_blocks(block, self._bricks(), x_BLD, training=training)
+        last_block = partial(block, first_only=True) if first_only else None
+        return self.run_blocks(block, self._bricks(), x_BLD, training=training, last_block=last_block)
 
     def _bricks(self) -> list[Bricks]:
         """Return the bricks of every block in order."""
@@ -111,20 +118,28 @@ class Encoder(keras.layers.Layer):
         x_BLD: Tensor,
         *memory: Tensor,
         training: bool,
+        last_block: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; return what `call` does."""
+        """Apply `block(bricks, x_BLD, *memory)` once for the bricks of every block; return what `call` does.
+
+        Where there is a `last_block`, it is applied to the last bricks instead, and neither recomputed nor looped over.
+        """
         keys = [next_key() if training else None for _ in blocks]
-        if self.scan and blocks:
-            states = self._scanned(block, blocks, keys, x_BLD, *memory)
+        alike = len(blocks) if last_block is None else len(blocks) - 1
+        if self.scan and alike > 0:
+            states = self._scanned(block, blocks[:alike], keys[:alike], x_BLD, *memory)
         else:
             states = [x_BLD]
-            for bricks, key in zip(blocks, keys, strict=True):
+            for bricks, key in zip(blocks[:alike], keys[:alike], strict=True):
 
                 def run(x_BLD: Tensor, *memory: Tensor, bricks: Bricks = bricks, key: Tensor | None = key) -> Tensor:
                     with seeded(key), self._gathered(bricks):
                         return block(bricks, x_BLD, *memory)
 
                 states.append((keras.remat(run) if self.remat and training else run)(states[-1], *memory))
+        if last_block is not None and blocks:
+            with seeded(keys[-1]), self._gathered(blocks[-1]):
+                states.append(last_block(blocks[-1], states[-1], *memory))
         return self.normalized(states[-1]), states
 
     def normalized(self, x_BLD: Tensor) -> Tensor:
@@ -168,8 +183,8 @@ class Encoder(keras.layers.Layer):
 
         shared_values = [ops.convert_to_tensor(variable) for variable in shared]
 
-        def body(x_BLD: Tensor, of_block: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
-            own_values, key = of_block
+        def body(x_BLD: Tensor, of_block: tuple[list[Tensor], list[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+            own_values, key, _ = of_block
 
             def run(x_BLD: Tensor, values: list[Tensor], *memory: Tensor) -> Tensor:
                 mapping = list(zip(variables, values, strict=True))
@@ -184,5 +199,7 @@ class Encoder(keras.layers.Layer):
             return y_BLD, y_BLD
 
         stacks = [stacked(column) for column in own]
-        _, states = ops.scan(body, x_BLD, (stacks, [ops.stack(keys)] if training else []), length=len(blocks))
+        # The numbers of the blocks, as Keras refuses to scan nothing: all weights may be shared.
+        scanned = (stacks, [ops.stack(keys)] if training else [], ops.arange(len(blocks)))
+        _, states = ops.scan(body, x_BLD, scanned, length=len(blocks))
         return [x_BLD, *ops.unstack(states, num=len(blocks))]

@@ -93,7 +93,11 @@ class EncoderDecoder(Backbone):
         return super().pooled(x_BLD) if self.pools else x_BLD[:, 0]
 
     def call(
-        self, features: Mapping[str, Tensor], training: bool = False, word_noise_BLE: Tensor | None = None
+        self,
+        features: Mapping[str, Tensor],
+        training: bool = False,
+        word_noise_BLE: Tensor | None = None,
+        first_only: bool = False,
     ) -> dict[str, Any]:
         """Encode the source and, with `target_ids` [B, T + 1], decode its first T tokens.
 
@@ -102,12 +106,13 @@ class EncoderDecoder(Backbone):
                 read where they are not those of `input_mask`.
             training: apply dropout, keyed by the surrounding `seeded` scope.
             word_noise_BLE: added to the word vectors of the source (adversarial training).
+            first_only: of `Backbone.call`; for heads on the encoder, as a decoder reads every position.
 
         Returns:
             Further `decoder_output` x_BTD, `decoder_states`, and `copy_attention` float32 [B, T, S] where words are
             copied by the decoder's attention.
         """
-        outputs = super().call(features, training=training, word_noise_BLE=word_noise_BLE)
+        outputs = super().call(features, training=training, word_noise_BLE=word_noise_BLE, first_only=first_only)
         if self.decoder is None or "target_ids" not in features:
             return outputs
         x_BTD = self.target_embeddings(features["target_ids"][:, :-1], training=training)

@@ -31,6 +31,11 @@ class Head(Protocol):
         """The layers with variables, which the model builds and tracks in this order."""
         ...
 
+    @property
+    def reads_first_only(self) -> bool:
+        """Whether the head reads `pooled_output` or the first of `sequence_output` alone."""
+        ...
+
     def __call__(
         self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
     ) -> dict[str, Tensor]:
@@ -86,6 +91,8 @@ class VocabularyScores(keras.layers.Layer):
 class MaskedLMHead:
     """`masked_lm_logits` float32 [B, P, V] at `scored_positions` or `masked_lm_positions` [B, P]; else everywhere."""
 
+    reads_first_only = False
+
     def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
         width = body.embeddings.sum_width
         self.scores = VocabularyScores(config, width, initialization, dtype=computation.dtype, name="masked_lm")
@@ -127,6 +134,8 @@ class NextTokenHead:
         absl.app.UsageError: the model has no decoder.
     """
 
+    reads_first_only = False
+
     def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
         check_decoder(config)
         self.copying = None
@@ -159,6 +168,8 @@ class NextTokenHead:
 
 class PairHead:
     """`sentence_pair_logits` float32 [B, C], linear in the pooled vector."""
+
+    reads_first_only = True
 
     def __init__(
         self,
@@ -196,6 +207,8 @@ class ClassifierHead:
         num_labels: classes; 1 for a regression.
         dropout: rate on the pooled vector.
     """
+
+    reads_first_only = True
 
     def __init__(
         self,
@@ -245,6 +258,8 @@ class TokenHead:
         num_labels: C.
         dropout: rate on the hidden states.
     """
+
+    reads_first_only = False
 
     def __init__(
         self,
@@ -315,6 +330,7 @@ class EmbeddingHead:
                 f"{config.num_hidden_layers}, or -1 for the last"
             )
         self.pooling, self.layer, self.dropout = pooling, layer, dropout
+        self.reads_first_only = pooling == "cls" and layer == -1
         self.layers = ()
 
     def __call__(

@@ -138,6 +138,7 @@ class Attention(keras.layers.Layer):
         position: int | Tensor = 0,
         training: bool = False,
         decoding: bool = False,
+        first_only: bool = False,
     ) -> Any:
         """Attend, add to the input and normalise.
 
@@ -149,15 +150,19 @@ class Attention(keras.layers.Layer):
             position: index in the cache of the first query.
             training: apply dropout.
             decoding: the queries are the newest positions of a sequence, and its keys are many more.
+            first_only: compute the first position alone, which attends to all.
 
         Returns:
-            x_BLD, or (x_BLD, cache) when a cache was given.
+            x_BLD, or (x_BLD, cache) when a cache was given; with `first_only` x_B1D.
         """
         h_BLD = self.layer_norm(x_BLD) if self.preln else x_BLD
         if memory is None:
             memory = self.keys_values(h_BLD)
             if cache is not None:
                 memory = cache = _written(cache, memory, position)
+        if first_only:
+            x_BLD, h_BLD, decoding = x_BLD[:, :1], h_BLD[:, :1], True
+            attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
         context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training, decoding)
         y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
         y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)

@@ -64,23 +64,29 @@ class LanguageModel(keras.Model):
         """The stacks of blocks, whose weights an engine may gather block by block."""
         return self.backbone.stacks
 
-    def call(self, features: Mapping[str, Tensor], training: bool = False, **further: Any) -> dict[str, Any]:
+    def call(
+        self, features: Mapping[str, Tensor], training: bool = False, scores_only: bool = False, **further: Any
+    ) -> dict[str, Any]:
         """Compute the body and every head.
 
         Args:
             features: `input_ids` [B, L], and what else body and heads read.
             training: apply dropout, keyed by the surrounding `seeded` scope or, outside of any, by the model itself.
+            scores_only: return the outputs of the heads alone. Where all of them read the first position only, the
+                last block computes no other: the same scores, from fewer operations.
             **further: arguments of the body, as `word_noise_BLE`.
 
         Returns:
             The outputs of all heads and of the body, by name.
         """
+        if scores_only and all(head.reads_first_only for head in self.heads):
+            further["first_only"] = True
         with seeded_by_default(self.seed_generator, training):
             outputs = self.backbone(features, training=training, **further)
             found: dict[str, Any] = {}
             for head in self.heads:
                 found |= head(outputs, features, self.backbone, training)
-        return {**found, **outputs}
+        return found if scores_only else {**found, **outputs}
 
     def operations(self, sizes: Sizes) -> int:
         """Return the floating-point operations of the products of one example, forward."""

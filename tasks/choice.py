@@ -73,7 +73,9 @@ class ChoiceTask:
 
         def logits_of(key: Tensor, word_noise_BLE: Tensor | None) -> Tensor:
             with seeded(key), fusing():
-                return _by_example(model(rows, training=training, word_noise_BLE=word_noise_BLE)["logits"], real_BC)
+                return _by_example(
+                    model(rows, training=training, scores_only=True, word_noise_BLE=word_noise_BLE)["logits"], real_BC
+                )
 
         logits_BC = logits_of(seed, None)
         labels_B, weights_B = batch["label_ids"], real_BC[:, 0]
@@ -96,7 +98,8 @@ class ChoiceTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C]; 0 for a choice that is not there."""
-        logits_R1 = model(rows_of(batch), training=False)["logits"]
+        with fusing():
+            logits_R1 = model(rows_of(batch), training=False, scores_only=True)["logits"]
         return {"probabilities": ops.softmax(_by_example(logits_R1, real_rows(batch)))}
 
 

@@ -68,7 +68,7 @@ class ClassificationTask:
 
         def logits_of(key: Tensor, word_noise_BLE: Tensor | None) -> Tensor:
             with seeded(key), fusing():
-                return model(batch, training=training, word_noise_BLE=word_noise_BLE)["logits"]
+                return model(batch, training=training, scores_only=True, word_noise_BLE=word_noise_BLE)["logits"]
 
         logits_BC = logits_of(seed, None)
         labels_B, weights_B = batch["label_ids"], example_weights(batch)
@@ -90,4 +90,6 @@ class ClassificationTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C]."""
-        return {"probabilities": ops.softmax(ops.cast(model(batch, training=False)["logits"], "float32"))}
+        with fusing():
+            logits_BC = model(batch, training=False, scores_only=True)["logits"]
+        return {"probabilities": ops.softmax(ops.cast(logits_BC, "float32"))}

@@ -95,12 +95,13 @@ class MatchingTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `embedding_a` and `embedding_b`, float32 [B, D], of length 1."""
-        a_BD, b_BD = _towers(model, batch, False)
+        with fusing():
+            a_BD, b_BD = _towers(model, batch, False)
         return {"embedding_a": a_BD, "embedding_b": b_BD}
 
 
 def _towers(model: keras.Model, batch: Mapping[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-    vectors_RD = model(rows_of(batch), training=training)["embedding"]
+    vectors_RD = model(rows_of(batch), training=training, scores_only=True)["embedding"]
     vectors_B2D = ops.reshape(vectors_RD, (-1, 2, vectors_RD.shape[-1]))
     return vectors_B2D[:, 0], vectors_B2D[:, 1]
 

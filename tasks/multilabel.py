@@ -66,7 +66,7 @@ class MultilabelTask:
     ) -> tuple[Terms, Terms]:
         """Return the cross-entropy of the labels [B, C], and how many examples have all of them right."""
         with seeded(seed), fusing():
-            logits_BC = model(batch, training=training)["logits"]
+            logits_BC = model(batch, training=training, scores_only=True)["logits"]
         labels_BC, weights_B = ops.cast(batch["label_ids"], "float32"), example_weights(batch)
         # -log p of a label that is there is softplus(-x), of one that is not softplus(x).
         loss_B = ops.mean(ops.softplus(logits_BC) - labels_BC * logits_BC, axis=-1)
@@ -79,4 +79,6 @@ class MultilabelTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C], each label's own."""
-        return {"probabilities": ops.sigmoid(ops.cast(model(batch, training=False)["logits"], "float32"))}
+        with fusing():
+            logits_BC = model(batch, training=False, scores_only=True)["logits"]
+        return {"probabilities": ops.sigmoid(ops.cast(logits_BC, "float32"))}

@@ -61,7 +61,7 @@ class RegressionTask:
     ) -> tuple[Terms, Terms]:
         """Return the squared and the absolute error."""
         with seeded(seed), fusing():
-            scores_B = model(batch, training=training)["logits"][:, 0]
+            scores_B = model(batch, training=training, scores_only=True)["logits"][:, 0]
         errors_B, weights_B = scores_B - ops.cast(batch["label_ids"], "float32"), example_weights(batch)
         count = ops.sum(weights_B)
         losses = {"squared_error": (ops.sum(ops.square(errors_B) * weights_B), count)}
@@ -69,4 +69,6 @@ class RegressionTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `score` float32 [B]."""
-        return {"score": ops.cast(model(batch, training=False)["logits"], "float32")[:, 0]}
+        with fusing():
+            logits_B1 = model(batch, training=False, scores_only=True)["logits"]
+        return {"score": ops.cast(logits_B1, "float32")[:, 0]}

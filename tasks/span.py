@@ -84,7 +84,8 @@ class SpanTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [B, L]."""
-        logits_BL2 = self._logits(model, batch, False)
+        with fusing():
+            logits_BL2 = self._logits(model, batch, False)
         return {f"{end}_logits": logits_BL2[:, :, number] for number, end in enumerate(_ENDS)}
 
     def _logits(self, model: keras.Model, batch: Mapping[str, Tensor], training: bool) -> Tensor:

@@ -71,4 +71,6 @@ class TaggingTask:
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `log_probabilities` float32 [B, L, C] of the tags."""
-        return {"log_probabilities": ops.log_softmax(model(batch, training=False)["tagger_logits"])}
+        with fusing():
+            logits_BLC = model(batch, training=False)["tagger_logits"]
+        return {"log_probabilities": ops.log_softmax(logits_BLC)}

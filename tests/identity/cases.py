@@ -212,6 +212,8 @@ RUNS: dict[str, tuple[str, Flags]] = {
 }
 """Runs that stopped in before/NAME after two steps of four; the second begins with the weights of the first."""
 INTERRUPTED_STEP = 2
+CONTINUED = ("classifier",)
+"""Runs whose numbers newer code changes on purpose: how each goes on is recorded with newer code."""
 
 # -- losses ------------------------------------------------------------------------------------------------------------
 

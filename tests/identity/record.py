@@ -32,6 +32,7 @@ from .cases import (
     BOTH,
     CHINESE,
     CONFIGS,
+    CONTINUED,
     DOCUMENTS,
     EXPECTED,
     INTERRUPTED_STEP,
@@ -100,6 +101,17 @@ def record_losses(folder: Path, code: Path) -> Any:
     return found
 
 
+def record_continued(folder: Path, code: Path) -> Any:
+    """Return the curves of old runs that newer code, whose numbers differ on purpose, takes to their end."""
+    found = {}
+    for name in CONTINUED:
+        os.chdir(shutil.copytree(BEFORE, new_folder(folder) / "before"))
+        call(RUNS[name][0], {"config": f"{name}/config.json"})
+        found[name] = {phase: read_curves(Path(name), phase) for phase in ("train", "eval")}
+    os.chdir(ROOT)
+    return found
+
+
 PARTS: dict[str, Callable[[Path, Path], Any]] = {
     "tokenizers": record_tokenizers,
     "shards": record_shards,
@@ -107,6 +119,7 @@ PARTS: dict[str, Callable[[Path, Path], Any]] = {
     "batches": record_batches,
     "variables": record_variables,
     "losses": record_losses,
+    "continued": record_continued,
 }
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import app
-from modeling_cases import CONFIGS, features, without_dropout
+from modeling_cases import CONFIGS, PALM_CONFIGS, features, without_dropout
 from on_jax import environment_on_jax
 
 from modeling import (
@@ -23,6 +24,7 @@ from modeling import (
     seeded,
     variable_shapes,
 )
+from modeling.heads import EmbeddingHead
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = np.array([7, 11], np.uint32)
@@ -252,6 +254,38 @@ def test_hidden_states_run_from_the_embedding_to_the_output():
     outputs = model(features())
     assert len(outputs["hidden_states"]) == 1 + 4 * 2
     np.testing.assert_array_equal(outputs["hidden_states"][-1], outputs["sequence_output"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scan"),
+    [*((name, False) for name in [*CONFIGS, "palm"]), ("albert", True), ("bert_preln_final", True)],
+)
+def test_scores_of_the_first_position_alone_are_those_of_the_whole_model(name: str, scan: bool):
+    config = without_dropout({**CONFIGS, **PALM_CONFIGS}[name])
+    model = ClassifierModel(config, 3, 0.0, Computation(scan=scan, remat=scan))
+    randomize(model)
+    batch, whole = features(), model(features())
+    alone = model(batch, scores_only=True)
+    assert set(alone) == {"logits"}
+    np.testing.assert_allclose(alone["logits"], whole["logits"], atol=2e-6)
+    assert model.backbone(batch, first_only=True)["sequence_output"].shape == (3, 1, 16)
+    variables = [variable.value for variable in model.trainable_variables]
+
+    @tf.function
+    def gradients_of(scores_only: bool):
+        with tf.GradientTape() as tape, seeded(tf.constant(KEY)):
+            loss = tf.reduce_sum(tf.square(model(batch, training=True, scores_only=scores_only)["logits"]))
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    for one, other in zip(gradients_of(False), gradients_of(True), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_head_that_reads_other_positions_gets_them():
+    heads = [partial(EmbeddingHead, pooling="mean", layer=-1, dropout=0.0)]
+    model = LanguageModel(CONFIGS["bert"], heads)
+    np.testing.assert_array_equal(model(features(), scores_only=True)["embedding"], model(features())["embedding"])
 
 
 @pytest.mark.parametrize("name", ["bert", "albert_zh"])

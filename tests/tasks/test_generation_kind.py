@@ -104,7 +104,7 @@ def test_every_example_comes_once_an_epoch_between_its_specials(pairs, length: i
         found = []
         for batch in batches:
             assert batch["target_ids"].shape[1] <= target + 1
-            for row in range(size):
+            for row in range(len(batch["input_ids"])):
                 ids, mask = batch["input_ids"][row], batch["input_mask"][row]
                 given, seen = batch["target_ids"][row], batch["target_mask"][row]
                 assert not ids[mask == 0].any()

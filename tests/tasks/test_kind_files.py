@@ -238,7 +238,7 @@ def test_rows_of_an_example_lie_together_and_what_it_lacks_is_zeros(world: Path)
     dataset = splits.datasets["train"]
     assert dataset.num_examples == 4
     (batch,) = dataset.evaluation_batches(5)
-    assert batch["input_ids"].shape == (5, 4, 16)
+    assert batch["input_ids"].shape == (5, 4, 12)
     assert dataset.rows_per_example == 4  # pyright: ignore[reportAttributeAccessIssue]
     real = batch["input_mask"][:, :, 0]
     order = dataset.evaluation_order().tolist()

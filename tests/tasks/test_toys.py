@@ -36,6 +36,8 @@ class Causal(Backbone):
 class LengthHead:
     """A number for each example."""
 
+    reads_first_only = True
+
     def __init__(self, config, initialization, computation, body, *, outputs: int):
         self.dense = Dense(config.hidden_size, outputs, initialization, dtype=computation.dtype, name="length")
         self.layers = (self.dense,)
