@@ -42,13 +42,14 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "chnsenticorp": Task("accuracy", 128, floor="0.88, naive Bayes"),
+    "chnsenticorp": Task("accuracy", 128, flags={"num_train_epochs": 2.0}, floor="0.88, naive Bayes"),
     "thucnews_title": Task("accuracy", 32, 0.2, floor="0.85, naive Bayes"),
     "lcqmc": Task("accuracy", 48, 0.2, floor="0.70, shared bigrams"),
     "ocnli": Task("accuracy", 64, 0.2, floor="0.49, hypothesis alone"),
     "xnli_zh": Task("accuracy", 80, 0.2, floor="0.49, hypothesis alone"),
     "cluener": Task("macro_f1", 64, 0.2),
-    "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 96}),
+    # Of its 37,000 windows the 9,600 that two cores learn in six minutes.
+    "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 96, "num_train_steps": 300}),
 }
 ARMS: Mapping[str, str] = {"random": "random weights", "pretrained": "pretrained"}
 # About a model of width 256 on two cores; the pace of steps that are done corrects them.
