@@ -1,8 +1,10 @@
 """The Transformer decoder: causal self-attention, optional cross-attention, cached steps (Vaswani et al. 2017).
 
-Serves PALM and PLUG (causal, with cross-attention) and VECO (not causal; the same bricks with and without a memory).
+Serves PALM and PLUG (causal, with cross-attention) and VECO, causal when it generates and else not: the same blocks
+with a memory and without.
 """
 
+from functools import partial
 from typing import Any
 
 from ground.tensors import Tensor, ops
@@ -49,6 +51,7 @@ class Decoder(Encoder):
         x_BLD: Tensor,
         attention_mask: Tensor | None = None,
         training: bool = False,
+        first_only: bool = False,
         memory_BSD: Tensor | None = None,
         memory_mask: Tensor | None = None,
         return_attention: bool = False,
@@ -59,6 +62,7 @@ class Decoder(Encoder):
             x_BLD: embedded tokens.
             attention_mask: boolean, broadcasts to [B, N, L, L]; a causal decoder adds its own.
             training: apply dropout; needs a `seeded` scope.
+            first_only: of `Encoder.call`; not together with `return_attention`.
             memory_BSD: states that cross-attention reads; without them the blocks skip their cross-attention.
             memory_mask: boolean, broadcasts to [B, N, L, S].
             return_attention: also return where the last block's cross-attention looks, for copying.
@@ -72,9 +76,9 @@ class Decoder(Encoder):
             attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
         memory = () if memory_BSD is None else (memory_BSD,)
 
-        def block(bricks: Bricks, x_BLD: Tensor, *memory: Tensor) -> Tensor:
+        def block(bricks: Bricks, x_BLD: Tensor, *memory: Tensor, first_only: bool = False) -> Tensor:
             attention, *cross_attentions, feed_forward = bricks
-            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training)
+            x_BLD = attention(x_BLD, attention_mask=attention_mask, training=training, first_only=first_only)
             for cross in cross_attentions:
                 pair = cross.keys_values(*memory)
                 x_BLD = cross(x_BLD, memory=pair, attention_mask=memory_mask, training=training)
@@ -82,7 +86,8 @@ class Decoder(Encoder):
 
         blocks = self._bricks() if memory else super()._bricks()
         if not return_attention:
-            return self.run_blocks(block, blocks, x_BLD, *memory, training=training)
+            last = partial(block, first_only=True) if first_only else None
+            return self.run_blocks(block, blocks, x_BLD, *memory, training=training, last_block=last)
         seen: list[Tensor] = []
 
         def last_block(bricks: Bricks, x_BLD: Tensor, memory_BSD: Tensor) -> Tensor:
@@ -97,13 +102,10 @@ class Decoder(Encoder):
         return x_BLD, states, seen[0]
 
     def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
-        """Return the bricks of every block; `sizes.target` tokens attend to the `sizes.tokens` of the source."""
-        own = Sizes(sizes.target or sizes.tokens)
-        across = Sizes(own.tokens, memory=sizes.tokens)
-        return [
-            [(brick, across if brick in self.cross_attentions else own) for brick in bricks]
-            for bricks in self._bricks()
-        ]
+        """Return the bricks of every block: without `sizes.memory` to read they skip their cross-attention."""
+        own, across = Sizes(sizes.tokens), Sizes(sizes.tokens, memory=sizes.memory)
+        blocks = self._bricks() if sizes.memory else super()._bricks()
+        return [[(brick, across if brick in self.cross_attentions else own) for brick in bricks] for bricks in blocks]
 
     def _bricks(self) -> list[Bricks]:
         crosses = self.cross_attentions
