@@ -12,6 +12,7 @@ import transformers
 from absl.app import UsageError
 from conversion_cases import CONFIGS, random_tensors, shapes
 
+from commands.weights import initialize
 from conversion.containers.safetensors_files import save_safetensors
 from conversion.lazy import Tensors
 from conversion.loading import assignment, check_fits, load_into
@@ -19,7 +20,7 @@ from conversion.namings import NAMINGS, naming_of
 from conversion.parity import largest_differences
 from conversion.readers import Checkpoint, read_checkpoint
 from conversion.rules import Translation
-from conversion.writers import write_transformers
+from conversion.writers import write_ours, write_transformers
 from modeling import LanguageModel, named_variables
 from modeling.families import FAMILIES
 
@@ -223,6 +224,17 @@ def test_the_decoder_begins_as_the_last_blocks_of_the_encoder(k: int):
     assert len(report.unexpected) == (4 - k) * 10
     assert all("encoder/cross_attention_" in name for name in report.unexpected)
     assert f"{len(report.begun)} begun as copies of others" in str(report)
+
+
+def test_a_run_that_generates_starts_from_a_pretrained_folder(tmp_path: Path):
+    write_ours(tmp_path / "pretrained", VECO, random_tensors("veco", num_pair_labels=0))
+    config = dataclasses.replace(PLUGGED_OUT, num_decoder_layers=3)
+    model = LanguageModel(config, [])
+    told = initialize(model, config, str(tmp_path / "pretrained"), allow_unexpected=["masked_lm/.*"])
+    # Three blocks of 10 + 10 + 6 tensors, positions, the row of types and a LayerNorm.
+    assert "82 begun as copies of others; not used: backbone/encoder/* (10), masked_lm/" in told
+    held = random_tensors("veco", num_pair_labels=0)["backbone/encoder/feed_forward_3/output/kernel"]
+    np.testing.assert_array_equal(named_variables(model)["backbone/decoder/feed_forward_2/output/kernel"], held)
 
 
 def test_cross_attention_is_new_on_xlmr_and_left_out_where_it_is_plugged_out():
