@@ -21,6 +21,7 @@ from generation.language_model import Generative
 from generation.model import Tokens
 from generation.settings import Settings
 from modeling import Computation, Config, LanguageModel, count_parameters, load_config, masks, named_variables
+from modeling.accounting import Layout, flops_per_example, step_memory
 from modeling.computation import Sizes
 from modeling.heads import MaskedLMHead, NextTokenHead
 from modeling.two_sides import TwoSides
@@ -271,6 +272,10 @@ def test_operations_are_two_passes_of_each_stream(model: LanguageModel):
     assert len(body.states(Sizes(9, other=7))) == 4 * layers
     assert body.computed_positions(Sizes(9, other=7)) == layers * (2 + 3) * (9 + 7)
     assert body.computed_positions(Sizes(9)) == layers * 2 * 9
+    assert flops_per_example(VECO, 9, 0, other=7) == 3 * body.operations(Sizes(9, other=7))
+    layout = Layout(batch_size=8, length=9, predictions=4)
+    one, two = (step_memory(VECO, dataclasses.replace(layout, other=other)) for other in (0, 9))
+    assert two.activations > 3 * one.activations
 
 
 @pytest.mark.parametrize(
