@@ -339,8 +339,8 @@ def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
     if recipe.reads == "pairs" and counts.get("documents", 0):
         return UsageError(
             f"--input_file: no example could be made of {counts['documents']:,} pairs: "
-            f"{counts.get('pairs_without_tokens', 0):,} lack a side, {counts.get('pairs_too_long', 0):,} are longer than "
-            f"--max_seq_length={recipe.max_seq_length}; raise it, or give --long_pairs=cut"
+            f"{counts.get('pairs_without_tokens', 0):,} lack a side, {counts.get('pairs_too_long', 0):,} are longer "
+            f"than --max_seq_length={recipe.max_seq_length}; raise it, or give --long_pairs=cut"
         )
     if counts.get(_TOO_SHORT, 0):
         return UsageError(

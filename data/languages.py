@@ -44,7 +44,9 @@ ug Uighur; uk Ukrainian; ur Urdu; uz Uzbek; ve Venda; vi Vietnamese; vo Volapuk;
 yi Yiddish; yo Yoruba; za Zhuang; zh Chinese; zu Zulu; ast Asturian; ceb Cebuano; fil Filipino; nso Northern Sotho;
 yue Cantonese
 """
-NAMES: Mapping[str, str] = dict(entry.strip().split(" ", 1) for entry in _TABLE.split(";"))
+NAMES: Mapping[str, str] = {
+    code: name for code, _, name in (entry.strip().partition(" ") for entry in _TABLE.split(";"))
+}
 """English name of every known language by its code."""
 
 

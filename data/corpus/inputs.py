@@ -1,9 +1,10 @@
 """--input_file -> files, grouped by the language of their text.
 
-a.txt,b/*.txt                 text of one language, which nobody says
-en=a.txt,zh=b/*.txt           of several
-a.en:a.zh                     two files, line n of one the translation of line n of the other
-en-zh=a.en:a.zh,en-zh=b.tsv   the same with its languages, and a file of two columns with a TAB between
+Example:
+    a.txt,b/*.txt                 text of one language, which nobody says
+    en=a.txt,zh=b/*.txt           of several
+    a.en:a.zh                     two files, line n of one the translation of line n of the other
+    en-zh=a.en:a.zh,en-zh=b.tsv   the same with its languages, and a file of two columns with a TAB between
 """
 
 from __future__ import annotations

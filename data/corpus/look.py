@@ -111,7 +111,7 @@ def check_inputs(paths: Iterable[Path], encoding: str, *, accept: bool) -> None:
     Raises:
         UsageError: a file is no text, or is of another encoding.
     """
-    for path in (file for path in paths for file in files_of(path)):
+    for path in (file for each in paths for file in files_of(each)):
         if not accept and path.is_file() and (wrong := look(path, encoding)):
             raise UsageError(f"{path}: {wrong}, or {ACCEPT} to read it as it is")
 

@@ -67,7 +67,7 @@ def parallel_spans(path: Path, span_bytes: int, encoding: str = UTF8) -> list[Sp
 def parallel_documents(span: Span, counts: Counts, report: Report) -> Iterator[list[str]]:
     """Yield the pairs of lines of a span, a document of two sentences each.
 
-    A pair that lacks a side yields an empty document, for the caller to count; lines that are blank in both are skipped.
+    A pair that lacks a side yields an empty document, for the caller to count; a line blank in both is skipped.
 
     Raises:
         UsageError: a file ends before the other.
@@ -102,8 +102,8 @@ def files(span: Span) -> tuple[Path, ...]:
 def _unequal(first: Path, second: Path, lines: int, others: int) -> UsageError:
     shorter, end = (first, lines) if lines < others else (second, others)
     return UsageError(
-        f"--input_file={first}{BETWEEN}{second}: {lines:,} lines and {others:,} lines; expected equally many, line n of "
-        f"one the translation of line n of the other: {shorter} ends at line {end:,}"
+        f"--input_file={first}{BETWEEN}{second}: {lines:,} lines and {others:,} lines; expected equally many, line n "
+        f"of one the translation of line n of the other: {shorter} ends at line {end:,}"
     )
 
 

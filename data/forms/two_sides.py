@@ -1,4 +1,4 @@
-"""Two texts, each masked in a row of its own: a model reads one alone or with the other in sight (VECO, Luo et al. 2021).
+"""Two texts, each masked in a row of its own, to be read alone and with the other in sight (VECO, Luo et al. 2021).
 
 The two are adjacent segments of a document, or a sentence and its translation; records of both are of one schema.
 """
@@ -56,8 +56,8 @@ class TwoSides(OneRow):
             raise UsageError(f"two sides need an --objective of pairs, which {recipe.objective} is not")
         if recipe.word_order:
             raise UsageError(
-                f"--trigram_rate={recipe.word_order.rate:g}: --objective={recipe.objective} reads two texts, whose words "
-                "stay in order; leave it out"
+                f"--trigram_rate={recipe.word_order.rate:g}: --objective={recipe.objective} reads two texts, whose "
+                "words stay in order; leave it out"
             )
 
     def lengths(self, tokens: int, predictions: int, shuffled: int, target: int = 0) -> Lengths:

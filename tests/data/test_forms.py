@@ -77,7 +77,7 @@ def test_the_planner_s_batch_is_the_reader_s(folder, objective, masking, trigram
         {"source_length_range": (8, 32), "target_length_range": (4, 512)} if objective == "plug" else {}
     )
     if trigram_rate and objective == "veco":
-        with pytest.raises(UsageError, match="--trigram_rate=0.1: --objective=veco reads two texts"):
+        with pytest.raises(UsageError, match=r"--trigram_rate=0\.1: --objective=veco reads two texts"):
             make(folder, objective=objective, trigram_rate=trigram_rate)
         return
     manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate, **drawn)
