@@ -19,6 +19,7 @@ from data.forms.segments import Segments
 from data.forms.sides import Side
 from data.forms.source_target import SourceTarget
 from data.forms.two_sides import TwoSides
+from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from data.masking import MaskVocabulary
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from data.schema import Lengths, Schema
     from data.tokenizers.template import Template
 
-__all__ = ["FORMS", "Form", "Segments", "Side"]
+__all__ = ["FORMS", "Form", "Segments", "Side", "scored_per_prediction", "texts_read"]
 
 
 class Form(Protocol):
@@ -118,3 +119,14 @@ FORMS: dict[str, Form] = {
     "source_target": SourceTarget(),
     "two_sides": TwoSides(),
 }
+
+
+def texts_read(form: Form) -> int:
+    """Return how many texts of an example are masked and read, each in rows of `max_seq_length`; a target is not."""
+    return sum(bool(side.hidden) for side in form.sides)
+
+
+def scored_per_prediction(objective: str) -> int:
+    """Return how often a model scores a position for each of `max_predictions_per_seq`: in every text and stream."""
+    row = OBJECTIVES[objective]
+    return texts_read(FORMS[row.form]) * row.streams
