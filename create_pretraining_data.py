@@ -308,7 +308,7 @@ def main(options: Options) -> int:
     with claims.locked([name for job in jobs for name in (*job.names, held_out_name(job.names[0]))]):
         for job in jobs:
             check_outputs(options, job)
-        made = [make(options, job, tokenizer) for job in jobs]
+        made = make_all(options, jobs, tokenizer)
     if len(made) > 1:
         print(balance([manifest for manifest in made if manifest], jobs))
     return 0
@@ -339,13 +339,30 @@ def jobs_of(options: Options) -> list[Job]:
     return jobs
 
 
+def make_all(options: Options, jobs: Sequence[Job], tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
+    """Make the records of every job; return their manifests, None under Beam.
+
+    Raises `UsageError` where the text of one is refused; of the others nothing is left then.
+    """
+    made = []
+    for number, job in enumerate(jobs):
+        try:
+            made.append(make(options, job, tokenizer))
+        except UsageError as error:
+            for former in jobs[:number]:
+                for output in (former.output, former.held_out):
+                    remove_former(output)
+            raise UsageError(f"{job.recipe.language}: {error}" if len(jobs) > 1 else str(error)) from None
+    return made
+
+
 def make(options: Options, job: Job, tokenizer: Tokenizer) -> dict[str, Any] | None:
     """Make the records of one job, first those held out; return the manifest of the others, None under Beam.
 
     The held-out part is small: if the large one is interrupted, the rerun does not repeat it.
     """
     if not options.eval_fraction:
-        remove_former_held_out(job.held_out)
+        remove_former(job.held_out)
     parts = [(job.recipe, job.names, job.output)]
     if options.eval_fraction:
         apart = dataclasses.replace(job.recipe, held_out=True, dupe_factor=1)
@@ -390,7 +407,7 @@ def nothing_held_out(made: Output | None) -> Iterator[None]:
         yield
     except UsageError:
         if made is not None:
-            remove_former_held_out(made)
+            remove_former(made)
         raise
 
 
@@ -571,8 +588,8 @@ def beside(output_file: str, word: str) -> str:
     return f"{stem}.{word}{suffix}"
 
 
-def remove_former_held_out(former: Output) -> None:
-    """Remove what an earlier run held out of the same output: its documents are in the new shards."""
+def remove_former(former: Output) -> None:
+    """Remove the records of an earlier run, such as those held out, whose documents are in the new shards."""
     from data.writing import claims
 
     if former.manifest_path.is_file():

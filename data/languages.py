@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 from absl.app import UsageError
 
 from ground.words import nearest
+
+Item = TypeVar("Item")
 
 ALPHA = 0.5
 """VECO's exponent."""
@@ -99,6 +102,15 @@ def drawn_shares(sizes: Mapping[str, float], alpha: float) -> dict[str, float]:
     raised = {language: math.pow(size / whole, alpha) if size else 0.0 for language, size in sizes.items()}
     total = sum(raised.values())
     return {language: value / total for language, value in raised.items()}
+
+
+def repeated(item: Item, place: int, size: int, wanted: int) -> list[Item]:
+    """Return an item so often that of `size` items at the places 0, 1 .. there are `wanted`, spread evenly.
+
+    Example:
+        items a b c at 0, 1, 2; wanted 2: [] [b] [c]      wanted 4: [a] [b] [c c]
+    """
+    return [item] * ((place + 1) * wanted // size - place * wanted // size)
 
 
 def mixed_shares(sizes: Mapping[str, float], alpha: float, parallel_share: float | None) -> dict[str, float]:
