@@ -31,10 +31,10 @@ class LoadReport:
 
     loaded: list[str]
     untied: list[str]  # of the model, copied from the one shared brick of the checkpoint
-    begun: list[str]  # of the model, copied from tensors of other names
     missing: list[str]  # of the model, left as it was initialised
     unexpected: list[str]  # of the checkpoint, not used
     wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # checkpoint's and model's
+    begun: list[str] = dataclasses.field(default_factory=list)  # of the model, copied from tensors of other names
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]

@@ -41,10 +41,9 @@ def flops_per_example(config: Config, length: int, predictions: int, target: int
         length: tokens of the example, padding included.
         predictions: positions that are scored over the vocabulary.
         target: positions of the decoder, which are all scored.
-        other: tokens of the second text of an example of two sides.
+        other: tokens of the other text, in a model that reads two beside each other; `predictions` are those of both.
     """
-    sizes = Sizes(length, scored=predictions, target=target, other=other)
-    return 3 * declared_model(config, 0).operations(sizes)
+    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions, target=target, other=other))
 
 
 @dataclass(frozen=True, kw_only=True)
