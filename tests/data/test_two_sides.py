@@ -33,6 +33,7 @@ from data.translations import translations
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop", "一", "二", "三", "四", "五", "六"]
 FORM = FORMS["two_sides"]
+SPANS = ("first_start", "first_length", "second_start", "second_length")
 MASKED = MaskVocabulary(4, np.arange(5, 27, dtype=np.int32), np.arange(27) < 5)
 
 
@@ -180,7 +181,7 @@ def test_pairs_stay_pairs_and_keep_their_beginnings(lengths, passes: int, drops:
     good = [(starts[i], a, starts[i] + a, b) for i, (a, b) in enumerate(lengths) if a and b]
     long = [row for row in good if max(row[1], row[3]) > 5]
     kept = [row for row in good if not (drops and row in long)]
-    found = [*zip(*(getattr(pairs, name).tolist() for name in pairs.__slots__[:4]), strict=True)]
+    found = [*zip(*(getattr(pairs, name).tolist() for name in SPANS), strict=True)]
     assert found == [(a, min(n, 5), b, min(m, 5)) for a, n, b, m in kept] * passes
     assert cut.tolist() == [max(n - 5, 0) + max(m - 5, 0) for _, n, _, m in kept] * passes
     assert counts == {"pairs_without_tokens": len(lengths) - len(good), "pairs_too_long": len(long)}
