@@ -41,10 +41,13 @@ class Options:
     _data: ClassVar = Group.DATA
     input_file: tuple[str, ...] = flag(
         help="text: paths, patterns or tfds:NAME, separated by commas; a sentence a line and a blank line between "
-        "documents, or JSON lines; .gz, .xz, .zst and .bz2 are decompressed"
+        "documents, or JSON lines; .gz, .xz, .zst and .bz2 are decompressed. Text of several languages: "
+        "en=PATH,zh=PATH. Sentences and their translations: FIRST:SECOND, files whose lines belong together, or "
+        "en-zh=PATH, a file of two columns with a TAB between; also en-zh=FIRST:SECOND"
     )
     output_file: tuple[str, ...] = flag(
-        help="TFRecord files to write, separated by commas; examples are dealt over them"
+        help="TFRecord files to write, separated by commas; examples are dealt over them. Of several languages each "
+        "has files of its own: NAME.en.tfrecord"
     )
     vocab_file: str | None = flag(None, help="WordPiece vocabulary, a token a line", essential=True)
     spm_model_file: str | None = flag(None, help="SentencePiece model, which wins over --vocab_file", essential=True)
@@ -196,6 +199,13 @@ class Options:
         group=Group.DATA,
     )
 
+    long_pairs: str = flag(
+        "cut",
+        help="what becomes of a sentence and its translation that are too long for their rows; cut takes their ends",
+        choices=("cut", "drop"),
+        group=Group.EXAMPLES,
+    )
+
     _evaluation: ClassVar = Group.EVALUATION
     eval_fraction: float = flag(
         0.0,
@@ -256,41 +266,138 @@ NEEDS = (
 )
 
 
+@dataclass(frozen=True)
+class Job:
+    """The records of one language, or of all text where no language is named.
+
+    Attributes:
+        inputs: of the text.
+        recipe: of the records.
+        names: of the files to write, maybe as URLs.
+        output: the same as paths.
+    """
+
+    inputs: Sequence[Path]
+    recipe: Recipe
+    names: tuple[str, ...]
+    output: Output
+
+    @property
+    def held_out(self) -> Output:
+        """The file of the documents that are held out."""
+        from data.writing.output import Output
+
+        return Output((Path(held_out_name(self.names[0])),))
+
+
 def main(options: Options) -> int:
     """Make the shards; print what was read and written. Raises `UsageError` for flags that do not go together."""
     check(options)
     # Tokenizers start threads of their own otherwise; the processes are ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from data.corpus import check_inputs, expand_inputs, find_encoding
+    from data.corpus import check_inputs, find_encoding
     from data.tokenizers import load_tokenizer
     from data.writing import claims
+
+    jobs = jobs_of(options)
+    options = dataclasses.replace(options, encoding=find_encoding(options.encoding))
+    for job in jobs:
+        check_inputs(job.inputs, options.encoding, accept=options.accept_bad_text)
+        check_records(options, job.recipe, job.inputs, job.output.files[0], num_cores())
+    tokenizer = load_tokenizer(**tokenizer_files(options))
+    with claims.locked([name for job in jobs for name in (*job.names, held_out_name(job.names[0]))]):
+        for job in jobs:
+            check_outputs(options, job)
+        made = make_all(options, jobs, tokenizer)
+    if len(made) > 1:
+        print(balance([manifest for manifest in made if manifest], jobs))
+    return 0
+
+
+def jobs_of(options: Options) -> list[Job]:
+    """Return a job for each language; raises `UsageError` where flags and inputs do not go together."""
+    from data.corpus import find_corpora
     from data.writing.output import Output
 
-    output = Output(tuple(map(Path, options.output_file)), options.num_shards, options.shard_size)
+    corpora = find_corpora(options.input_file)
+    if options.runner and len(corpora) > 1:
+        raise UsageError(
+            f"--runner={options.runner} makes the records of one language, but --input_file has {len(corpora)}: give "
+            "each a command"
+        )
     recipe = recipe_of(options)
-    inputs = expand_inputs(options.input_file)
-    options = dataclasses.replace(options, encoding=find_encoding(options.encoding))
-    check_inputs(inputs, options.encoding, accept=options.accept_bad_text)
-    check_records(options, recipe, inputs, output.files[0], num_cores())
-    tokenizer = load_tokenizer(**tokenizer_files(options))
-    parts = [(recipe, output)]
-    held_out = held_out_name(str(options.output_file[0]))
+    jobs = []
+    for corpus in corpora:
+        names = options.output_file
+        if len(corpora) > 1:
+            names = tuple(beside(name, corpus.language) for name in names)
+        output = Output(tuple(map(Path, names)), options.num_shards, options.shard_size)
+        own = dataclasses.replace(recipe, text=corpus.text or None, language=corpus.language)
+        jobs.append(Job(corpus.inputs, own, names, output))
+    has_pairs = any(job.recipe.reads == "pairs" for job in jobs)
+    check_needs(options, (Need(("long_pairs",), "pairs, as --input_file=FIRST:SECOND", lambda _: has_pairs),))
+    return jobs
+
+
+def make_all(options: Options, jobs: Sequence[Job], tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
+    """Make the records of every job; return their manifests, None under Beam.
+
+    Raises `UsageError` where the text of one is refused; of the others nothing is left then.
+    """
+    made = []
+    for number, job in enumerate(jobs):
+        try:
+            made.append(make(options, job, tokenizer))
+        except UsageError as error:
+            for former in jobs[:number]:
+                for output in (former.output, former.held_out):
+                    remove_former(output)
+            raise UsageError(f"{job.recipe.language}: {error}" if len(jobs) > 1 else str(error)) from None
+    return made
+
+
+def make(options: Options, job: Job, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """Make the records of one job, first those held out; return the manifest of the others, None under Beam.
+
+    The held-out part is small: if the large one is interrupted, the rerun does not repeat it.
+    """
+    if not options.eval_fraction:
+        remove_former(job.held_out)
+    parts = [(job.recipe, job.names, job.output)]
     if options.eval_fraction:
-        # Write the small held-out part first: if the large part is interrupted, the rerun does not repeat it.
-        apart = dataclasses.replace(recipe, held_out=True, dupe_factor=1)
-        parts.insert(0, (apart, Output((Path(held_out),))))
-    with claims.locked([*options.output_file, held_out]):
-        check_outputs(options, inputs, [target for _, target in parts], Output((Path(held_out),)))
-        if not options.eval_fraction:
-            remove_former_held_out(Output((Path(held_out),)))
-        for part, target in parts:
-            if options.runner:
-                names = (held_out,) if part.held_out else options.output_file
-                make_with_beam(options, inputs, part, names, target)
-            else:
-                with nothing_held_out(None if part.held_out else Output((Path(held_out),))):
-                    make_here(options, inputs, part, target, tokenizer)
-    return 0
+        apart = dataclasses.replace(job.recipe, held_out=True, dupe_factor=1)
+        parts.insert(0, (apart, (held_out_name(job.names[0]),), job.held_out))
+    manifest = None
+    for recipe, names, output in parts:
+        if options.runner:
+            make_with_beam(options, job.inputs, recipe, names, output)
+        else:
+            with nothing_held_out(None if recipe.held_out else job.held_out):
+                manifest = make_here(options, job.inputs, recipe, output, tokenizer)
+    return manifest
+
+
+def balance(made: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> str:
+    """Write into the manifests how much there is of every language, and return it as lines for a person."""
+    from data.languages import ALPHA, drawn_shares
+    from data.manifest import text_size, to_bytes
+    from ground.files import write_atomically
+
+    sizes = {job.recipe.language: text_size(manifest) for job, manifest in zip(jobs, made, strict=True)}
+    share, drawn = drawn_shares(sizes, 1.0), drawn_shares(sizes, ALPHA)
+    languages = {
+        name: {"examples": manifest["num_examples"], "share": share[name], "drawn": drawn[name]}
+        for name, manifest in zip(sizes, made, strict=True)
+    }
+    for job, manifest in zip(jobs, made, strict=True):
+        write_atomically(job.output.manifest_path, to_bytes({**manifest, "languages": languages}))
+    width = max(map(len, languages))
+    lines = [
+        f"balance  {name:{width}}  {row['examples']:,} examples, {row['share']:.1%} of the text; drawn "
+        f"{row['drawn']:.1%} of the time by run_pretraining.py --language_alpha={ALPHA:g}"
+        for name, row in languages.items()
+    ]
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -300,19 +407,23 @@ def nothing_held_out(made: Output | None) -> Iterator[None]:
         yield
     except UsageError:
         if made is not None:
-            remove_former_held_out(made)
+            remove_former(made)
         raise
 
 
-def check_outputs(options: Options, inputs: Sequence[Path], outputs: Sequence[Output], held_out: Output) -> None:
-    """Raise `UsageError` where a part would be written over what is read, or over what is of somebody else."""
+def check_outputs(options: Options, job: Job) -> None:
+    """Raise `UsageError` where a job would write over what is read, or over what is of somebody else."""
+    from data.corpus import files_of
     from data.writing import claims
 
-    reads = {"--input_file": inputs, "--vocab_file": [options.vocab_file], "--spm_model_file": [options.spm_model_file]}
-    for output in outputs:
-        claims.check(output, reads)
-    if held_out not in outputs and held_out.manifest_path.exists():
-        claims.check(held_out, reads)
+    reads = {
+        "--input_file": [file for path in job.inputs for file in files_of(path)],
+        "--vocab_file": [options.vocab_file],
+        "--spm_model_file": [options.spm_model_file],
+    }
+    claims.check(job.output, reads)
+    if options.eval_fraction or job.held_out.manifest_path.exists():
+        claims.check(job.held_out, reads)
 
 
 def check(options: Options) -> None:
@@ -362,6 +473,7 @@ def recipe_of(options: Options) -> Recipe:
         form="packed" if options.pack_sequences else None,
         word_order=word_order(options),
         continuation=continuation(options),
+        long_pairs=options.long_pairs,
     )
 
 
@@ -416,8 +528,10 @@ def tokenizer_files(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("vocab_file", "spm_model_file", "do_lower_case")}
 
 
-def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: Output, tokenizer: Tokenizer) -> None:
-    """Make the shards by processes of this machine, with progress and a summary."""
+def make_here(
+    options: Options, inputs: Sequence[Path], recipe: Recipe, output: Output, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Make the shards by processes of this machine, with progress and a summary; return the manifest."""
     from data.writing.local import create_examples
     from data.writing.workers import stopping_on_signals
 
@@ -435,6 +549,7 @@ def make_here(options: Options, inputs: Sequence[Path], recipe: Recipe, output: 
             accept_bad_text=options.accept_bad_text,
         )
     print(summary(result.manifest))
+    return result.manifest
 
 
 def make_with_beam(
@@ -464,12 +579,17 @@ def num_cores() -> int:
 
 def held_out_name(output_file: str) -> str:
     """Return the file of the documents that are held out of `output_file`."""
+    return beside(output_file, "held_out")
+
+
+def beside(output_file: str, word: str) -> str:
+    """Return the name of a file beside another: NAME.word.tfrecord of NAME.tfrecord."""
     stem, suffix = os.path.splitext(output_file)  # noqa: PTH122  (may be a URL)
-    return f"{stem}.held_out{suffix}"
+    return f"{stem}.{word}{suffix}"
 
 
-def remove_former_held_out(former: Output) -> None:
-    """Remove what an earlier run held out of the same output: its documents are in the new shards."""
+def remove_former(former: Output) -> None:
+    """Remove the records of an earlier run, such as those held out, whose documents are in the new shards."""
     from data.writing import claims
 
     if former.manifest_path.is_file():
@@ -514,7 +634,6 @@ def summary(manifest: dict) -> str:
     from data.manifest import positions
 
     counts = manifest["counts"]
-    short = "too short for a fragment" if manifest["recipe"].get("continuation") else "of one word"
     tokens_each = counts["example_tokens"] / manifest["num_examples"]
     labels = ", ".join(f"{label}: {n / manifest['num_examples']:.1%}" for label, n in counts["labels"].items())
     packed = ""
@@ -527,20 +646,40 @@ def summary(manifest: dict) -> str:
         f"tokens on average in {len(manifest['shards'])} file(s), labels {labels}",
         f"filled   {tokens_each / positions(manifest):.1%} of all positions{packed}",
         f"cut      {counts.get('truncated_tokens', 0):,} tokens from {counts.get('truncated_examples', 0):,} examples; "
-        f"{counts.get('documents_too_short_to_pair', 0):,} documents {short} were left out",
+        + left_out(manifest),
     ]
-    oddities = {name: n for name, n in counts.items() if name.startswith("read_") and name not in _READ}
+    if language := manifest["recipe"]["language"]:
+        lines.insert(0, f"language {language}")
+    told = (*_READ, "read_empty_documents") if of_pairs(manifest) else _READ
+    oddities = {name: n for name, n in counts.items() if name.startswith("read_") and name not in told}
     if oddities:
         mended = (f"{n:,} {name.removeprefix('read_').replace('_', ' ')}" for name, n in oddities.items())
-        lines.insert(1, f"mended   {', '.join(mended)}")
+        lines.insert(-3, f"mended   {', '.join(mended)}")
     lone = counts.get("pairs_without_another_document", 0)
     if lone:
-        lines.insert(2, f"lacking  another document nearby: {lone:,} pairs, none of them with a random sentence")
+        lines.insert(-3, f"lacking  another document nearby: {lone:,} pairs, none of them with a random sentence")
     if "predictions" in counts:
-        lines[-3] += f", {counts['predictions'] / manifest['num_examples']:.1f} predictions each"
+        predictions = counts["predictions"] + counts.get("other_masked_lm_predictions", 0)
+        lines[-3] += f", {predictions / manifest['num_examples']:.1f} predictions each"
     if "word_order_predictions" in counts:
         lines[-3] += f" and {counts['word_order_predictions'] / manifest['num_examples']:.1f} of shuffled tokens"
     return "\n".join(lines)
+
+
+def of_pairs(manifest: dict) -> bool:
+    """Whether records were made of pairs of sentences."""
+    return "pairs" in (manifest["recipe"]["text"], OBJECTIVES[manifest["objective"]].text)
+
+
+def left_out(manifest: dict) -> str:
+    """Return what no example was made of, for a person."""
+    counts, recipe = manifest["counts"], manifest["recipe"]
+    if of_pairs(manifest):
+        lacking = counts.get("pairs_without_tokens", 0) + counts.get("read_empty_documents", 0)
+        long = counts.get("pairs_too_long", 0) if recipe["long_pairs"] == "drop" else 0
+        return f"{lacking:,} pairs that lack a side and {long:,} that are too long were left out"
+    short = "too short for a fragment" if recipe.get("continuation") else "of one word"
+    return f"{counts.get('documents_too_short_to_pair', 0):,} documents {short} were left out"
 
 
 if __name__ == "__main__":

@@ -108,7 +108,16 @@ class Options:
     @property
     def predictions(self) -> int:
         """Positions of an example that are scored over the vocabulary."""
-        return self.masked_positions + self.max_word_order_per_seq
+        from data.forms import scored_per_prediction
+
+        return self.masked_positions * scored_per_prediction(self.objective) + self.max_word_order_per_seq
+
+    @property
+    def other_positions(self) -> int:
+        """Tokens of a second text that is read; 0 without one."""
+        from data.forms import FORMS, texts_read
+
+        return self.max_seq_length * (texts_read(FORMS[OBJECTIVES[self.objective].form]) - 1)
 
     @property
     def target_positions(self) -> int:
@@ -303,6 +312,7 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
         length=options.max_seq_length,
         predictions=options.predictions,
         target=options.target_positions,
+        other=options.other_positions,
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -421,7 +431,7 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     from training.planning import EFFICIENCY, roofline_of_step
 
     options = plan.options
-    lengths = options.max_seq_length, options.predictions, options.target_positions
+    lengths = options.max_seq_length, options.predictions, options.target_positions, options.other_positions
     flops = options.train_batch_size * flops_per_example(config, *lengths)
     rows = [[f"{name}, a chip", gib(size)] for name, size in plan.held_bytes.items()]
     held = sum(plan.held_bytes.values())
@@ -438,7 +448,7 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
         peak, micro_batches = plan.peak_bytes or 0.0, options.gradient_accumulation_steps
         bound = roofline_of_step(chip, options.precision, flops / chips, held, peak, micro_batches, plan.collectives)
         fast, slow = bound.fast_seconds, bound.slow_seconds
-        tokens = options.train_batch_size * (options.max_seq_length + options.target_positions)
+        tokens = options.train_batch_size * sum(lengths[:1] + lengths[2:])
         share = flops / chips / slow / chip.flops(options.precision)
         rows += [
             ["time of a step, from the roofline", f"{1000 * fast:,.1f} to {1000 * slow:,.1f} ms"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from absl.app import UsageError
 from commands.flags import Group, flag, run
 from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
+from data.languages import ALPHA
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -39,6 +41,19 @@ class Options(TrainingOptions):
         help="record shards to evaluate on; by default those that the manifest of --input_file calls held out",
         group=Group.EVALUATION,
     )
+    language_alpha: float = flag(
+        ALPHA,
+        help="records of several languages: one is drawn for each step, in proportion to its share of the text to this "
+        "power: 1 as often as its text is large, 0 all alike",
+        minimum=0,
+    )
+    parallel_share: float | None = flag(
+        None,
+        help="likewise: share of the steps that learn from pairs of languages; by default a pair is drawn as if it "
+        "were a language",
+        minimum=0.0,
+        maximum=1.0,
+    )
     _objective: ClassVar = Group.OBJECTIVE
     objective: str = flag(
         "albert",
@@ -50,6 +65,9 @@ class Options(TrainingOptions):
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
     word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
     sentence_loss_weight: float = flag(1.0, help="weight of the sentence-pair loss", minimum=0)
+    crossed_loss_weight: float = flag(
+        1.0, help="weight of the losses of masked tokens that are read with the other text in sight", minimum=0
+    )
     next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
     masked_lm_until: float = flag(
         1.0,
@@ -130,6 +148,11 @@ NEEDS = (
         lambda o: OBJECTIVES[o.objective].labels,
     ),
     Need(
+        ("crossed_loss_weight",),
+        f"an --objective of two sides ({', '.join(name for name, row in OBJECTIVES.items() if row.streams > 1)})",
+        lambda o: OBJECTIVES[o.objective].streams > 1,
+    ),
+    Need(
         ("next_tokens_loss_weight", "label_smoothing"),
         f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
         lambda o: OBJECTIVES[o.objective].continuing,
@@ -176,8 +199,8 @@ def main(options: Options) -> None:
         scores = train(session, options, records) if options.do_train else {}
         if records.held_out is None:
             return
-        scores = scores or evaluate(session, options, records.held_out)
-        scores = {"global_step": float(session.engine.step), **scores, **floors(options, records, records.held_out)}
+        scores = scores or evaluate(session, options, records)
+        scores = {"global_step": float(session.engine.step), **scores, **floors(options, records)}
         session.finish("eval_results", scores, "held-out records")
 
 
@@ -219,6 +242,7 @@ def build(session: Session, options: Options, records: Records) -> None:
         weights={
             "masked_lm": options.masked_lm_loss_weight,
             "pair": options.sentence_loss_weight,
+            "crossed": options.crossed_loss_weight,
             "next_tokens": options.next_tokens_loss_weight,
             **({"word_order": options.word_order_loss_weight} if records.shuffled else {}),
         },
@@ -264,11 +288,9 @@ def load_weights(session: Session, options: Options) -> None:
 
 def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
-    held_out, rows = records.held_out, session.rows_of_process()
-    own = records.training.part(*rows, options.train_batch_size // rows[1])
     outcome = session.train(
-        own,
-        (lambda: evaluate(session, options, held_out)) if held_out else None,
+        records.mixture(session.rows_of_process(), options.train_batch_size, options.seed),
+        (lambda: evaluate(session, options, records)) if records.held_out else None,
         **plan_of(session, options, records),
     )
     return outcome.evaluation
@@ -280,8 +302,9 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
 
     training, held_out, work = records.training, records.held_out, work_of(options, records)
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    tokens_per_step = options.train_batch_size * (training.max_seq_length + training.max_target_length)
-    facts = {"data": records.facts}
+    lengths = training.max_seq_length, training.max_target_length, training.max_other_length
+    tokens_per_step = options.train_batch_size * sum(lengths)
+    facts = {"data": records.facts} | ({"languages": drawn} if (drawn := records.drawn) else {})
     if options.do_train:
         facts["step"] = (
             f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
@@ -297,7 +320,7 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
         "unit": "tokens",
         "count_units": lambda batch: tokens_per_step,
         "flops_per_unit": options.train_batch_size
-        * flops_per_example(session.config, work.length, work.predictions, work.target)
+        * flops_per_example(session.config, work.length, work.predictions, work.target, work.other)
         / tokens_per_step,
     }
 
@@ -309,28 +332,45 @@ def work_of(options: Options, records: Records) -> Work:
     training = records.training
     target = training.max_target_length
     lengths = training.max_seq_length, records.scored - target
-    return Work(options.train_batch_size, *lengths, options.num_train_steps, target)
+    return Work(options.train_batch_size, *lengths, options.num_train_steps, target, training.max_other_length)
 
 
-def evaluate(session: Session, options: Options, held_out: PretrainingDataset) -> dict[str, float]:
-    """Return the losses and accuracies of the present weights."""
-    return session.engine.evaluate(first_batches(held_out, options))
+def evaluate(session: Session, options: Options, records: Records) -> dict[str, float]:
+    """Return the losses and accuracies of the present weights on the held-out records.
+
+    Of several languages each is scored by itself: `NAME_en` is the loss of one, NAME the mean over all.
+    """
+    found = {
+        language: session.engine.evaluate(first_batches({language: dataset}, options))
+        for language, dataset in records.held_out_languages.items()
+    }
+    first, *others = found.values()
+    if not others:
+        return first
+    scores = {name: statistics.fmean(each[name] for each in found.values()) for name in first}
+    losses = [name for name in scores if name.endswith("loss")]
+    return scores | {f"{name}_{language}": each[name] for language, each in found.items() for name in losses}
 
 
-def first_batches(dataset: PretrainingDataset, options: Options) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of one evaluation, at most --max_eval_steps."""
-    return itertools.islice(dataset.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
+def first_batches(languages: Mapping[str, PretrainingDataset], options: Options) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of one evaluation, at most --max_eval_steps of each language."""
+    for dataset in languages.values():
+        yield from itertools.islice(dataset.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
 
 
-def floors(options: Options, records: Records, held_out: PretrainingDataset) -> dict[str, float]:
+def floors(options: Options, records: Records) -> dict[str, float]:
     """Return the accuracies that a model without any knowledge of the text would have."""
     from tasks.pretraining import next_tokens_unigram_accuracy, unchanged_share, unigram_accuracy
 
-    training, scored = first_batches(records.training, options), first_batches(held_out, options)
-    found = {"unigram_accuracy": unigram_accuracy(training, scored)}
+    training, held_out = records.training_languages, records.held_out_languages
+
+    def batches() -> tuple[Iterator[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]:
+        return first_batches(training, options), first_batches(held_out, options)
+
+    lists = [side.hidden for side in records.training.form.sides if side.hidden]
+    found = {f"{name}_accuracy".replace("masked_lm", "unigram"): unigram_accuracy(*batches(), name) for name in lists}
     if records.training.max_target_length:
-        batches = (first_batches(each, options) for each in (records.training, held_out))
-        found["next_tokens_unigram_accuracy"] = next_tokens_unigram_accuracy(*batches)
+        found["next_tokens_unigram_accuracy"] = next_tokens_unigram_accuracy(*batches())
     if records.shuffled:
         found["unchanged_order_accuracy"] = unchanged_share(first_batches(held_out, options))
     return found

@@ -9,16 +9,20 @@ albert_config/vocab.txt was made, and is made again after a change of the sample
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from data.languages import ALPHA
 
 if TYPE_CHECKING:
-    from data.corpus import Counts
+    from data.corpus import Corpus, Counts
 
 SAMPLE_SENTENCES = 10_000
 VERB = "train_tokenizer"
@@ -30,7 +34,8 @@ class Options:
 
     _data: ClassVar = Group.DATA
     input_file: tuple[str, ...] = flag(
-        help="text: paths, patterns or tfds:NAME, separated by commas; plain text, JSON lines, compressed or not"
+        help="text: paths, patterns or tfds:NAME, separated by commas; plain text, JSON lines, compressed or not. Of "
+        "several languages: en=PATH,zh=PATH; sentences and their translations: FIRST:SECOND or en-zh=PATH"
     )
     output_file: str = flag(help="the vocabulary (vocab.txt) or the SentencePiece model (spiece.model) to write")
     _model: ClassVar = Group.MODEL
@@ -70,6 +75,13 @@ class Options:
     max_sentences: int = flag(
         10_000_000, help="SentencePiece: learn from a random sample of this size", unit="sentences", minimum=1
     )
+    language_alpha: float = flag(
+        ALPHA,
+        help="text of several languages: sentences of each are left out or repeated until it is learnt from in "
+        "proportion to its share of the text to this power; 1 takes the text as it is",
+        minimum=0,
+        group=Group.DATA,
+    )
     text_field: str = flag("text", help="field of JSON lines and tfds examples that holds the text", group=Group.DATA)
     encoding: str = flag(
         "utf-8", help="of the files, by its name in Python: gb18030, big5, utf-16, cp1252 ...", group=Group.DATA
@@ -89,24 +101,27 @@ NEEDS = (
 def main(options: Options) -> None:
     """Write the tokenizer and print how it does on the text. Raises `UsageError` for text or sizes that do not do."""
     check_needs(options, NEEDS)
-    from data.corpus import Counts, check_inputs, expand_inputs, find_encoding
+    from data.corpus import Counts, check_inputs, files_of, find_corpora, find_encoding
     from data.tokenizers import load_tokenizer
     from data.tokenizers.training import train_sentencepiece, train_wordpiece
     from data.tokenizers.wordpiece import vocabulary_bytes
     from ground.files import write_atomically
     from ground.outputs import Target, announce, check_outputs, was_written
 
-    inputs, output = expand_inputs(options.input_file), Path(options.output_file)
-    check_outputs({"--input_file": inputs}, [Target(output, "--output_file", lambda path: was_written(path, VERB))])
+    corpora, output = find_corpora(options.input_file), Path(options.output_file)
+    named = any(corpus.language for corpus in corpora)
+    check_needs(options, (Need(("language_alpha",), "languages, as --input_file=en=PATH,zh=PATH", lambda _: named),))
+    files = [file for corpus in corpora for path in corpus.inputs for file in files_of(path)]
+    check_outputs({"--input_file": files}, [Target(output, "--output_file", lambda path: was_written(path, VERB))])
     encoding = find_encoding(options.encoding)
-    check_inputs(inputs, encoding, accept=options.accept_bad_text)
+    check_inputs(files, encoding, accept=options.accept_bad_text)
     counts = Counts()
     sample: list[str] = []
     given = {"vocab_size": options.vocab_size, "character_coverage": options.character_coverage}
     chosen = {name: value for name, value in given.items() if value is not None}
     if options.model_type == "wordpiece":
         vocabulary = train_wordpiece(
-            sentences(options, inputs, encoding, counts, sample),
+            sentences(options, corpora, encoding, counts, sample),
             do_lower_case=options.do_lower_case,
             common=options.common_characters,
             min_frequency=options.min_frequency,
@@ -115,7 +130,7 @@ def main(options: Options) -> None:
         content = vocabulary_bytes(vocabulary)
     else:
         content = train_sentencepiece(
-            sentences(options, inputs, encoding, counts, sample),
+            sentences(options, corpora, encoding, counts, sample),
             model_type=options.model_type,
             layout=options.layout,
             do_lower_case=options.do_lower_case,
@@ -139,17 +154,46 @@ def main(options: Options) -> None:
 
 
 def sentences(
-    options: Options, inputs: Sequence[Path], encoding: str, counts: Counts, sample: list[str]
+    options: Options, corpora: Sequence[Corpus], encoding: str, counts: Counts, sample: list[str]
 ) -> Iterator[str]:
     """Yield the sentences of the inputs, with progress; the first ones are added to the sample, what is read to counts.
 
+    Where languages are named, they are read once more before, and then as often each as --language_alpha says.
+
     Raises `UsageError` for text that cannot be read, and at its end for text that is mostly damaged.
     """
-    from data.corpus import Span, read_documents
+    from data.corpus import Counts
     from data.examples import check_text
+    from data.languages import drawn_shares, repeated
+
+    if not any(corpus.language for corpus in corpora):
+        for _, sentence in read(options, corpora, encoding, counts, sample):
+            yield sentence
+    else:
+        sizes = Counter(language for language, _ in read(options, corpora, encoding, Counts(), []))
+        shares = drawn_shares(sizes, options.language_alpha)
+        for name, size in sizes.items():
+            print(f"language {name}: {size:,} sentences, {size / sizes.total():.1%}; learnt from as {shares[name]:.1%}")
+        wanted = {name: round(share * sizes.total()) for name, share in shares.items()}
+        places = Counter[str]()
+        for language, sentence in read(options, corpora, encoding, counts, sample):
+            place, size = places[language], sizes[language]
+            places[language] += 1
+            yield from repeated(sentence, place, size, wanted[language])
+    found = {"read_invalid_sequences": counts.invalid_sequences, "read_bytes": counts.bytes}
+    check_text(found, accept=options.accept_bad_text)
+
+
+def read(
+    options: Options, corpora: Sequence[Corpus], encoding: str, counts: Counts, sample: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (language, sentence), with progress; of a pair of languages each side is of its own."""
+    from data.corpus import files_of, plan_spans, read_documents
+    from data.languages import BETWEEN
     from ground.progress import Progress
 
-    done, total = 0, sum(path.stat().st_size for path in inputs if path.is_file())
+    files = [file for corpus in corpora for path in corpus.inputs for file in files_of(path)[:1]]
+    done, total = 0, sum(file.stat().st_size for file in files if file.is_file())
     scale, unit = (1e6, "MB") if total > 1e7 else (1e3, "kB")
     with Progress(total / scale, unit, "reading", interval_seconds=5) as progress:
 
@@ -158,13 +202,14 @@ def sentences(
             done += size
             progress.update(done / scale)
 
-        spans = [Span(path, encoding=encoding) for path in inputs]
-        for document in read_documents(spans, counts, text_field=options.text_field, report=report):
-            if len(sample) < SAMPLE_SENTENCES:
-                sample.extend(document)
-            yield from document
-    read = {"read_invalid_sequences": counts.invalid_sequences, "read_bytes": counts.bytes}
-    check_text(read, accept=options.accept_bad_text)
+        for corpus in corpora:
+            languages = corpus.language.split(BETWEEN)
+            spans = plan_spans(corpus.inputs, sys.maxsize, encoding)
+            given = {"text_field": options.text_field, "text": corpus.text or "documents", "report": report}
+            for document in read_documents(spans, counts, **given):
+                if len(sample) < SAMPLE_SENTENCES:
+                    sample.extend(document)
+                yield from zip(cycle(languages), document, strict=False)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes: of an example `predictions` positions are scored over the vocabulary, and all `target`."""
+    """What a run computes: of an example `predictions` positions are scored over the vocabulary, and all `target`.
+
+    `other` tokens are those of a second text.
+    """
 
     batch_size: int
     length: int
     predictions: int
     num_steps: int
     target: int = 0
+    other: int = 0
 
 
 def estimate(
@@ -45,6 +49,7 @@ def estimate(
         length=work.length,
         predictions=work.predictions,
         target=work.target,
+        other=work.other,
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -60,7 +65,7 @@ def estimate(
     if chip is None:
         return {"plan": peak, "time": f"the rates of {device} are not known; a few steps will tell"}
     room = f"{peak}, of {chip.memory_bytes / 2**30:,.1f} GiB"
-    flops = work.batch_size * flops_per_example(config, work.length, work.predictions, work.target) / count
+    flops = work.batch_size * flops_per_example(config, work.length, work.predictions, work.target, work.other) / count
     held, sent = sum(memory.held.values()), collective_bytes(config, layout)
     bound = roofline_of_step(chip, options.precision, flops, held, memory.peak, layout.micro_batches, sent)
     milliseconds = [1000 * bound.fast_seconds, 1000 * bound.slow_seconds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
@@ -13,6 +14,7 @@ from ground.addresses import shown
 
 if TYPE_CHECKING:
     from conversion.lazy import Array
+    from data.mixture import Dataset
     from data.reading import PretrainingDataset
     from data.shards import Shards
     from modeling.config import Config
@@ -25,10 +27,39 @@ class Records:
     Attributes:
         training: their examples.
         held_out: examples of documents that `training` does not hold; None without --do_eval.
+        objective: that is learnt from them.
+        training_languages: the examples of each language, by its code; of one that is not named where there is one.
+        held_out_languages: likewise; none without --do_eval.
+        shares: how often each language is drawn; empty where there is one.
     """
 
     training: PretrainingDataset
     held_out: PretrainingDataset | None
+    objective: str
+    training_languages: Mapping[str, PretrainingDataset]
+    held_out_languages: Mapping[str, PretrainingDataset]
+    shares: Mapping[str, float]
+
+    def mixture(self, rows: tuple[int, int], batch_size: int, seed: int) -> Dataset:
+        """Return what is trained on.
+
+        Args:
+            rows: (index, count): this process computes the index-th of count equal parts of every batch.
+            batch_size: of all processes.
+            seed: decides which of two languages with equal claims comes first.
+        """
+        from data.mixture import Mixture
+
+        if not self.shares:
+            return self.training.part(*rows, batch_size // rows[1])
+        parts = {name: each.part(*rows, batch_size // rows[1]) for name, each in self.training_languages.items()}
+        return Mixture({name: (parts[name], share) for name, share in self.shares.items()}, seed)
+
+    @property
+    def drawn(self) -> str:
+        """How often each language is drawn, as text; empty where there is one."""
+        sizes = {name: dataset.num_examples for name, dataset in self.training_languages.items()}
+        return ", ".join(f"{name} {share:.1%} ({sizes[name]:,} examples)" for name, share in self.shares.items())
 
     @property
     def shuffled(self) -> bool:
@@ -38,8 +69,11 @@ class Records:
     @property
     def scored(self) -> int:
         """Positions of an example that are scored over the vocabulary."""
+        from data.forms import scored_per_prediction
+
         training = self.training
-        return training.max_predictions_per_seq + training.max_word_order_per_seq + training.max_target_length
+        masked = training.max_predictions_per_seq * scored_per_prediction(self.objective)
+        return masked + training.max_word_order_per_seq + training.max_target_length
 
     @property
     def facts(self) -> str:
@@ -83,7 +117,15 @@ def open_records(options: Any) -> Records:
         )
     training = open_dataset(options, training_shards, options.train_batch_size)
     held_out = open_dataset(options, held_out_shards, options.eval_batch_size) if options.do_eval else None
-    records = Records(training, held_out)
+    training_languages = by_language(options, training, training_shards, options.train_batch_size)
+    records = Records(
+        training,
+        held_out,
+        options.objective,
+        training_languages,
+        by_language(options, held_out, held_out_shards, options.eval_batch_size) if held_out else {},
+        shares_of(options, training_shards, training_languages),
+    )
     check_objective(training, options.objective)
     if held_out and bool(held_out.max_word_order_per_seq) != records.shuffled:
         with_words, without = ("--input_file", "the held-out ones")[:: 1 if records.shuffled else -1]
@@ -108,6 +150,61 @@ def open_dataset(options: Any, shards: Shards, batch_size: int) -> PretrainingDa
         max_predictions_per_seq=options.max_predictions_per_seq,
         bounds=Bounds(num_labels=len(OBJECTIVES[options.objective].labels) or None),
     )
+
+
+def by_language(
+    options: Any, dataset: PretrainingDataset, shards: Shards, batch_size: int
+) -> dict[str, PretrainingDataset]:
+    """Return the examples of each language, opened apart; all of them where there is one.
+
+    Raises `UsageError` where some shards say their language and others do not.
+    """
+    from data.manifest import language_of
+
+    languages: dict[str, Path] = {}
+    for path in shards.paths:
+        manifest = shards.listings[path].manifest if path in shards.listings else None
+        languages.setdefault(language_of(manifest), path)
+    if len(languages) < 2:
+        return dict.fromkeys(languages, dataset)
+    if "" in languages:
+        named = next(path for name, path in languages.items() if name)
+        raise UsageError(
+            f"{languages['']} is of a language that its manifest does not say, but {named} says it: make the records "
+            "of all with create_pretraining_data.py --input_file=en=TEXT,..."
+        )
+    parts = {name: shards.where(lambda manifest, name=name: language_of(manifest) == name) for name in languages}
+    return {name: open_dataset(options, part, batch_size) for name, part in parts.items()}
+
+
+def shares_of(options: Any, shards: Shards, languages: Mapping[str, PretrainingDataset]) -> dict[str, float]:
+    """Return how often each language is drawn; nothing where there is one.
+
+    Raises `UsageError` for flags that ask for shares of what is not there.
+    """
+    from data.languages import ALPHA, is_pair, mixed_shares
+    from data.manifest import language_of, text_size
+
+    pairs = [name for name in languages if is_pair(name)]
+    if options.parallel_share is not None and not 0 < len(pairs) < len(languages):
+        raise UsageError(
+            f"--parallel_share={options.parallel_share:g}: the records are of {', '.join(languages) or 'no'} language; "
+            "expected some of single languages and some of pairs, as create_pretraining_data.py "
+            "--input_file=en=TEXT,en-zh=TEXT:TEXT makes them"
+        )
+    if len(languages) < 2:
+        if options.language_alpha != ALPHA:
+            raise UsageError(
+                f"--language_alpha={options.language_alpha:g} but the records are of one language: make them with "
+                "create_pretraining_data.py --input_file=en=TEXT,zh=TEXT, or leave it out"
+            )
+        return {}
+    manifests = {id(listing.manifest): listing.manifest for listing in shards.listings.values()}
+    sizes = dict.fromkeys(languages, 0.0)
+    for manifest in manifests.values():
+        sizes[language_of(manifest)] += text_size(manifest)
+    shares = mixed_shares(sizes, options.language_alpha, options.parallel_share)
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 def is_held_out(manifest: Mapping[str, Any] | None) -> bool:

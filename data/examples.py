@@ -24,6 +24,7 @@ from data.recipe import Recipe, Vocabulary
 from data.segmentation import word_starts
 from data.tfrecord.encoding import Rows, encode_examples
 from data.tokenizers import Encoding, Tokenizer
+from data.translations import translations
 from ground.ragged import bounds_of
 
 # Documents are handled together up to this many characters: enough for NumPy, little enough for memory and caches.
@@ -34,6 +35,7 @@ LARGEST_SPAN_BYTES = 1 << 26
 _SPANS = 64
 _CHUNKING = stream_number("chunks and pairs")
 _MASK = stream_number("masks")
+_TOO_SHORT = "documents_too_short_to_pair"
 
 
 class Stopwatch:
@@ -103,7 +105,7 @@ def read_blocks(
     """
     watch = watch or Stopwatch()
     read = corpus.Counts()
-    documents = corpus.read_documents(span, read, text_field=recipe.text_field, text=recipe.row.text, report=report)
+    documents = corpus.read_documents(span, read, text_field=recipe.text_field, text=recipe.reads, report=report)
     for number, batch in enumerate(_batched(filter(recipe.takes, documents), recipe.pairing.min_documents)):
         watch.stop("read")
         texts = [sentence for document in batch for sentence in document]
@@ -135,7 +137,7 @@ def _paired(
     """Cut tokenised documents into the examples of the recipe."""
     bounds = bounds_of([len(document) for document in documents])
     whole = Block(encoding.splits, bounds[:-1], bounds[1:])
-    block, pairs, cut, unpaired = _cut(whole, encoding, starts, texts, recipe, vocabulary, random)
+    block, pairs, cut, left_out = _cut(whole, encoding, starts, texts, recipe, vocabulary, random)
     tokens = encoding.ids.astype(vocabulary.token_dtype) * 2 + starts.astype(vocabulary.token_dtype)
     tokens, pairs, of_form = recipe.layout.lay_out(tokens, pairs, recipe, vocabulary)
     counts = Counter(
@@ -147,7 +149,7 @@ def _paired(
         examples=len(pairs),
         truncated_tokens=int(cut.sum()),
         truncated_examples=int((cut > 0).sum()),
-        documents_too_short_to_pair=unpaired,
+        **left_out,
         **_partners(block, pairs, recipe.pairing),
     )
     return PairedBlock(tokens, pairs, counts)
@@ -161,10 +163,20 @@ def _cut(
     recipe: Recipe,
     vocabulary: Vocabulary,
     random: np.random.Generator,
-) -> tuple[Block, Pairs, np.ndarray, int]:
-    """Return the block of what is cut, its pairs, the tokens lost from each, and how many documents were too short."""
-    pairing, continuation = recipe.pairing, recipe.continuation
+) -> tuple[Block, Pairs, np.ndarray, dict[str, int]]:
+    """Return the block of what is cut, its pairs, the tokens lost from each, and counts of what was left out."""
+    pairing, continuation, apart = recipe.pairing, recipe.continuation, recipe.layout.apart
     max_tokens = recipe.layout.max_tokens(recipe, vocabulary.template)
+    if recipe.reads == "pairs":
+        return translations(
+            whole,
+            pairing,
+            num_passes=recipe.dupe_factor,
+            max_tokens=max_tokens,
+            apart=apart,
+            long_pairs=recipe.long_pairs,
+            random=random,
+        )
     clause_ends = vocabulary.clause_ends[encoding.ids]
     if continuation is not None:
         if not recipe.whole_word:
@@ -180,8 +192,9 @@ def _cut(
             short_seq_prob=recipe.short_seq_prob,
             random=random,
         )
-        return block, pairs, cut, int(too_short(block, continuation).sum())
-    block, unpaired = make_divisible(whole, starts, clause_ends, max_tokens, pairing.num_segments)
+        return block, pairs, cut, {_TOO_SHORT: int(too_short(block, continuation).sum())}
+    longest = max_tokens // 2 if apart else max_tokens
+    block, unpaired = make_divisible(whole, starts, clause_ends, longest, pairing.num_segments)
     pairs = chunk_and_pair(
         block,
         pairing,
@@ -190,7 +203,7 @@ def _cut(
         short_seq_prob=recipe.short_seq_prob,
         random=random,
     )
-    return block, *truncate(pairs, max_tokens, random), unpaired
+    return block, *truncate(pairs, max_tokens, random, apart=apart), {_TOO_SHORT: unpaired}
 
 
 def _batched(documents: Iterable[list[str]], min_documents: int) -> Iterator[list[list[str]]]:
@@ -315,7 +328,7 @@ def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
             f"--eval_fraction={recipe.held_out_fraction:g} holds out none of {counts.get('read_documents', 0)} "
             "documents: raise it, or set it to 0"
         )
-    if counts.get("documents_too_short_to_pair", 0) and recipe.continuation:
+    if counts.get(_TOO_SHORT, 0) and recipe.continuation:
         needed = recipe.continuation.least_tokens
         return UsageError(
             f"--objective={recipe.objective} needs {needed} tokens for a source and its target, but all "
@@ -323,7 +336,13 @@ def nothing_made(counts: Mapping[str, int], recipe: Recipe) -> UsageError:
             "sentence a line and a blank line between documents, or give lower --source_length_range and "
             "--target_length_range"
         )
-    if counts.get("documents_too_short_to_pair", 0):
+    if recipe.reads == "pairs" and counts.get("documents", 0):
+        return UsageError(
+            f"--input_file: no example could be made of {counts['documents']:,} pairs: "
+            f"{counts.get('pairs_without_tokens', 0):,} lack a side, {counts.get('pairs_too_long', 0):,} are longer "
+            f"than --max_seq_length={recipe.max_seq_length}; raise it, or give --long_pairs=cut"
+        )
+    if counts.get(_TOO_SHORT, 0):
         return UsageError(
             f"--objective={recipe.objective} pairs sentences, but all {counts['documents']:,} documents "
             f"{'held out' if recipe.held_out else 'in the input'} are of one word each: put a sentence a line and a "

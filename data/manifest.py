@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl.app import UsageError
 
+from data.corpus.parallel import files_of
 from data.forms import FORMS, Form
 from data.manifest_shape import check_manifest, read_listing
 from data.masking import MaskVocabulary
@@ -94,12 +95,15 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Return size in bytes and time of the last change of a file; zeros for a name that is no file, such as tfds's."""
+    """Return size in bytes and time of the last change of a file; zeros for a name that is no file, such as tfds's.
+
+    Of line-aligned files it is the size of both.
+    """
     try:
-        status = path.stat()
+        found = [file.stat() for file in files_of(path)]
     except FileNotFoundError:
         return 0, 0
-    return status.st_size, status.st_mtime_ns
+    return sum(status.st_size for status in found), max(status.st_mtime_ns for status in found)
 
 
 def _ranges(ids: Iterable[int]) -> list[list[int]]:
@@ -255,6 +259,16 @@ def _check_agreement(one: tuple[Path, Manifest], other: tuple[Path, Manifest]) -
             f"{path} was made with tokenizer {tokenizer['file']} ({tokenizer['fingerprint'][:8]}) but {first_path} "
             f"with {expected['file']} ({expected['fingerprint'][:8]}): give --input_file shards of one vocabulary"
         )
+
+
+def language_of(manifest: Manifest | None) -> str:
+    """Return the language of the text, or the two of pairs; empty where it is not said."""
+    return "" if manifest is None else manifest["recipe"].get("language", "")
+
+
+def text_size(manifest: Manifest) -> float:
+    """Return how much text there is, in examples of one pass over it."""
+    return manifest["num_examples"] / max(manifest["recipe"]["dupe_factor"], 1)
 
 
 def total_counts(listings: Mapping[Path, Listing]) -> Counter[str]:

@@ -32,6 +32,7 @@ Token = Annotated[int, Meta(ge=0, lt=int(BOUNDS["vocab_size"].most))]
 Size = Annotated[int, Meta(ge=1, le=int(BOUNDS["vocab_size"].most))]
 Range = Annotated[list[Token], Meta(min_length=2, max_length=2)]
 DrawnLengths = Annotated[list[Length], Meta(min_length=2, max_length=2)]
+Language = Annotated[str, Meta(pattern=r"^([a-z_]+(-[a-z_]+)?)?$", max_length=100)]
 # One file of the manifest's own folder: any other name could lead to a file that no verb wrote.
 FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\\\x00]+$", max_length=255)]
 
@@ -103,6 +104,9 @@ class RecipeShape(TypedDict):
     form: NotRequired[str | None]
     word_order: NotRequired[WordOrderShape | None]
     continuation: NotRequired[ContinuationShape | None]
+    text: NotRequired[Literal["documents", "pairs"] | None]
+    long_pairs: NotRequired[Literal["cut", "drop"]]
+    language: NotRequired[Language]
 
 
 class TokenizerShape(TypedDict):
@@ -142,6 +146,14 @@ class FeatureShape(TypedDict):
     stored: bool
 
 
+class BalanceShape(TypedDict):
+    """What a text of several languages has of one."""
+
+    examples: Count
+    share: Share
+    drawn: Share
+
+
 class ManifestShape(TypedDict):
     """A whole manifest."""
 
@@ -162,6 +174,7 @@ class ManifestShape(TypedDict):
     shards: list[ShardShape]
     flags: NotRequired[FlagsShape]
     repairs: NotRequired[list[Any]]
+    languages: NotRequired[dict[str, BalanceShape]]
 
 
 def read_listing(path: Path) -> dict[str, Any]:
@@ -196,8 +209,10 @@ def _check_counts(manifest: Mapping[str, Any]) -> None:
 
 
 def _widest(manifest: Mapping[str, Any]) -> int:
-    lengths = manifest.get("lengths") or {}
-    return max(sum(lengths.values()), manifest["max_seq_length"])
+    lengths, form = manifest.get("lengths") or {}, FORMS.get(_form_name(manifest))
+    # Lengths are checked later; a form whose texts have rows of their own has one of `tokens` for each.
+    rows = len(form.sides) if form else 1
+    return max(sum(lengths.values()), manifest["max_seq_length"] * rows)
 
 
 def _form_name(manifest: Mapping[str, Any]) -> str:

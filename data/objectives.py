@@ -39,9 +39,11 @@ class Objective:
         label_name: name under which the loss of the pair label is logged; empty where examples have no label.
         labels: classes of the pair label, in the order of their ids.
         shuffles_words: whether word order belongs to the method, so that words are shuffled unless flags say otherwise.
-        text: "documents": a sentence a line and a blank line between documents; "pairs": a line is a document of two
-            sentences with a TAB between, such as a sentence and its translation.
+        text: "documents": a sentence a line and a blank line between documents; "pairs": a document is two sentences,
+            such as a sentence and its translation, in a line with a TAB between or in the same line of two files;
+            "both": either, as the inputs are named (`data.corpus.inputs`), in records of one schema.
         continuing: amounts of the pairing "continuation"; None with any other.
+        streams: of the model, in each of which every labelled token is scored.
     """
 
     paper: str
@@ -54,6 +56,7 @@ class Objective:
     shuffles_words: bool = False
     text: str = "documents"
     continuing: Continuing | None = None
+    streams: int = 1
 
 
 _STRUCTURE = ("random", "next", "previous", "later", "earlier")
@@ -107,4 +110,19 @@ OBJECTIVES: Mapping[str, Objective] = {
     "structbert": _structbert(3, "masked tokens, word order, and random, next or previous sentence"),
     "structbert_2way": _structbert(2, "random or next sentence"),
     "structbert_5way": _structbert(5, "also later or earlier sentences"),
+    "tlm": Objective(
+        paper="Conneau and Lample 2019",
+        summary="masked tokens of a sentence and its translation, or of adjacent segments, in one row",
+        pairing="adjacent",
+        text="both",
+    ),
+    "veco": Objective(
+        paper="Luo et al. 2021",
+        summary="masked tokens of two such texts, of each alone and with the other in sight",
+        pairing="adjacent",
+        form="two_sides",
+        losses=("both_sides",),
+        text="both",
+        streams=2,
+    ),
 }

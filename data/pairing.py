@@ -1,5 +1,6 @@
 """Documents -> pairs of segments: sentence order (ALBERT, Lan et al. 2020, section 3.1), next sentence (BERT,
-Devlin et al. 2019, section 3.1), sentence structure (StructBERT, Wang et al. 2020, section 2.2.2), or single segments.
+Devlin et al. 2019, section 3.1), sentence structure (StructBERT, Wang et al. 2020, section 2.2.2), adjacent segments
+(VECO, Luo et al. 2021), or single segments.
 
 Sentences are gathered up to a target length as BERT's script does. Unlike there, no sentence is dropped for want of a
 partner, the length of short examples is drawn for each of them and not once a document, and swapped pairs are never
@@ -151,6 +152,19 @@ def _structure(num_labels: int, chunks: Chunks, block: Block, random: np.random.
     return pairs, np.where(unrelated | apart, middle, chunks.end)
 
 
+def _adjacent(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
+    """B follows A; they meet where the sentences end that are nearest to the middle. The label is always 0."""
+    del random
+    first, last = block.sentences[chunks.begin], block.sentences[chunks.end]
+    most = chunks.end - 1
+    after = np.clip(np.searchsorted(block.sentences, (first + last) / 2), chunks.begin + 1, most)
+    before = np.maximum(after - 1, chunks.begin + 1)
+    nearer = np.abs(2 * block.sentences[before] - first - last) <= np.abs(2 * block.sentences[after] - first - last)
+    middle = np.where(nearer, before, after)
+    spans = *_spans_of(block, chunks.begin, middle), *_spans_of(block, middle, chunks.end)
+    return Pairs(*spans, np.zeros_like(middle)), chunks.end
+
+
 def _single(chunks: Chunks, block: Block, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
     """Return chunks as single segments; the label is always 0."""
     del random
@@ -181,6 +195,7 @@ PAIRINGS: dict[str, Pairing] = {
     "sop": Pairing(num_segments=2, num_labels=2, pair=_swap),
     "nsp": Pairing(num_segments=2, num_labels=2, pair=_next_sentence),
     "single": Pairing(num_segments=1, num_labels=1, pair=_single),
+    "adjacent": Pairing(num_segments=2, num_labels=1, pair=_adjacent),
     "continuation": Pairing(num_segments=2, num_labels=1, pair=None),
     **{
         f"structure_{num_labels}": Pairing(
@@ -345,14 +360,23 @@ def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return bins
 
 
-def truncate(pairs: Pairs, max_tokens: int, random: np.random.Generator) -> tuple[Pairs, np.ndarray]:
-    """Shorten the longer segment until both fit `max_tokens`, each token from the front or the back at random.
+def shorter(a: np.ndarray, b: np.ndarray, max_tokens: int, *, apart: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lengths that are left of two texts: of one row `kept_lengths`, of two rows at most half in each."""
+    if apart:
+        return np.minimum(a, max_tokens // 2), np.minimum(b, max_tokens // 2)
+    return kept_lengths(a, b, max_tokens)
+
+
+def truncate(
+    pairs: Pairs, max_tokens: int, random: np.random.Generator, *, apart: bool = False
+) -> tuple[Pairs, np.ndarray]:
+    """Shorten the segments until both fit `max_tokens`, each token from the front or the back at random.
 
     Returns:
-        The pairs, cut as `data.tokenizers.template.kept_lengths` says; and the tokens cut from each, int64 [C].
+        The pairs, cut as `shorter` says; and the tokens cut from each, int64 [C].
     """
     a, b = pairs.first_length, pairs.second_length
-    kept_a, kept_b = kept_lengths(a, b, max_tokens)
+    kept_a, kept_b = shorter(a, b, max_tokens, apart=apart)
     front_a, front_b = random.binomial(a - kept_a, 0.5), random.binomial(b - kept_b, 0.5)
     shortened = Pairs(pairs.first_start + front_a, kept_a, pairs.second_start + front_b, kept_b, pairs.label)
     return shortened, a + b - kept_a - kept_b

@@ -18,7 +18,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data import manifest as manifests
-from data.forms import Form
+from data.forms import Form, texts_read
 from data.forms.ranges import Bounds, faults
 from data.forms.segments import COMPACT_FEATURES, Segments
 from data.manifest import find_manifests
@@ -153,6 +153,11 @@ class PretrainingDataset:
     def max_target_length(self) -> int:
         """Positions of a decoder; 0 in forms without a target."""
         return max(self.lengths.get("target", 0) - 1, 0)
+
+    @property
+    def max_other_length(self) -> int:
+        """Tokens of the second text that is read; 0 in forms of one."""
+        return self.max_seq_length * (texts_read(self.form) - 1)
 
     @property
     def positions(self) -> int:

@@ -22,6 +22,7 @@ from data.pairing import PAIRINGS, Pairing
 from data.schema import Lengths
 from data.tokenizers import Tokenizer
 from data.tokenizers.template import Template
+from data.translations import CUT
 from data.word_order import WordOrder
 
 _CLAUSE_ENDS = "，、；：。！？,;:.!?"
@@ -50,6 +51,9 @@ class Recipe:
         form: a key of `FORMS`; None is the objective's own.
         word_order: what is shuffled after masking, with any objective; None: nothing.
         continuation: how fragments become sources and targets; None is the objective's own, if it has one.
+        text: "documents" or "pairs" (`Objective.text`); None is the objective's own, documents where it takes both.
+        long_pairs: what becomes of a pair of sentences that is too long (`data.translations`).
+        language: of the text, or the two of pairs (`data.languages`); empty where it is not said.
 
     Raises:
         UsageError: the parts do not go together.
@@ -71,12 +75,21 @@ class Recipe:
     form: str | None = None
     word_order: WordOrder | None = None
     continuation: Continuation | None = None
+    text: str | None = None
+    long_pairs: str = CUT
+    language: str = ""
 
     def __post_init__(self) -> None:
         if self.masking.permute and self.dynamic:
             raise UsageError("--do_permutation needs --masking=static: give it, or drop --do_permutation")
         if self.continuation is None and self.row.continuing is not None:
             object.__setattr__(self, "continuation", Continuation.of(self.row.continuing, self.max_seq_length))
+        if self.row.text not in (self.reads, "both"):
+            others = ", ".join(name for name, row in OBJECTIVES.items() if row.text in (self.reads, "both"))
+            raise UsageError(
+                f"--input_file has {self.reads}, but --objective={self.objective} learns from {self.row.text}: give "
+                f"other text, or --objective={others}"
+            )
         self.layout.check(self)
 
     @classmethod
@@ -106,6 +119,11 @@ class Recipe:
     def layout(self) -> Form:
         """How segments become features."""
         return FORMS[self.form or self.row.form]
+
+    @property
+    def reads(self) -> str:
+        """How the text is read: "documents" or "pairs"."""
+        return self.text or ("documents" if self.row.text == "both" else self.row.text)
 
     @property
     def width(self) -> int:

@@ -113,6 +113,43 @@ class MaskedLMHead:
         return self.scores.transform.operations(sizes.scored) + body.embeddings.logits_operations(sizes.scored)
 
 
+class BothSidesHead(MaskedLMHead):
+    """`masked_lm_logits` float32 [B, 4P, V] of two texts that read each other, by one call of one head (VECO).
+
+    Beside one another stand the masked tokens of the first text and of the second as each is read alone, and both again
+    as each is read with the other in sight: `SIDES_SCORED`. A single text is scored as by `MaskedLMHead`.
+
+    Raises:
+        absl.app.UsageError: the model has no cross-attention.
+    """
+
+    def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
+        if not config.cross_attention:
+            raise UsageError(
+                f'the objective reads two texts across, but the config (family "{config.family}", cross_attention '
+                "false) has no cross-attention; give one that has, as --bert_config_file=albert_config/veco_tiny.json"
+            )
+        super().__init__(config, initialization, computation, body)
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Score the words at the positions; see `Head`."""
+        if "crossed_output" not in outputs:
+            return super().__call__(outputs, features, body, training)
+        places = (gather_positions(outputs[stream], features[positions]) for stream, positions in SIDES_SCORED)
+        return {"masked_lm_logits": self.scores(ops.concatenate([*places], axis=1), embeddings=body.embeddings)}
+
+
+SIDES_SCORED = (
+    ("sequence_output", "masked_lm_positions"),
+    ("other_sequence_output", "other_masked_lm_positions"),
+    ("crossed_output", "masked_lm_positions"),
+    ("other_crossed_output", "other_masked_lm_positions"),
+)
+"""State of the body, and the positions at which it is scored, in the order of `BothSidesHead`."""
+
+
 def check_decoder(config: Config) -> None:
     """Raise `UsageError` for a config whose model generates no text."""
     if not config.num_decoder_layers:

@@ -1,5 +1,5 @@
 """Losses of pretraining, each with the heads that it trains: masked tokens, shuffled words (StructBERT), pair labels,
-next tokens (PALM).
+next tokens (PALM), masked tokens of two texts that read each other (VECO).
 
 A row of `data.objectives.OBJECTIVES` names rows of LOSSES; a paper's own loss is one more class and one more row.
 """
@@ -15,7 +15,7 @@ import keras
 
 from data.objectives import Objective
 from ground.tensors import Tensor, ops
-from modeling.heads import MaskedLMHead, NextTokenHead, PairHead
+from modeling.heads import BothSidesHead, MaskedLMHead, NextTokenHead, PairHead
 from modeling.losses import (
     accuracy_term,
     cross_entropy,
@@ -35,8 +35,8 @@ class Settings:
     """Choices of a run.
 
     Attributes:
-        weights: of the losses, 1 by default, under the keys `masked_lm`, `word_order`, `pair` and `next_tokens`;
-            batches hold shuffled words if and only if there is a `word_order`.
+        weights: of the losses, 1 by default, under the keys `masked_lm`, `word_order`, `pair`, `next_tokens` and
+            `crossed`; batches hold shuffled words if and only if there is a `word_order`.
         pooled: masked and shuffled tokens share one mean, so that each token weighs the same (AliceMind's sampler);
             otherwise each loss is a mean of its own (the paper).
         label_smoothing: share of the next token's label that is spread over the vocabulary.
@@ -138,6 +138,63 @@ class TokenLoss:
         return parts
 
 
+class BothSidesLoss:
+    """Cross-entropy of the masked tokens of two texts, each read alone and with the other in sight (VECO, section 2.2).
+
+    Each of the four losses is a mean over the masked tokens of its text. They are scored in one pass of one head:
+        scored   [first alone, second alone, first with the second in sight, second with the first], P positions each
+    """
+
+    parts: Mapping[str, str] = {
+        "masked_lm": "masked_lm",
+        "other_masked_lm": "other_masked_lm",
+        "crossed": "masked_lm",
+        "other_crossed": "other_masked_lm",
+    }
+    """Loss -> the list of the batch with its labels, in the order of `modeling.heads.SIDES_SCORED`."""
+
+    def __init__(self, objective: Objective, settings: Settings):
+        given = settings.weights
+        alone, crossed = given.get("masked_lm", 1.0), given.get("crossed", 1.0)
+        self.weights: Mapping[str, float] = {name: crossed if "crossed" in name else alone for name in self.parts}
+        self.metrics = tuple(f"{name}_accuracy" for name in self.parts)
+        self.heads: Mapping[str, HeadOfModel] = {"masked_lm": BothSidesHead}
+
+    def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
+        """Return the batch as it is."""
+        return batch
+
+    def normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """Count the predicted tokens of each text."""
+        return {name: ops.sum(ops.cast(batch[f"{labels}_weights"], "float32")) for name, labels in self.parts.items()}
+
+    def terms(self, outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Terms, Terms]:
+        """Score all positions at once, then sum by text and stream."""
+        losses, metrics, totals = {}, {}, self.normalizers(batch)
+        logits_BPV = outputs["masked_lm_logits"]
+        ids_BP = ops.concatenate([batch[f"{labels}_ids"] for labels in self.parts.values()], axis=1)
+        loss_BP = self._divided(batch, negative_log_likelihood(logits_BPV, ids_BP))
+        right_BP = self._divided(batch, label_is_best(logits_BPV, ids_BP))
+        for name, labels in self.parts.items():
+            weights_BP = ops.cast(batch[f"{labels}_weights"], "float32")
+            losses[name] = ops.sum(loss_BP[name] * weights_BP), totals[name]
+            metrics[f"{name}_accuracy"] = ops.sum(right_BP[name] * weights_BP), totals[name]
+        return losses, metrics
+
+    def predictions(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the best token at every masked position, `NAME_ids` of each loss."""
+        best_BP = self._divided(batch, ops.argmax(outputs["masked_lm_logits"], axis=-1))
+        return {f"{name}_ids": ids_BP for name, ids_BP in best_BP.items()}
+
+    def _divided(self, batch: Batch, values_BP: Tensor) -> dict[str, Tensor]:
+        """Divide the values of all scored positions into those of each loss."""
+        parts, begin = {}, 0
+        for name, labels in self.parts.items():
+            end = begin + batch[f"{labels}_positions"].shape[1]
+            parts[name], begin = values_BP[:, begin:end], end
+        return parts
+
+
 class PairLoss:
     """Cross-entropy of the label of a pair of segments, logged under the objective's `label_name`."""
 
@@ -214,6 +271,7 @@ class NextTokenLoss:
 
 LOSSES: Mapping[str, Callable[[Objective, Settings], Loss]] = {
     "masked_lm": TokenLoss,
+    "both_sides": BothSidesLoss,
     "pair": PairLoss,
     "next_tokens": NextTokenLoss,
 }

@@ -113,13 +113,13 @@ class PretrainingTask:
 
 
 def unigram_accuracy(
-    training: Iterable[Mapping[str, np.ndarray]], held_out: Iterable[Mapping[str, np.ndarray]]
+    training: Iterable[Mapping[str, np.ndarray]], held_out: Iterable[Mapping[str, np.ndarray]], name: str = "masked_lm"
 ) -> float:
     """Return the share of held-out masked tokens that are the most frequent masked token of training.
 
-    A model that learns anything is above it.
+    A model that learns anything is above it. `name` is that of the list of labels.
     """
-    return _share_of_most_frequent(training, held_out, "masked_lm_ids", "masked_lm_weights")
+    return _share_of_most_frequent(training, held_out, f"{name}_ids", f"{name}_weights")
 
 
 def next_tokens_unigram_accuracy(

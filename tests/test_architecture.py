@@ -106,6 +106,7 @@ SOURCES = [
 FEATURES = {"token_boundary", "first_segment_length", "sequence_ids", "label_ids", "next_sentence_labels"}
 FEATURES |= {"input_ids", "input_mask", "segment_ids", "scored_positions", "target_ids", "target_mask"}
 FEATURES |= {f"{loss}_{what}" for loss in ("masked_lm", "word_order") for what in ("positions", "ids", "weights")}
+FEATURES |= {f"other_{name}" for name in FEATURES}
 KNOWS_FEATURES = (
     "data/forms/",
     "data/masking.py",

@@ -8,28 +8,31 @@ than MAX_LINE_CHARACTERS is split at its sentences, and so is a document longer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from absl.app import UsageError
 
 from data.corpus import limits
 from data.corpus.compression import compression_of, nothing
 from data.corpus.encodings import START, UTF8, Report, entry_before, find_encoding, survey
 from data.corpus.formats import file_documents, pair_documents
+from data.corpus.inputs import Corpus, expand_inputs, find_corpora
 from data.corpus.look import ACCEPT, check_inputs
+from data.corpus.parallel import files_of, parallel_documents, parallel_spans, sides_of
 from data.corpus.sentences import split_sentences
 from data.corpus.spans import Counts, Span
-from data.corpus.tfds import PREFIX, builder_of, is_tfds, tfds_documents
+from data.corpus.tfds import builder_of, is_tfds, tfds_documents
 
 __all__ = [
     "ACCEPT",
     "UTF8",
+    "Corpus",
     "Counts",
     "Report",
     "Span",
     "check_inputs",
     "expand_inputs",
+    "files_of",
+    "find_corpora",
     "find_encoding",
     "limits",
     "nothing",
@@ -40,42 +43,13 @@ __all__ = [
 ]
 
 
-def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
-    """Return the files of --input_file: comma-separated glob patterns, sorted within each; none twice.
-
-    `tfds:NAME` is kept.
-
-    Raises:
-        UsageError: a pattern matches no file, or there is none.
-    """
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    names = [name.strip() for pattern in patterns for name in pattern.split(",") if name.strip()]
-    if not names:
-        raise UsageError("--input_file: no input given; expected files or glob patterns, separated by commas")
-    paths: dict[Path, None] = {}
-    for name in names:
-        path = Path(name).expanduser()
-        if name.startswith(PREFIX) or path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = []
-        else:
-            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            # As in a shell, '*' does not match hidden files: half-written files are hidden.
-            found = sorted(p for p in matches if p.is_file() and (p.name[0] != "." or path.name[0] == "."))
-        if not found:
-            hint = f"a folder; did you mean {path / '*'}" if path.is_dir() else "no file matches; check the path"
-            raise UsageError(f"--input_file={name}: {hint}")
-        paths.update(dict.fromkeys(found))
-    return list(paths)
-
-
 def text_bytes(path: Path, encoding: str = UTF8) -> int:
     """Return how many bytes of UTF-8 a file holds, of a compressed one its own size; 0 for `tfds:`.
 
-    A file of another encoding is read for it, once.
+    A file of another encoding is read for it, once. Of two line-aligned files it is the size of the first, which spans
+    count by.
     """
+    path = files_of(path)[0]
     if not path.is_file():
         return 0
     if encoding == UTF8 or _is_compressed(path):
@@ -92,6 +66,9 @@ def plan_spans(paths: Iterable[Path], span_bytes: int = limits.SPAN_BYTES, encod
     """Divide inputs for workers; the division depends on the text only, never on its encoding or the number of workers.
 
     A compressed file cannot be entered in its middle and is one span.
+
+    Raises:
+        UsageError: two line-aligned files have different numbers of lines.
     """
     spans: list[Span] = []
     for path in paths:
@@ -99,6 +76,8 @@ def plan_spans(paths: Iterable[Path], span_bytes: int = limits.SPAN_BYTES, encod
             builder, split = builder_of(path)
             size, step = builder.info.splits[split].num_examples, max(1, span_bytes // 1024)
             spans += [Span(path, start, min(size, start + step)) for start in range(0, size, step)]
+        elif sides_of(path):
+            spans += parallel_spans(path, span_bytes, encoding)
         elif _is_compressed(path):
             spans.append(Span(path, encoding=encoding))
         else:
@@ -128,7 +107,8 @@ def read_documents(
         inputs: files or spans of them.
         counts: is added to while documents are read.
         text_field: field of JSON lines and tfds examples.
-        text: "documents", or "pairs" where every line is two sentences with a TAB between (`Objective.text`).
+        text: "documents", or "pairs" where every line is two sentences with a TAB between (`Objective.text`) or spans
+            are of two files.
         report: is told of further bytes of the files as they are read, every megabyte of text or so.
 
     Raises:
@@ -138,7 +118,9 @@ def read_documents(
     counts = Counts() if counts is None else counts
     for item in [inputs] if isinstance(inputs, Path | Span) else inputs:
         span = Span(item) if isinstance(item, Path) else item
-        if text == "pairs":
+        if span.beside is not None:
+            documents = parallel_documents(span, counts, report)
+        elif text == "pairs":
             documents = pair_documents(span, counts, report)
         elif is_tfds(span.path):
             documents = tfds_documents(span, counts, text_field)

@@ -17,6 +17,7 @@ from absl.app import UsageError
 from data.corpus import limits
 from data.corpus.compression import compression_of, open_bytes
 from data.corpus.encodings import INVALID, UTF8
+from data.corpus.parallel import files_of
 from data.tfrecord.frames import HEADER_BYTES, masked_crc32c
 
 ACCEPT = "--accept_bad_text"
@@ -110,7 +111,7 @@ def check_inputs(paths: Iterable[Path], encoding: str, *, accept: bool) -> None:
     Raises:
         UsageError: a file is no text, or is of another encoding.
     """
-    for path in paths:
+    for path in (file for each in paths for file in files_of(each)):
         if not accept and path.is_file() and (wrong := look(path, encoding)):
             raise UsageError(f"{path}: {wrong}, or {ACCEPT} to read it as it is")
 

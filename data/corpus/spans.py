@@ -47,6 +47,8 @@ class Span:
         end: behind the last; None: to the end.
         encoding: Python's name of the file's.
         entry: where a reader of another encoding may enter the file.
+        beside: a file of as many lines, the translations of those of `path`; None: there is none.
+        beside_start: the first byte of it, as UTF-8, that belongs to the span.
     """
 
     path: Path
@@ -54,3 +56,5 @@ class Span:
     end: int | None = None
     encoding: str = UTF8
     entry: Entry = START
+    beside: Path | None = None
+    beside_start: int = 0

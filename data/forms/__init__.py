@@ -2,7 +2,8 @@
 
 A pairing (`data.pairing`) says which spans of text are the segments of an example. A form joins the segments and the
 specials to `Segments`, which compact records store, and turns those into features: `one_row` is BERT's input, `packed`
-has several sequences in a row, `source_target` a row for an encoder and one for a decoder.
+has several sequences in a row, `source_target` a row for an encoder and one for a decoder, `two_sides` a masked row for
+each of two texts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from data.forms.packed import Packed
 from data.forms.segments import Segments
 from data.forms.sides import Side
 from data.forms.source_target import SourceTarget
+from data.forms.two_sides import TwoSides
+from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from data.masking import MaskVocabulary
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from data.schema import Lengths, Schema
     from data.tokenizers.template import Template
 
-__all__ = ["FORMS", "Form", "Segments", "Side"]
+__all__ = ["FORMS", "Form", "Segments", "Side", "scored_per_prediction", "texts_read"]
 
 
 class Form(Protocol):
@@ -44,6 +47,11 @@ class Form(Protocol):
     @property
     def sides(self) -> tuple[Side, ...]:
         """The texts of an example, for statistics, checks and display."""
+        ...
+
+    @property
+    def apart(self) -> bool:
+        """Whether each text of an example has a row of its own, so that none takes room from another."""
         ...
 
     @property
@@ -105,4 +113,20 @@ class Form(Protocol):
         ...
 
 
-FORMS: dict[str, Form] = {"one_row": OneRow(), "packed": Packed(), "source_target": SourceTarget()}
+FORMS: dict[str, Form] = {
+    "one_row": OneRow(),
+    "packed": Packed(),
+    "source_target": SourceTarget(),
+    "two_sides": TwoSides(),
+}
+
+
+def texts_read(form: Form) -> int:
+    """Return how many texts of an example are masked and read, each in rows of `max_seq_length`; a target is not."""
+    return sum(bool(side.hidden) for side in form.sides)
+
+
+def scored_per_prediction(objective: str) -> int:
+    """Return how often a model scores a position for each of `max_predictions_per_seq`: in every text and stream."""
+    row = OBJECTIVES[objective]
+    return texts_read(FORMS[row.form]) * row.streams

@@ -39,6 +39,7 @@ class OneRow:
     )
     optional: tuple[str, ...] = ("shuffled",)
     sides: tuple[Side, ...] = (Side(),)
+    apart: bool = False
     label: str = "next_sentence_labels"
     sequences: str = ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,30 @@ class Segments:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, specials counted; int64 [N]."""
         return self.bounds[:, -1]
+
+    def text(self, number: int, width: int, name: str) -> Segments:
+        """Return the examples of one of the segments alone, in rows of `width`.
+
+        Example:
+            ids      [2 10 11 3 2 13 3]     bounds [0 4 7]
+            text 1   [2 13 3 0], bounds [0 3 3] of width 4
+
+        Raises:
+            MalformedRecordError: one is longer than its row; `name` stands in the message.
+        """
+        begin_N, end_N = self.bounds[:, number], self.bounds[:, number + 1]
+        lengths_N = end_N - begin_N
+        if (lengths_N > width).any():
+            raise MalformedRecordError(f"{name} of {lengths_N.max()} tokens, for rows of {width}")
+        column_W = np.arange(width)
+        inside_NW = column_W < lengths_N[:, None]
+        if number == 0:
+            ids, starts = self.ids[:, :width], self.word_starts[:, :width]
+        else:
+            source_NW = np.minimum(begin_N[:, None] + column_W, self.ids.shape[1] - 1)
+            ids, starts = (np.take_along_axis(x, source_NW, axis=1) for x in (self.ids, self.word_starts))
+        bounds = np.stack([np.zeros_like(lengths_N), lengths_N, lengths_N], axis=1)
+        return Segments(np.where(inside_NW, ids, np.int32(0)), starts & inside_NW, bounds, self.label)
 
     def to_record(self) -> dict[str, Rows]:
         """Return the features of compact records, which are not padded."""
@@ -107,6 +131,15 @@ def _check_whole_numbers(columns: Mapping[str, Column]) -> None:
     for name in COMPACT_FEATURES:
         if columns[name].values.dtype.kind != "i":
             raise MalformedRecordError(f"{name} holds {columns[name].values.dtype} values; expected whole numbers")
+
+
+def join_apart(tokens: np.ndarray, pairs: Pairs, template: Template, width: int) -> Segments:
+    """Put two texts, each with the specials of a row of its own, one behind the other."""
+    both = replace(template, between=(*template.last, *template.first))
+    segments = join_pairs(tokens, pairs, both, 2, width)
+    # The first special of the second text belongs to it.
+    segments.bounds[:, 1] -= len(template.first)
+    return segments
 
 
 def join_pairs(tokens: np.ndarray, pairs: Pairs, template: Template, num_texts: int, width: int) -> Segments:

@@ -12,17 +12,16 @@ import numpy as np
 from absl.app import UsageError
 
 from data.forms.one_row import OneRow
-from data.forms.segments import Segments, join_pairs
+from data.forms.segments import Segments, join_apart
 from data.forms.sides import Side, side_problems
 from data.schema import Feature, Schema
-from data.tfrecord.frames import MalformedRecordError
-from data.tokenizers.template import Template
 
 if TYPE_CHECKING:
     from data.masking import MaskVocabulary
     from data.pairing import Pairs
     from data.recipe import Recipe, Specials, Vocabulary
     from data.schema import Lengths
+    from data.tokenizers.template import Template
 
 
 class SourceTarget(OneRow):
@@ -37,6 +36,7 @@ class SourceTarget(OneRow):
         Side(),
         Side(ids="target_ids", mask="target_mask", parts="target_mask", hidden="", shuffled=""),
     )
+    apart: bool = True
     label: str = ""
 
     def check(self, recipe: Recipe) -> None:
@@ -56,11 +56,7 @@ class SourceTarget(OneRow):
         return recipe.continuation.most_tokens
 
     def join(self, tokens: np.ndarray, pairs: Pairs, recipe: Recipe, vocabulary: Vocabulary) -> Segments:
-        first, last = vocabulary.template.first, vocabulary.template.last
-        segments = join_pairs(tokens, pairs, Template(first, (*last, *first), last), 2, self.width(recipe))
-        # The first special of a target belongs to the target.
-        segments.bounds[:, 1] -= len(first)
-        return segments
+        return join_apart(tokens, pairs, vocabulary.template, self.width(recipe))
 
     def features(
         self,
@@ -77,25 +73,12 @@ class SourceTarget(OneRow):
             source    [2 10 11 12 3 0]              masked as BERT's input is
             features  target_ids [2 13 3 0], target_mask [1 1 1 0]
         """
-        L, T = recipe.max_seq_length, recipe.lengths["target"]
-        begin_N, sizes_N = segments.bounds[:, 1], segments.bounds[:, 2] - segments.bounds[:, 1]
-        if (begin_N > L).any() or (sizes_N > T).any():
-            raise MalformedRecordError(
-                f"a source of {begin_N.max()} or a target of {sizes_N.max()} tokens, for rows of {L} and of {T}"
-            )
-        inside_NL = np.arange(L) < begin_N[:, None]
-        source = Segments(
-            np.where(inside_NL, segments.ids[:, :L], np.int32(0)),
-            segments.word_starts[:, :L] & inside_NL,
-            np.stack([np.zeros_like(begin_N), begin_N, begin_N], axis=1),
-            segments.label,
-        )
+        source = segments.text(0, recipe.max_seq_length, "a source")
+        target = segments.text(1, recipe.lengths["target"], "a target")
         features = super().features(source, keys_N, recipe, specials, vocabulary)
         del features[OneRow.label]
-        mask_NT = np.arange(T) < sizes_N[:, None]
-        column_NT = np.minimum(begin_N[:, None] + np.arange(T), segments.ids.shape[1] - 1)
-        target_NT = np.where(mask_NT, np.take_along_axis(segments.ids, column_NT, axis=1), np.int32(0))
-        return {**features, "target_ids": target_NT, "target_mask": mask_NT.astype(np.int32)}
+        mask_NT = np.arange(target.ids.shape[1]) < target.lengths[:, None]
+        return {**features, "target_ids": target.ids, "target_mask": mask_NT.astype(np.int32)}
 
     def problems(self, features: Mapping[str, np.ndarray], manifest: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         source, target = self.sides

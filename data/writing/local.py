@@ -72,7 +72,8 @@ def create_examples(
     """
     work = output.work_path
     parts = plan(inputs, encoding, functools.partial(report, "decoding"))
-    reads = {"--input_file": inputs, "--vocab_file or --spm_model_file": [vocabulary_file]}
+    files = [file for path in inputs for file in corpus.files_of(path)]
+    reads = {"--input_file": files, "--vocab_file or --spm_model_file": [vocabulary_file]}
     claims.check(output, reads)
     for path in output.files:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,9 @@ def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatc
         max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7, max_target_length=0
     )
     facts = {"vocab_size": 15, "file": "v"}
-    records: Any = types.SimpleNamespace(training=training, held_out=None, tokenizer_facts=lambda *of: facts)
+    records: Any = types.SimpleNamespace(
+        training=training, held_out=None, objective="albert", tokenizer_facts=lambda *of: facts
+    )
     records.scored = Records.scored.fget(records)  # pyright: ignore[reportOptionalCall]
     session = types.SimpleNamespace(
         together=lambda function: records, start=lambda: Config(**SHAPE), check_fit=check_fit
@@ -189,3 +191,25 @@ def test_processes_look_for_the_newest_checkpoint_together(monkeypatch: pytest.M
     with pytest.raises(UsageError, match="holds no checkpoint; train with --do_train, or give --init_checkpoint"):
         restore(None, None, output_dir=str(tmp_path), only_reads=only_reads)  # pyright: ignore
     assert seen == [((tmp_path,), {"processes": "all of them", "only_reads": only_reads})]
+
+
+def test_several_languages_are_scored_apart_and_on_average():
+    def evaluate(batches: Any) -> dict[str, float]:
+        (found,) = batches
+        return {"loss": found, "masked_lm_loss": 2 * found, "masked_lm_accuracy": found / 10}
+
+    def of(value: float) -> Any:
+        return types.SimpleNamespace(evaluation_batches=lambda size: iter([value]))
+
+    session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
+    options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
+    records: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    assert run_pretraining.evaluate(session, options, records) == evaluate([3.0])
+    records.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
+    assert run_pretraining.evaluate(session, options, records) == {
+        **evaluate([4.0]),
+        "loss_en": 3.0,
+        "masked_lm_loss_en": 6.0,
+        "loss_en-zh": 5.0,
+        "masked_lm_loss_en-zh": 10.0,
+    }

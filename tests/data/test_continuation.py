@@ -356,7 +356,7 @@ def test_compact_records_whose_source_is_too_long_are_found_and_refused(folder, 
     path.write_bytes(encode_examples(record)[0].tobytes())
     assert inspect_records.main(parse(inspect_records.Options, ["--action=verify", f"--input_file={path}"])) == 1
     assert "a segment longer than its row" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"a source of \d+ or a target of 1 tokens, for rows of 24 and of \d+"):
+    with pytest.raises(UsageError, match=r"a source of \d+ tokens, for rows of 24"):
         whole(path)
 
 

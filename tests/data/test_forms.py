@@ -76,6 +76,10 @@ def test_the_planner_s_batch_is_the_reader_s(folder, objective, masking, trigram
     drawn: dict[str, Any] = (
         {"source_length_range": (8, 32), "target_length_range": (4, 512)} if objective == "plug" else {}
     )
+    if trigram_rate and objective == "veco":
+        with pytest.raises(UsageError, match=r"--trigram_rate=0\.1: --objective=veco reads two texts"):
+            make(folder, objective=objective, trigram_rate=trigram_rate)
+        return
     manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate, **drawn)
     dataset = PretrainingDataset(str(folder / "x.tfrecord"), 5)
     expected = planned_shapes(objective, manifest["max_word_order_per_seq"])
@@ -126,7 +130,10 @@ def test_manifests_that_this_version_cannot_read_are_one_line(folder):
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     ids, *others = manifest["features"]
     for change, message in (
-        ({"form": "octagon"}, "form=octagon, which this version does not know; known: one_row, packed, source_target"),
+        (
+            {"form": "octagon"},
+            "form=octagon, which this version does not know; known: one_row, packed, source_target, two_sides",
+        ),
         ({"features": [{"name": "input_ids"}]}, r"\$.features\[0\]"),
         ({"features": [{"name": "x", "axes": [], "dtype": "O", "stored": True}]}, r"\$.features\[0\].dtype is 'O'"),
         ({"features": [{**ids, "axes": ["x"]}, *others]}, "input_ids of form one_row is missing or differs"),
@@ -222,6 +229,7 @@ class SourceTarget:
         Feature("target_tokens", (), "int32", stored=False),
     )
     optional = ()
+    apart = False
     label = sequences = ""
     sides = tuple(
         Side(f"{s}_ids", f"{s}_mask", f"{s}_mask", hidden=f"{s}_lm", shuffled="") for s in ("source", "target")

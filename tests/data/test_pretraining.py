@@ -21,7 +21,7 @@ from data.forms.packed import sequence_ids
 from data.forms.segments import join_pairs
 from data.masking import Masking
 from data.objectives import OBJECTIVES
-from data.pairing import Pairs
+from data.pairing import PAIRINGS, Pairs
 from data.reading import PretrainingDataset
 from data.recipe import Recipe, Vocabulary
 from data.tfrecord.decoding import decode_examples
@@ -249,7 +249,11 @@ def test_objectives(tmp_path, tokenizer, objective):
     num_labels = manifest["num_pair_labels"]
     if manifest["form"] == "one_row":
         assert set(np.unique(examples["next_sentence_labels"])) == set(range(num_labels))
-    assert examples["segment_ids"].any() == (num_labels > 1)
+        num_segments = PAIRINGS[OBJECTIVES[objective].pairing].num_segments
+        assert examples["segment_ids"].any() == (num_segments > 1)
+    else:
+        assert num_labels == 1
+        assert not examples.get("segment_ids", np.zeros(1)).any()
 
 
 def test_whole_words_stay_whole_in_the_records(tmp_path, tokenizer):

@@ -48,6 +48,7 @@ CLASSIFY = {
     **TRAINING,
 }
 _TOKENIZER = ("vocab_file", "spm_model_file")
+_SIDES = ("in/parallel.en", "in/parallel.zh")
 _MODEL = (*_TOKENIZER, "bert_config_file", "init_checkpoint")
 
 
@@ -108,6 +109,10 @@ BASES: Mapping[str, Base] = {
         ),
         _create("create_encoding", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, encoding="gb18030"),
         _create("create_bad_text", (OTHER_TEXT, VOCABULARY), input_file=OTHER_TEXT, accept_bad_text="true"),
+        dataclasses.replace(
+            _create("create_sides", (*_SIDES, VOCABULARY), input_file="en-zh=" + ":".join(_SIDES), objective="veco"),
+            reads=_TOKENIZER,
+        ),
         _train_tokenizer("train_wordpiece", common_characters="false"),
         _train_tokenizer("train_unigram", model_type="unigram"),
         _inspect("show"),
@@ -131,6 +136,14 @@ BASES: Mapping[str, Base] = {
             bert_config_file="in/decodes.json",
             objective="palm",
             masked_lm_until="0.5",
+        ),
+        _pretrain(
+            "pretrain_sides",
+            ("in/sides", "in/sides.json"),
+            input_file="in/sides/*.tfrecord",
+            bert_config_file="in/sides.json",
+            objective="veco",
+            parallel_share="0.5",
         ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
@@ -219,6 +232,8 @@ def make_seeds(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / VICTIM).parent.mkdir()
     (folder / VICTIM).write_text("Years of work.\n", encoding="utf-8")
+    for name in _SIDES:
+        shutil.copy(world.SAMPLES / "parallel" / Path(name).with_stem("train").name, folder / name)
     _json_pairs(inside)
     _other_encoding(inside)
     _checkpoints(inside)

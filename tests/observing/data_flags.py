@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from observing.plain import digest
 from observing.rows import ABSENT, DIFFERENT, Notes, Row, Verb, stand_in
+from observing.world import PARALLEL
 
 import create_pretraining_data
 import data.writing.local
@@ -86,6 +87,12 @@ CREATE_ROWS = (
     Row("random_seed", "7", makes("seed", 7)),
     Row("pack_sequences", "true", makes("form", "packed"), {"objective": "masked_lm", "short_seq_prob": "0.9"}),
     Row("albert_zh_labels", "true", makes("albert_zh_labels", True, counts=False), {"do_whole_word_mask": "true"}),
+    Row(
+        "long_pairs",
+        "drop",
+        makes("long_pairs", "drop"),
+        {"input_file": PARALLEL, "objective": "veco", "max_seq_length": "32"},
+    ),
     Row("input_file_mode", "rb", {}, reason="Google's command lines give it; text is read by --encoding either way"),
     Row("text_field", "title", makes("text_field", "title"), {"input_file": "{world}/text.jsonl"}),
     Row("encoding", "gb18030", BOTH, {"input_file": "{world}/text.gb18030.txt", "accept_bad_text": "true"}),
@@ -153,6 +160,12 @@ TRAIN = Verb(
         Row("min_frequency", "1", WRITTEN),
         Row("layout", "xlmr", WRITTEN, SENTENCEPIECE),
         Row("max_sentences", "110", WRITTEN, SENTENCEPIECE),
+        Row(
+            "language_alpha",
+            "0",
+            WRITTEN,
+            {"model_type": "unigram", "vocab_size": "1400", "input_file": f"zh={{world}}/text.txt,en-zh={PARALLEL}"},
+        ),
         Row("text_field", "title", WRITTEN, {"input_file": "{world}/text.jsonl"}),
         Row("encoding", "gb18030", WRITTEN, {"input_file": "{world}/text.gb18030.txt", "accept_bad_text": "true"}),
         Row("accept_bad_text", "true", {"error": ABSENT, **WRITTEN}, {"input_file": "{world}/text.gb18030.txt"}),

@@ -20,6 +20,7 @@ TARGETS = {
     "input_file": "{world}/targets/*.tfrecord",
     "bert_config_file": "{world}/decodes.json",
 }
+SIDES = {"objective": "veco", "input_file": "{world}/sides/*.tfrecord", "bert_config_file": "{world}/sides.json"}
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 EVALUATES = {"do_train": "false", **PRETRAINED}
 
@@ -36,6 +37,19 @@ ROWS = (
     Row("masked_lm_loss_weight", "0.5", {"task/loss_weights/masked_lm": 0.5, "task/losses": 0.5}),
     Row("word_order_loss_weight", "0.5", {"task/loss_weights/word_order": 0.5, "task/losses": 0.5}, SHUFFLED),
     Row("sentence_loss_weight", "0.5", {"task/loss_weights/sentence_order": 0.5, "task/losses": 0.5}),
+    Row(
+        "crossed_loss_weight",
+        "0.5",
+        {
+            "task/loss_weights/crossed": 0.5,
+            "task/loss_weights/other_crossed": 0.5,
+            "task/losses/0/weights/crossed": 0.5,
+            "task/losses/0/weights/other_crossed": 0.5,
+        },
+        SIDES,
+    ),
+    Row("language_alpha", "0", {"training": DIFFERENT}, SIDES),
+    Row("parallel_share", "0.9", {"training": DIFFERENT}, SIDES),
     Row(
         "next_tokens_loss_weight", "0.5", {"task/loss_weights/next_tokens": 0.5, "task/losses/1/weights": 0.5}, TARGETS
     ),

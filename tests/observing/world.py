@@ -50,6 +50,9 @@ PALM = dataclasses.replace(
     num_decoder_layers=2,
 )
 CONFIGS["palm"] = PALM
+CONFIGS["sides"] = dataclasses.replace(
+    CONFIG, family="veco", embedding_size=8, type_vocab_size=1, sharing="none", cross_attention=True
+)
 # A task of one's own, and another meaning for a task that is shipped.
 TASK_FILE = "".join(
     f"""
@@ -61,6 +64,9 @@ files = {{ train = ["train.txt"], dev = ["dev.txt"], test = ["test.txt"] }}
 """
     for name in ("mirrored", "lcqmc_pair")
 )
+
+
+PARALLEL = f"{SAMPLES}/parallel/train.en:{SAMPLES}/parallel/train.zh"
 
 
 def make_world(folder: Path) -> None:
@@ -106,6 +112,7 @@ def make_records(folder: Path) -> None:
         "shuffled": {"trigram_rate": 0.2},
         "dynamic": {"masking": "dynamic"},
         "targets": {"objective": "palm"},
+        "sides": {"objective": "veco", "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,en-zh={PARALLEL}"},
     }
     for kind, flags in kinds.items():
         given = {
