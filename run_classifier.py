@@ -33,6 +33,24 @@ class Options(FineTuningOptions, TechniqueOptions):
         None, help="what the files call the column of the second text", group=Group.DATA
     )
     label_column: str | None = flag(None, help="what the files call the column of the label", group=Group.DATA)
+    task_type: str | None = flag(
+        None,
+        help="how a task in several languages, as xnli, is trained: on the source language alone, or on the files of "
+        "all languages together",
+        choices=("cross-lingual-transfer", "translate-train-all"),
+        group=Group.TRAINING,
+    )
+    languages: tuple[str, ...] = flag(
+        (),
+        help="codes of the languages to train on, score and predict; by default all that have files",
+        group=Group.DATA,
+    )
+    selection_language: str | None = flag(
+        None,
+        help="the language whose development file decides which weights are best, or 'all', for the average; by "
+        "default the source language, English",
+        group=Group.WATCHING,
+    )
     classifier_dropout: float = flag(
         0.1, help="dropout on the input of the head while training", minimum=0, maximum=0.9, group=Group.MODEL
     )

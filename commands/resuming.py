@@ -64,7 +64,7 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    FIXED: "freeze freeze_layers label_column text_column text_pair_column",
+    FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight",
     # Which of the candidates is the answer belongs to an evaluation.
@@ -294,9 +294,11 @@ def data_of_files(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     names = {"train": "training", "dev": "development"}
     found = {}
     for split, name in names.items():
-        if split in files:
+        # Of a task in several languages each has files of its own.
+        of_languages = [each for key, paths in files.items() if key.startswith(f"{split}_") for each in paths]
+        if paths := files.get(split, of_languages):
             digest = hashlib.sha256()
-            for path in files[split]:
+            for path in paths:
                 with path.open("rb") as stream:
                     while block := stream.read(1 << 20):
                         digest.update(block)

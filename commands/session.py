@@ -441,12 +441,14 @@ class Session:
         name: str,
         scores: Mapping[str, float],
         title: str,
-        lists: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        lists: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
         **further: float,
     ) -> None:
         """Print the scores as a table and write them, with `further`, as JSON and as `name = value` lines.
 
-        albert_zh's scripts leave such lines. `lists` go to the JSON alone.
+        albert_zh's scripts leave such lines. `lists` go to the JSON alone; `table` is what is printed in place of a
+        line a score.
         """
         from ground.tables import print_table
 
@@ -456,14 +458,16 @@ class Session:
         self.write_results(name, results, lists)
         text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
         write_atomically(Path(self.options.output_dir) / f"{name}.txt", text)
-        print_table(title, ["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+        columns, rows = table or (["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+        print_table(title, columns, rows)
 
     def write_results(
-        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[float]] = MappingProxyType({})
+        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[Any]] = MappingProxyType({})
     ) -> None:
         """Write results as JSON, an entry a line."""
         if self.writes:
-            entries = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in {**results, **lists}.items()]
+            content = {**results, **lists}.items()
+            entries = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content]
             path = Path(self.options.output_dir) / f"{name}.json"
             write_atomically(path, "{\n" + ",\n".join(entries) + "\n}\n")
 

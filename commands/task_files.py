@@ -27,11 +27,15 @@ def find_task(
         UsageError: nothing is asked for, the row is another verb's, or a file is missing.
     """
     from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_row
+    from tasks.datasets import find_family, find_row
     from tasks.kinds import find_kind
     from tasks.sources import find_files
 
-    row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
+    task_file = Path(options.task_file) if options.task_file else None
+    if family := find_family(options.task_name, task_file):
+        return find_language_task(session, options, verb, family)
+    row = find_row(options.task_name, task_file)
+    check_one_language(options, row)
     if (right := find_kind(row.kind).verb) != verb:
         raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, row.kind))
@@ -49,6 +53,93 @@ def find_task(
     row = session.together(lambda: settled(session, options, row, files))
     best_metric(options, row)
     return row, files
+
+
+def find_language_task(
+    session: Session, options: Any, verb: str, family: Mapping[str, DatasetRow]
+) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
+    """Return one row of a task in several languages, and its files by split and language; raises as `find_task`."""
+    from data.corpus.encodings import find_encoding
+    from tasks.kinds import find_kind
+    from tasks.languages import LanguageTask, checked_languages
+
+    source = next(iter(family.values()))
+    if (right := find_kind(source.kind).verb) != verb:
+        raise UsageError(f"--task_name={options.task_name} is a row of {source.kind}: run {right}.py")
+    check_needs(options, needs_of_kinds(verb, source.kind))
+    check_several_languages(options, family)
+    encoding, columns = find_encoding(options.encoding or source.encoding), asked(options, source)
+    task = LanguageTask(
+        source.name.removesuffix(f"_{source.language}"),
+        {language: dataclasses.replace(row, encoding=encoding, asked=columns) for language, row in family.items()},
+        checked_languages("languages", options.languages, family, options.task_name),
+        options.task_type or "",
+        language_options(options, source)["selection"],
+    )
+    wanted = {
+        "train": options.do_train,
+        "dev": options.do_train or options.do_eval,
+        "test": options.do_predict,
+    }
+    chosen = [split for split, is_wanted in wanted.items() if is_wanted]
+    strict = bool(options.languages)
+    row, files = session.together(lambda: task.find(options.data_dir, chosen, strict=strict))
+    training = {"train": tuple(path for split, paths in files.items() if split.startswith("train") for path in paths)}
+    row = session.together(lambda: settled(session, options, row, training if options.do_train else files))
+    best_metric(options, row)
+    return row, files
+
+
+def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> None:
+    """Raise `UsageError` for flags that do not go with a task in several languages."""
+    from tasks.languages import ALL, checked_languages
+
+    names, source = ", ".join(family), next(iter(family.values())).source_language
+    if options.do_train and not options.task_type:
+        raise UsageError(
+            f"--task_name={options.task_name} is several tasks: give {options.task_name}_X, X one of {names}, or "
+            "--task_type, to train for all"
+        )
+    if source not in family:
+        raise UsageError(f"--task_name={options.task_name} has no source_language among {names}: write it into the row")
+    if options.dev_share:
+        raise UsageError(
+            f"--dev_share={options.dev_share} with --task_name={options.task_name}: translations of what is held out "
+            "would train; give development files"
+        )
+    if ":" in options.data_dir and not Path(options.data_dir).exists():
+        raise UsageError(
+            f"--data_dir={options.data_dir} with --task_name={options.task_name}: several languages are read from a "
+            f"folder; give one, or --task_name={options.task_name}_X, X one of {names}"
+        )
+    if options.selection_language not in (None, ALL):
+        checked_languages("selection_language", [options.selection_language], family, options.task_name)
+
+
+def check_one_language(options: Any, row: DatasetRow) -> None:
+    """Raise `UsageError` for flags of tasks in several languages."""
+    from tasks.datasets import find_family
+
+    several = row.name.removesuffix(f"_{row.language}") if row.language else ""
+    for name in ("task_type", "languages", "selection_language"):
+        value = getattr(options, name, None)
+        if value and not (name == "languages" and row.format == "aligned"):
+            task_file = Path(options.task_file) if options.task_file else None
+            known = several if several and find_family(several, task_file) else "xnli"
+            value = ",".join(value) if isinstance(value, tuple) else value
+            raise UsageError(
+                f"--{name}={value} does nothing for --task_name={row.name}, which is one task; leave it out, or give "
+                f"a task in several languages, as --task_name={known}"
+            )
+
+
+def language_options(options: Any, row: DatasetRow) -> dict[str, Any]:
+    """Return how a task in several languages is trained, and the language that selects."""
+    return {
+        "strict": bool(options.languages),
+        "task_type": options.task_type or "",
+        "selection": options.selection_language or row.source_language,
+    }
 
 
 def best_metric(options: FineTuningOptions, row: DatasetRow) -> tuple[str, bool]:

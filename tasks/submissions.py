@@ -51,12 +51,20 @@ def plain_lines(answers: Answers) -> Iterator[str]:
     yield from (str(answer) for _, answer in answers)
 
 
+def tag_lines(answers: Answers) -> Iterator[str]:
+    """Yield XTREME's lines of tagged words: the tag of every word, and an empty line behind each text."""
+    for _, tags in answers:
+        yield from tags
+        yield ""
+
+
 FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
     "index_tsv": index_tsv,
     "json_lines": json_lines,
     "json_records": json_records,
     "json_object": json_object,
     "plain_lines": plain_lines,
+    "tag_lines": tag_lines,
 }
 
 

@@ -101,6 +101,7 @@ class Kind(Protocol):
     A kind may also have:
         flags: names of options of the verb that its `dataset` and `answers` take as further arguments, and other kinds
             do not.
+        by_language: names of the scores that are told by language, by default the row's metric.
         suffix: of the files of predictions, in place of the verb's.
         find_labels(row, paths): the labels of the training files, for a row that names none.
         group(example): what keeps examples together where a share of them is held out; by default the first text.

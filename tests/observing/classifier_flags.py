@@ -33,6 +33,7 @@ CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
 TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
+LANGUAGES = {"task_name": "xnli", "data_dir": "{world}/languages", "task_type": "cross-lingual-transfer"}
 
 ROWS = (
     *training_flags.ROWS,
@@ -57,6 +58,19 @@ ROWS = (
         "0.3",
         {"error": ABSENT, **SEEN},
         {**TABLE, "data_dir": "{world}/train_alone"},
+    ),
+    Row(
+        "task_type",
+        "translate-train-all",
+        dict.fromkeys(("plan", "training", "optimizer/schedule", "files"), DIFFERENT),
+        LANGUAGES,
+    ),
+    Row("languages", "en", {"predicted": DIFFERENT, "files": DIFFERENT}, LANGUAGES),
+    Row(
+        "selection_language",
+        "fr",
+        {"predicted": DIFFERENT, "files": DIFFERENT},
+        LANGUAGES,
     ),
     Row("data_dir", "{world}/other_pairs", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
     Row("bert_config_file", "{world}/wide.json", {"task/config/hidden_size": 16, "plan/config/hidden_size": 16}),

@@ -143,6 +143,16 @@ def make_pairs(folder: Path) -> None:
             cells = [[*line.split("\t"), "ab"[number % 2]] for number, line in enumerate(pairs)]
             with (folder / name / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream).writerows([["text", "other", "label", "class"], *cells])
+    # One task in two languages.
+    (folder / "languages").mkdir()
+    for split, count in (("train", 12), ("dev", 6), ("test", 4)):
+        for place, language in enumerate(("en", "fr")):
+            pairs = (SAMPLES / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[place * 20 :][:count]
+            texts = [line.rpartition("\t")[0] for line in pairs]
+            labels = ("neutral", "entailment", "contradiction")
+            lines = [f"{text}\t{labels[n % 3]}\n" for n, text in enumerate(texts[: count - place])]
+            name = folder / f"languages/{split}-{language}.tsv"
+            name.write_text("sentence1\tsentence2\tlabel\n" + "".join(lines), encoding="utf-8")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
