@@ -295,6 +295,7 @@ def read_data(
         splits = session.together(lambda: LanguageSplits(row, files, **language_options(options, row)))
     else:
         splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    splits.tunes = getattr(options, "threshold", None) is None
     for note in splits.notes:
         session.say(note)
     return tokenizer, splits
@@ -499,6 +500,7 @@ def predict(
             title = title_of(splits, report, sum(len(splits.labelled(split)) for split in scores), step)
             table = splits.report_table(report, scores, found[report])
             session.finish(results_name(report), found[report], title, lists, table, global_step=step)
+            session.keep_row(splits.row)
             if report == "dev" and options.do_train:
                 judged = splits.selecting[0]
                 degenerate = splits.degenerate(judged, answers[judged], scores[judged])

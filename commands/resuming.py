@@ -64,11 +64,14 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
+    SAME: "pooling pooling_layer",
     FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
-    "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight",
+    "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
+    "in_batch_temperature",
     # Which of the candidates is the answer belongs to an evaluation.
-    FREE: "max_answer_length n_best_size null_score_diff_threshold version_2_with_negative",
+    FREE: "margin_neighbours max_answer_length n_best_size null_score_diff_threshold retrieval_margin threshold "
+    "version_2_with_negative",
 }
 _GENERATION = {
     NAMED: "label_smoothing max_target_length",

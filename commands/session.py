@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from modeling.computation import Computation
     from modeling.config import Config
     from optimization import Schedule
+    from tasks.datasets import DatasetRow
     from tasks.run_file import RunFile, TokenizerFile
     from training.engine import Batch, Dataset, Task
     from training.loop import Outcome
@@ -344,6 +345,15 @@ class Session:
 
         self.together(write)
         self.together(read)
+
+    def keep_row(self, row: DatasetRow) -> None:
+        """Write the row of the run's task anew where dev has decided something of it, such as a threshold."""
+        from tasks.run_file import RunFile
+
+        if self.writes and self._run.row != row:
+            folder = Path(self.options.output_dir)
+            dataclasses.replace(RunFile.read(folder), row=row).write(folder)
+            self._run = dataclasses.replace(self._run, row=row)
 
     # -- training ------------------------------------------------------------------------------------------------------
 

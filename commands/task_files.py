@@ -40,6 +40,7 @@ def find_task(
         raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, row.kind))
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding), asked=asked(options, row))
+    row = with_row_flags(session, options, row)
     evaluates = options.do_train or options.do_eval
     wanted = {
         "train": options.do_train or (evaluates and options.dev_share),
@@ -50,9 +51,70 @@ def find_task(
     row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
     if options.dev_share:
         session.together(lambda: refuse_dev_file(options, row))
+    if getattr(options, "languages", ()):
+        files = session.together(lambda: of_languages(options, row, files))
     row = session.together(lambda: settled(session, options, row, files))
     best_metric(options, row)
     return row, files
+
+
+def with_row_flags(session: Session, options: Any, row: DatasetRow) -> DatasetRow:
+    """Return the row with what flags of its kind say in place of its fields, and with what dev once decided.
+
+    Raises:
+        UsageError: what a flag says does not go with the row.
+    """
+    from tasks.datasets import complaint_of
+    from tasks.kinds import find_kind, row_flags_of
+
+    kind = find_kind(row.kind)
+    given = {field: getattr(options, name) for name, field in row_flags_of(kind).items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    if hasattr(kind, "tuned") and not options.do_train and "threshold" not in given:
+        given |= {"threshold": next((former.threshold for former in former_rows(options, row)), row.threshold)}
+    row = dataclasses.replace(row, **given)
+    if complaint := complaint_of(row):
+        raise UsageError(f"--task_name={row.name} with these flags {complaint}")
+    alone = options.do_eval and not options.do_train and getattr(kind, "complete", lambda row: False)(row)
+    if alone and not has_files(row, options.data_dir, "dev"):
+        session.say(f"no development file in {options.data_dir}: --do_eval scores the test file")
+        row = dataclasses.replace(row, files={**row.files, "dev": row.files.get("test", ())})
+    return row
+
+
+def has_files(row: DatasetRow, data_dir: str, split: str) -> bool:
+    """Return whether there are files of a split."""
+    from tasks.sources import find_files
+
+    try:
+        return bool(find_files(row, data_dir, [split])[1])
+    except UsageError:
+        return False
+
+
+def former_rows(options: Any, row: DatasetRow) -> list[DatasetRow]:
+    """Return the row of the same task as finished runs have it: of the output folder's, and of that of the weights."""
+    from tasks.run_file import NAME, RunFile
+
+    weights = Path(options.init_checkpoint) if options.init_checkpoint else None
+    # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
+    folders = (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ()))
+    found = [RunFile.read(folder).row for folder in folders if (folder / NAME).is_file()]
+    return [former for former in found if former and former.name == row.name]
+
+
+def of_languages(options: Any, row: DatasetRow, files: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of --languages, by the ends of their names; raises `UsageError` for one that none has."""
+    from tasks.languages import checked_languages
+    from tasks.readers.aligned import CODES, language_of
+
+    found: dict[str, tuple[Path, ...]] = {}
+    for split, paths in files.items():
+        ends = {path: language_of(path) for path in paths}
+        known = dict.fromkeys(each for end in ends.values() for each in (end, CODES.get(end, end)))
+        wanted = checked_languages("languages", options.languages, known, row.name)
+        found[split] = tuple(path for path, end in ends.items() if {end, CODES.get(end, end)} & {*wanted})
+    return found
 
 
 def find_language_task(
@@ -202,7 +264,6 @@ def settled(
     """
     from tasks.found_labels import with_columns
     from tasks.kinds import find_kind
-    from tasks.run_file import NAME, RunFile
     from tasks.sources import find_files
 
     if files:  # --do_interactive alone reads none
@@ -211,11 +272,8 @@ def settled(
     if row.labels or not find_labels:
         return row
     if not options.do_train:
-        weights = Path(options.init_checkpoint) if options.init_checkpoint else None
-        # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
-        for folder in (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ())):
-            former = RunFile.read(folder).row if (folder / NAME).is_file() else None
-            if former and former.name == row.name and former.labels:
+        for former in former_rows(options, row):
+            if former.labels:
                 return dataclasses.replace(row, labels=former.labels)
     train = files.get("train") or find_files(row, options.data_dir, ["train"])[1]["train"]
     row = dataclasses.replace(row, labels=find_labels(row, train))

@@ -306,7 +306,8 @@ class EmbeddingHead:
         computation: precision.
         body: the model's.
         pooling: "mean" or "cls".
-        layer: block whose states are pooled, from 0 (the embeddings); -1 is what the body returns at last.
+        layer: block whose states are pooled, from 0 (the embeddings); -1 is what the body returns at last, and -2 the
+            block before.
         dropout: rate on the pooled vector.
 
     Raises:
@@ -324,10 +325,10 @@ class EmbeddingHead:
         layer: int,
         dropout: float,
     ) -> None:
-        if not -1 <= layer <= config.num_hidden_layers:
+        if not -1 - config.num_hidden_layers <= layer <= config.num_hidden_layers:
             raise UsageError(
                 f"pooling_layer {layer}: the model has {config.num_hidden_layers} layers; expected 0 to "
-                f"{config.num_hidden_layers}, or -1 for the last"
+                f"{config.num_hidden_layers}, or from -1, the last, to {-1 - config.num_hidden_layers}"
             )
         self.pooling, self.layer, self.dropout = pooling, layer, dropout
         self.reads_first_only = pooling == "cls" and layer == -1

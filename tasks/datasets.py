@@ -54,6 +54,8 @@ class _RowShape(TypedDict):
     pooling: NotRequired[Literal["mean", "cls"]]
     pooling_layer: NotRequired[int]
     temperature: NotRequired[float]
+    retrieval_margin: NotRequired[Literal["none", "ratio", "distance"]]
+    margin_neighbours: NotRequired[Annotated[int, Meta(ge=1)]]
     quoting: NotRequired[Literal["none", "csv"]]
     only: NotRequired[dict[str, str]]
     join: NotRequired[dict[str, str]]
@@ -139,6 +141,8 @@ class DatasetRow:
     pooling: str = "mean"
     pooling_layer: int = -1
     temperature: float = 0.05
+    retrieval_margin: str = "none"
+    margin_neighbours: int = 4
     quoting: str = "none"
     only: Mapping[str, str] = field(default_factory=dict)
     join: Mapping[str, str] = field(default_factory=dict)
@@ -304,8 +308,8 @@ def complaint_of(row: DatasetRow) -> str:
         return f"has the score_range {list(row.score_range)}; expected the lowest and the highest score, as [0, 5]"
     if not 0 < row.temperature < math.inf:
         return f"has the temperature {row.temperature:g}; expected a number above 0, as 0.05"
-    if not -1 <= row.threshold <= 1:
-        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1"
+    if not -2 <= row.threshold <= 2:
+        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1, or 2, which nothing reaches"
     complaint = getattr(find_kind(row.kind), "complaint", None)
     return complaint(row) if complaint else ""
 

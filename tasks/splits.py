@@ -15,7 +15,8 @@ from ground.words import few_names
 from tasks.datasets import DatasetRow, Examples
 from tasks.evaluation_page import write_page
 from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, flags_of, in_order
-from tasks.submissions import FOLDER, write_submission
+from tasks.readers.aligned import CODES
+from tasks.submissions import FOLDER, GROUP, write_submission
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -49,6 +50,8 @@ class Splits:
     """
 
     tokenizer: Tokenizer
+    tunes = True
+    """Whether dev decides what it can decide, such as a threshold."""
     told = ""
     """What there is to say of languages before a run begins."""
 
@@ -101,7 +104,8 @@ class Splits:
 
     def report_table(self, report: str, found: Mapping[str, Scores], scores: Scores) -> Table:
         """Return the columns and the rows in which a terminal shows the results of a report."""
-        return ["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()]
+        of_kind = getattr(self.kind, "table", lambda row, scores: None)(self.row, scores)
+        return of_kind or (["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
 
     def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int, **further: Any) -> None:
         """Tokenise the examples; inputs are cut to `max_seq_length` tokens. `further` is the kind's own."""
@@ -146,7 +150,7 @@ class Splits:
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
         """Return the scores of the answers to those examples of a split that have labels."""
         answers, examples = self._with_labels(split, answers)
-        if split == self.selecting[0] and (tuned := getattr(self.kind, "tuned", None)):
+        if self.tunes and split == self.selecting[0] and (tuned := getattr(self.kind, "tuned", None)):
             self.row = tuned(self.row, answers, examples)
         return self.kind.scores(self.row_of(split), answers, examples)
 
@@ -191,7 +195,16 @@ class Splits:
         if split not in self.row.submission.get("files", {}):
             return []
         submitted = self.kind.submitted(self.row_of(split), answers, self.examples[split])
-        return write_submission(self.row, split, submitted, folder / FOLDER)
+        if not any(GROUP in name for name in self.row.submission["files"][split]):
+            return write_submission(self.row, split, submitted, folder / FOLDER)
+        by_group: dict[str, list[Any]] = {}
+        for example, answer in zip(self.examples[split], submitted, strict=True):
+            by_group.setdefault(example.group, []).append(answer)
+        return [
+            line
+            for group, members in by_group.items()
+            for line in write_submission(self.row, split, members, folder / FOLDER, group=CODES.get(group, group))
+        ]
 
 
 def notes_of(row: DatasetRow, split: str, where: object, examples: Sequence[Any]) -> Iterator[str]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
 
 FOLDER = "submission"
+GROUP = "{group}"
+"""Stands in a name for the group of examples that a file is of, such as a language."""
 # As JSON writes it: 007 is a name.
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 Answers = Sequence[tuple[Any, Any]]
@@ -68,7 +70,9 @@ FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
 }
 
 
-def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | None, Any]], folder: Path) -> list[str]:
+def write_submission(
+    row: DatasetRow, split: str, answers: Sequence[tuple[str | None, Any]], folder: Path, *, group: str = ""
+) -> list[str]:
     """Write the files of one split, if the row hands it in; return what there is to say of them, a line each.
 
     Args:
@@ -76,11 +80,12 @@ def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | 
         split: of `row.files`.
         answers: for every row of the file, in order, the id that it has there and the answer as it is released.
         folder: below which the files are written.
+        group: takes the place of GROUP in names.
 
     Raises:
         OSError: a file cannot be written.
     """
-    names: Sequence[str] = row.submission.get("files", {}).get(split, ())
+    names = [name.replace(GROUP, group) for name in row.submission.get("files", {}).get(split, ())]
     if not names:
         return []
     try:

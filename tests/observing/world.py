@@ -153,6 +153,14 @@ def make_pairs(folder: Path) -> None:
             lines = [f"{text}\t{labels[n % 3]}\n" for n, text in enumerate(texts[: count - place])]
             name = folder / f"languages/{split}-{language}.tsv"
             name.write_text("sentence1\tsentence2\tlabel\n" + "".join(lines), encoding="utf-8")
+    # Translations of each other.
+    (folder / "translations").mkdir()
+    for place, end in enumerate(("deu", "eng")):
+        lines = (folder / "pairs/train.txt").read_text(encoding="utf-8").splitlines()
+        texts = [line.split("\t")[place] for line in lines]
+        for split in ("train", "dev"):
+            name = folder / f"translations/{split}.deu-eng.{end}"
+            name.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
