@@ -139,6 +139,7 @@ def _block_refusals(config: Config) -> dict[str, bool]:
         "it has a final LayerNorm": config.final_layer_norm,
         f"its feed-forward is split in {config.ffn_groups} groups (google_fast)": config.ffn_groups != 1,
         "it has no token types": config.type_vocab_size == 0,
+        f"its word vectors are multiplied by {config.embedding_scale:g}": config.embedding_scale != 1.0,
     }
 
 

@@ -16,7 +16,9 @@ from absl.app import UsageError
 from conversion.lazy import Array, Tensors
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
+from modeling.beginnings import Beginning
 from modeling.config import Config
+from modeling.families import FAMILIES
 
 ANY_HEAD = (".*",)  # The backbone has to match in full whatever is allowed.
 _SHOWN_TENSORS = 6
@@ -32,11 +34,14 @@ class LoadReport:
     missing: list[str]  # of the model, left as it was initialised
     unexpected: list[str]  # of the checkpoint, not used
     wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # checkpoint's and model's
+    begun: list[str] = dataclasses.field(default_factory=list)  # of the model, copied from tensors of other names
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
         if self.untied:
             parts.append(f"{len(self.untied)} copied from shared ones")
+        if self.begun:
+            parts.append(f"{len(self.begun)} begun as copies of others")
         if self.missing:
             parts.append(f"new: {', '.join(_grouped(self.missing))}")
         if self.unexpected:
@@ -76,15 +81,21 @@ def load_into(
     `allow_missing` and `allow_unexpected` are patterns that whole names of *heads* may match (a new `classifier/.*`,
     pretraining heads that fine-tuning drops); the backbone has to match in full, but for patterns that begin with
     "backbone/" (a new decoder). `untie=True` lets a model with
-    own bricks in every layer start from a checkpoint that shares one. Raises `UsageError` with a listing, + for what
-    only the checkpoint has, - for what only the model has.
+    own bricks in every layer start from a checkpoint that shares one. A model may begin from a checkpoint of another
+    shape of its family, where the family says how (`modeling.families.Family.begins`). Raises `UsageError` with a
+    listing, + for what only the checkpoint has, - for what only the model has.
     """
     from modeling import named_variables
 
     variables = named_variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     values, report = assignment(
-        shapes, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected, untie=untie
+        shapes,
+        checkpoint,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        untie=untie,
+        beginning=FAMILIES[model.config.family].begins(shapes, checkpoint.tensors),
     )
     for name, value in values.items():
         variables[name].assign(np.asarray(value))
@@ -145,10 +156,11 @@ def assignment(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     untie: bool = False,
+    beginning: Beginning = Beginning(),  # noqa: B008
 ) -> tuple[dict[str, Array], LoadReport]:
     """Decide which tensor goes to which of the named `shapes` of a model; raises what `load_into` raises."""
     tensors = checkpoint.tensors
-    sources = {name: _source(name, tensors, untie) for name in shapes}
+    sources = {name: beginning.origins.get(name) or _source(name, tensors, untie) for name in shapes}
     wrong_shape = {
         name: (tensors[source].shape, shapes[name])
         for name, source in sources.items()
@@ -157,13 +169,22 @@ def assignment(
     used = {source for source in sources.values() if source is not None}
     report = LoadReport(
         loaded=sorted(name for name, source in sources.items() if source == name and name not in wrong_shape),
-        untied=sorted(name for name, source in sources.items() if source not in (name, None)),
+        untied=sorted(
+            name for name, source in sources.items() if source not in (name, None, beginning.origins.get(name))
+        ),
+        begun=sorted(name for name, source in sources.items() if source == beginning.origins.get(name, "")),
         missing=sorted(name for name, source in sources.items() if source is None),
         unexpected=sorted(set(tensors) - used),
         wrong_shape=wrong_shape,
     )
-    missing = [name for name in report.missing if not (_allowed(name, allow_missing) or _unread(name, tensors))]
-    unexpected = [name for name in report.unexpected if not _allowed(name, allow_unexpected)]
+    missing = [
+        name
+        for name in report.missing
+        if not (_allowed(name, allow_missing) or _unread(name, tensors) or name in beginning.new)
+    ]
+    unexpected = [
+        name for name in report.unexpected if not (_allowed(name, allow_unexpected) or name in beginning.unused)
+    ]
     if missing or unexpected or wrong_shape:
         raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
     return {name: tensors[source] for name, source in sources.items() if source is not None}, report

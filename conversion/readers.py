@@ -126,10 +126,11 @@ def _merged_ranks(folder: Path) -> dict[str, Array]:
 def check_graph(tensors: Iterable[str], config: Config, where: str) -> None:
     """Raise `UsageError` naming both sides when tensors under our names are not those of the config's graph.
 
-    An encoder alone may become the encoder of a model with a decoder; whether the decoder may be new is for loading.
+    An encoder alone may become the encoder of a model with a decoder, and a family may have several graphs; what may be
+    new, and what begins as a copy of what, is for loading.
     """
     got, expected = namings.graph_of(tensors), namings.graph_of_config(config)
-    if got not in (expected, namings.graph_of_config(config.encoder)):
+    if got not in (expected, namings.graph_of_config(config.encoder)) and got.family != config.family:
         raise UsageError(
             f"checkpoint {where} is of the {got.title}, the config describes the {expected.title}; "
             "use the config that was published with the checkpoint"

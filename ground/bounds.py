@@ -171,6 +171,7 @@ BOUNDS: dict[str, Bounds] = {
     "inner_group_num": Bounds(1, 1024, "a layer of more blocks is deeper than any published model"),
     "ffn_groups": Bounds(1, 65_536, "a group has at least a unit"),
     "position_offset": Bounds(0, 65_536, "positions begin a few rows down at most"),
+    "embedding_scale": Bounds(1e-3, 1024, "the square root of a width is published, and of no other quantity"),
     "vocab_padding_multiple": Bounds(1, 2**20, "more rows would be padding than words"),
     "initializer_range": Bounds(0, 10, "weights that begin larger saturate every unit"),
     "layer_norm_eps": Bounds(1e-30, 1, "a larger one hides the variance, and none divides by 0"),

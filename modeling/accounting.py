@@ -31,7 +31,7 @@ def parameter_count(config: Config, num_pair_labels: int = 2) -> int:
     return count_declared(declared_model(config, num_pair_labels))
 
 
-def flops_per_example(config: Config, length: int, predictions: int, target: int = 0) -> int:
+def flops_per_example(config: Config, length: int, predictions: int, target: int = 0, other: int = 0) -> int:
     """Return the floating-point operations of one example in pretraining: forward, and twice that backward.
 
     Operations that rematerialisation repeats are not counted, nor is the sentence-pair head.
@@ -41,8 +41,9 @@ def flops_per_example(config: Config, length: int, predictions: int, target: int
         length: tokens of the example, padding included.
         predictions: positions that are scored over the vocabulary.
         target: positions of the decoder, which are all scored.
+        other: tokens of the other text, in a model that reads two beside each other; `predictions` are those of both.
     """
-    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions, target=target))
+    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions, target=target, other=other))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Layout:
     length: int
     predictions: int
     target: int = 0
+    other: int = 0
     half_precision: bool = False
     remat: bool = False
     scan: bool = False
@@ -66,7 +68,7 @@ class Layout:
     @property
     def sizes(self) -> Sizes:
         """The lengths of an example."""
-        return Sizes(self.length, scored=self.predictions, target=self.target)
+        return Sizes(self.length, scored=self.predictions, target=self.target, other=self.other)
 
     @property
     def state_parts(self) -> int:

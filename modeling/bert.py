@@ -39,7 +39,8 @@ def check(config: Config) -> None:
         )
 
 
-def _roberta(values: Values) -> dict[str, Any]:
+def roberta_fields(values: Values) -> dict[str, Any]:
+    """Return the fields that RoBERTa's JSON has under other names."""
     padding = values["pad_token_id"]
     if type(padding) is not int:
         raise UsageError(f"pad_token_id is {padding!r}; expected a whole number")
@@ -61,8 +62,8 @@ DIALECTS = (
         read=lambda values, file_name: dict(values),
     ),
     transformers("bert", recognises=lambda values: "embedding_size" not in values),
-    transformers("roberta", "pad_token_id", fields=_roberta),
-    transformers("xlm-roberta", "pad_token_id", fields=_roberta),
+    transformers("roberta", "pad_token_id", fields=roberta_fields),
+    transformers("xlm-roberta", "pad_token_id", fields=roberta_fields),
     transformers("ernie_m", "pad_token_id", fields=_ernie_m, absent=("type_vocab_size",)),
     transformers("sbert"),  # SOFA's StructBERT (Wang et al. 2020)
 )

@@ -3,7 +3,7 @@
 A family with another body (an encoder and a decoder, another attention mask) is another class that fulfils `Body`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import keras
@@ -55,13 +55,15 @@ class Backbone(keras.layers.Layer):
         computation: Computation,
         *,
         projects_first: bool = False,
+        stack: Callable[..., Encoder] = Encoder,
         name: str = "backbone",
     ) -> None:
         dtype = computation.dtype
         super().__init__(dtype=dtype, name=name)
         self.config = config
         self.embeddings = Embeddings(config, initialization, projects_first=projects_first, dtype=dtype)
-        self.encoder = Encoder(config, initialization, remat=computation.remat, scan=computation.scan, dtype=dtype)
+        remat, scan = computation.remat, computation.scan
+        self.encoder = stack(config, initialization, remat=remat, scan=scan, dtype=dtype, name="encoder")
         self.pooler = Dense(config.hidden_size, config.hidden_size, initialization, dtype=dtype, name="pooler")
 
     @property

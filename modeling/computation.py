@@ -36,12 +36,14 @@ class Sizes:
         memory: positions that attention reads; 0: its own `tokens`.
         scored: positions that are scored over the vocabulary.
         target: positions of the decoder, in a model that has one.
+        other: positions of the other text, in a model that reads two beside each other.
     """
 
     tokens: int
     memory: int = 0
     scored: int = 0
     target: int = 0
+    other: int = 0
 
 
 @dataclass(frozen=True)

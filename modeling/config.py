@@ -24,6 +24,7 @@ SHARING = ("all", "attention", "ffn", "none")
 LN_TYPES = ("postln", "preln")
 COPYING = ("none", "additive", "attention", "legacy_attention")
 _MAX_BYTES = 8 * 2**20  # transformers' own list thousands of labels
+_OF_FAMILIES = ("cross_attention", "embedding_scale")
 _OF_DECODER = ("decoder_attention_heads", "decoder_intermediate_size", "copy")
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -37,8 +38,9 @@ class Config:
     the tanh approximation, "gelu_erf" the exact form. `position_offset` rows of the position table come before the
     first token's. `vocab_padding_multiple` rounds the rows of the word table up. A decoder has `num_decoder_layers`;
     its heads and its feed-forward are the encoder's unless they are given; `copy` is how it takes words from the source
-    (`modeling.copying`). A field that is added later has a default that describes every older model, so that
-    `from_json` reads older files.
+    (`modeling.copying`). `cross_attention` gives every block of the encoder one, which reads the other of two texts;
+    `embedding_scale` multiplies word vectors before positions are added. A field that is added later has a default that
+    describes every older model, so that `from_json` reads older files.
 
     Raises:
         UsageError: a value is impossible; the message names it.
@@ -71,6 +73,8 @@ class Config:
     decoder_attention_heads: int = 0
     decoder_intermediate_size: int = 0
     copy: str = "none"
+    cross_attention: bool = False
+    embedding_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if type(self.embedding_size) is int and not self.embedding_size:
@@ -105,7 +109,16 @@ class Config:
                 f"multiples of ffn_groups {self.ffn_groups}"
             )
         self._check_decoder()
+        self._check_family()
         FAMILIES[self.family].check(self)
+
+    def _check_family(self) -> None:
+        """Refuse what the family's graph does not have."""
+        for name in _OF_FAMILIES:
+            value, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != usual and name not in FAMILIES[self.family].fields:
+                able = ", ".join(other for other, family in FAMILIES.items() if name in family.fields)
+                raise UsageError(f'{name} is {value}, which family "{self.family}" has not; leave it out or use {able}')
 
     def _check_decoder(self) -> None:
         """Refuse a decoder's fields without a decoder, and a decoder in a family that has none."""
@@ -121,9 +134,9 @@ class Config:
 
     @property
     def encoder(self) -> Config:
-        """The shape of the encoder alone."""
+        """The shape of the encoder alone, which reads one text."""
         absent = {"num_decoder_layers": 0, "decoder_attention_heads": 0, "decoder_intermediate_size": 0, "copy": "none"}
-        return dataclasses.replace(self, **absent) if self.num_decoder_layers else self
+        return dataclasses.replace(self, **absent, cross_attention=False)
 
     @property
     def decoder(self) -> Config:
@@ -160,7 +173,7 @@ class Config:
     def least_parameters(self) -> int:
         """A lower bound of the parameters, without declaring the model: tables, and matrices that no layers share."""
         width, layers = self.hidden_size, self.num_hidden_layers
-        attentions = 1 if self.sharing in ("all", "attention") else layers
+        attentions = (1 if self.sharing in ("all", "attention") else layers) * (2 if self.cross_attention else 1)
         feed_forwards = 1 if self.sharing in ("all", "ffn") else layers
         words = self.padded_vocab_size * self.embedding_size
         positions = self.max_position_embeddings * min(self.embedding_size, width)

@@ -1,6 +1,7 @@
 """The Transformer decoder: causal self-attention, optional cross-attention, cached steps (Vaswani et al. 2017).
 
-Serves PALM and PLUG (causal, with cross-attention) and VECO (not causal; the same bricks with and without a memory).
+Serves PALM and PLUG (causal, with cross-attention) and VECO, causal when it generates and else not: the same blocks
+with a memory and without.
 """
 
 from functools import partial
@@ -101,13 +102,10 @@ class Decoder(Encoder):
         return x_BLD, states, seen[0]
 
     def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
-        """Return the bricks of every block; `sizes.target` tokens attend to the `sizes.tokens` of the source."""
-        own = Sizes(sizes.target or sizes.tokens)
-        across = Sizes(own.tokens, memory=sizes.tokens)
-        return [
-            [(brick, across if brick in self.cross_attentions else own) for brick in bricks]
-            for bricks in self._bricks()
-        ]
+        """Return the bricks of every block: without `sizes.memory` to read they skip their cross-attention."""
+        own, across = Sizes(sizes.tokens), Sizes(sizes.tokens, memory=sizes.memory)
+        blocks = self._bricks() if sizes.memory else super()._bricks()
+        return [[(brick, across if brick in self.cross_attentions else own) for brick in bricks] for bricks in blocks]
 
     def _bricks(self) -> list[Bricks]:
         crosses = self.cross_attentions

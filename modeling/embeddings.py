@@ -41,6 +41,7 @@ class Embeddings(keras.layers.Layer):
     Attributes:
         projects_first: the projection, then without a bias, precedes the sum with positions and segments.
         sum_width: width of that sum, and of the hidden states that `logits` scores.
+        words: other embeddings, whose word table is this one's too.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Embeddings(keras.layers.Layer):
         initialization: Initialization,
         *,
         projects_first: bool = False,
+        words: "Embeddings | None" = None,
         dtype: Any,
         name: str = "embeddings",
     ) -> None:
         super().__init__(dtype=dtype, name=name)
         self.config = config
+        self.words = words
         self.initialization = initialization
         self.projects_first = projects_first
         self.sum_width = config.hidden_size if projects_first else config.embedding_size
@@ -72,7 +75,10 @@ class Embeddings(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Create the tables, the LayerNorm and the projection."""
         config = self.config
-        self.word_embeddings = self._table("word_embeddings", config.padded_vocab_size, config.embedding_size)
+        if self.words is None:
+            self.word_embeddings = self._table("word_embeddings", config.padded_vocab_size, config.embedding_size)
+        else:
+            self.word_embeddings = self.words.word_embeddings
         self.position_embeddings = self._table("position_embeddings", config.max_position_embeddings, self.sum_width)
         self.token_type_embeddings = None
         if config.type_vocab_size:
@@ -113,6 +119,8 @@ class Embeddings(keras.layers.Layer):
         x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
         if word_noise_BLE is not None:
             x = x + ops.cast(word_noise_BLE, x.dtype)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
         if self.projection is not None and self.projects_first:
             x = self.projection(x)
         first = self.config.position_offset + position

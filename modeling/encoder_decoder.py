@@ -4,7 +4,7 @@ The decoder reads the target's first tokens and the encoder's last states. Its e
 family brings its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ground.tensors import Tensor, ops
@@ -13,6 +13,7 @@ from modeling.body import Backbone
 from modeling.computation import Computation, Sizes, States
 from modeling.config import Config
 from modeling.decoder import Decoder
+from modeling.embeddings import Embeddings
 from modeling.encoder import Encoder
 from modeling.variables import Initialization
 
@@ -46,7 +47,7 @@ class EncoderDecoder(Backbone):
         decoder_config: of the decoder's stack.
         initialization: of the variables.
         computation: precision, rematerialisation and scan.
-        target_embeddings: the decoder's own; by default the encoder's.
+        target_embeddings: makes the decoder's of the encoder's, which by default are the decoder's too.
         pools: whether the pooled vector goes through the pooler; otherwise it is the first state itself.
         normalizes_twice: whether the encoder's final LayerNorm is applied to its own result once more.
     """
@@ -58,14 +59,14 @@ class EncoderDecoder(Backbone):
         initialization: Initialization,
         computation: Computation,
         *,
-        target_embeddings: Any = None,
+        target_embeddings: Callable[[Embeddings], Any] | None = None,
         pools: bool = False,
         normalizes_twice: bool = False,
     ) -> None:
         super().__init__(config, initialization, computation)
         self.pools = pools
         self.normalizes_twice = normalizes_twice and self.encoder.layer_norm is not None
-        self.target_embeddings = target_embeddings or self.embeddings
+        self.target_embeddings = target_embeddings(self.embeddings) if target_embeddings else self.embeddings
         self.decoder = None
         if decoder_config is not None:
             remat, scan = computation.remat, computation.scan
@@ -144,15 +145,18 @@ class EncoderDecoder(Backbone):
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of both halves, forward and for one example; without `sizes.target` those of the encoder."""
-        return super().operations(sizes) + sum(stack.operations(sizes) for stack in self._decoders(sizes))
+        return super().operations(sizes) + sum(stack.operations(own) for stack, own in self._decoders(sizes))
 
     def states(self, sizes: Sizes) -> list[States]:
         """Return those of both halves, or without `sizes.target` of the encoder."""
-        return super().states(sizes) + [state for stack in self._decoders(sizes) for state in stack.states(sizes)]
+        return super().states(sizes) + [state for stack, own in self._decoders(sizes) for state in stack.states(own)]
 
     def computed_positions(self, sizes: Sizes) -> int:
         """Return those of both halves, or without `sizes.target` of the encoder."""
-        return super().computed_positions(sizes) + sum(s.computed_positions(sizes) for s in self._decoders(sizes))
+        decoders = self._decoders(sizes)
+        return super().computed_positions(sizes) + sum(stack.computed_positions(own) for stack, own in decoders)
 
-    def _decoders(self, sizes: Sizes) -> list[Decoder]:
-        return [self.decoder] if self.decoder is not None and sizes.target else []
+    def _decoders(self, sizes: Sizes) -> list[tuple[Decoder, Sizes]]:
+        """Return the decoder, where there is a target for it, with what it computes."""
+        own = Sizes(sizes.target, memory=sizes.tokens)
+        return [(self.decoder, own)] if self.decoder is not None and sizes.target else []

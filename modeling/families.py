@@ -5,11 +5,12 @@ Keras is imported only where a body is constructed, so that a config is checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modeling import albert, albert_zh, bert, palm, palm_en
+from modeling import albert, albert_zh, beginnings, bert, palm, palm_en, veco
+from modeling.beginnings import Beginning
 from modeling.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Family:
         normalizes_pooled: whether the pooled vector is normalised in front of a classifier.
         decodes: whether a model may have a decoder.
         max_target_length: the positions of a decoder.
+        fields: further fields of `Config` that may differ from their default.
+        begins: (variables, tensors of a checkpoint) -> how a model may begin from the checkpoint of another shape.
     """
 
     body: Callable[[Config, Initialization, Computation], Body]
@@ -46,6 +49,8 @@ class Family:
     normalizes_pooled: Callable[[Config], bool] = _no
     decodes: bool = False
     max_target_length: Callable[[Config], int] = _of_the_source
+    fields: tuple[str, ...] = ()
+    begins: Callable[[Collection[str], Collection[str]], Beginning] = beginnings.by_name
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -64,5 +69,13 @@ FAMILIES: Mapping[str, Family] = {
         dialects=palm_en.DIALECTS,
         decodes=True,
         max_target_length=palm_en.max_target_length,
+    ),
+    "veco": Family(
+        body=veco.body,
+        check=veco.check,
+        dialects=veco.DIALECTS,
+        decodes=True,
+        fields=("cross_attention", "embedding_scale"),
+        begins=veco.beginning,
     ),
 }

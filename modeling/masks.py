@@ -10,9 +10,13 @@ def padding_mask(input_mask_BS: Tensor) -> Tensor:
     return ops.cast(input_mask_BS, "bool")[:, None, None, :]
 
 
-def sequence_mask(sequence_ids_BL: Tensor) -> Tensor:
-    """Keep the keys of each query's own sequence, by number: [B, L] -> [B, 1, L, L]; padding, 0, sees padding only."""
-    return sequence_ids_BL[:, None, :, None] == sequence_ids_BL[:, None, None, :]
+def sequence_mask(sequence_ids_BL: Tensor, memory_ids_BS: Tensor | None = None) -> Tensor:
+    """Keep the keys of each query's own sequence, by number: [B, L] -> [B, 1, L, S]; padding, 0, sees padding only.
+
+    The keys are those of the row itself unless the numbers of others are given.
+    """
+    keys_BS = sequence_ids_BL if memory_ids_BS is None else memory_ids_BS
+    return sequence_ids_BL[:, None, :, None] == keys_BS[:, None, None, :]
 
 
 def causal_mask(length: int, memory_length: int, position: int | Tensor = 0) -> Tensor:

@@ -29,7 +29,7 @@ def body(config: Config, initialization: Initialization, computation: Computatio
     from modeling.encoder_decoder import EncoderDecoder
     from modeling.sinusoids import ScaledEmbeddings
 
-    decoder = None
+    decoder = embeddings = None
     if config.num_decoder_layers:
         decoder = dataclasses.replace(
             config.decoder,
@@ -38,7 +38,7 @@ def body(config: Config, initialization: Initialization, computation: Computatio
             ln_type="preln",
             final_layer_norm=True,
         )
-    embeddings = ScaledEmbeddings(config, initialization, dtype=computation.dtype) if decoder else None
+        embeddings = lambda _: ScaledEmbeddings(config, initialization, dtype=computation.dtype)  # noqa: E731
     return EncoderDecoder(config, decoder, initialization, computation, target_embeddings=embeddings, pools=True)
 
 

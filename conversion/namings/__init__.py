@@ -6,15 +6,17 @@ The first naming whose `detect` matches is a checkpoint's, so narrower ones come
 from collections.abc import Iterable
 
 from conversion.graphs import Graph, has_stock_block
-from conversion.namings import albert, albert_zh, bert, divan, ernie_m, palm, roberta
+from conversion.namings import albert, albert_zh, bert, divan, ernie_m, palm, roberta, veco
 from conversion.namings.tokens import tagger_of
 from conversion.rules import Naming
 from modeling.config import Config
 
-_STOCK = tuple(n for n in (*albert.NAMINGS, *roberta.NAMINGS[-1:], *bert.NAMINGS) if n.container == "transformers")
+_ANY_HEAD = (*veco.NAMINGS[-1:], *albert.NAMINGS, *roberta.NAMINGS[-1:], *bert.NAMINGS)
+_STOCK = tuple(naming for naming in _ANY_HEAD if naming.container == "transformers")
 NAMINGS: tuple[Naming, ...] = (
     *map(tagger_of, _STOCK),
     *divan.NAMINGS,
+    *veco.NAMINGS,
     *palm.NAMINGS,
     *ernie_m.NAMINGS,
     *albert_zh.NAMINGS,
@@ -22,7 +24,15 @@ NAMINGS: tuple[Naming, ...] = (
     *roberta.NAMINGS,
     *bert.NAMINGS,
 )
-GRAPHS: tuple[Graph, ...] = (palm.ENGLISH_GRAPH, palm.GRAPH, albert.GRAPH, albert_zh.GRAPH, bert.GRAPH)
+GRAPHS: tuple[Graph, ...] = (
+    veco.GRAPH,
+    veco.GENERATING_GRAPH,
+    palm.ENGLISH_GRAPH,
+    palm.GRAPH,
+    albert.GRAPH,
+    albert_zh.GRAPH,
+    bert.GRAPH,
+)
 
 
 def naming_of(names: Iterable[str]) -> Naming | None:
@@ -49,4 +59,5 @@ def transformers_model_type(config: Config) -> str:
     """Return transformers' model_type that keeps what the model shares, or that of our own code where it has none."""
     own = next(graph for graph in GRAPHS if graph.family == config.family).transformers(config)
     stock = any(naming.model_type == own and naming.code is None for naming in NAMINGS)
-    return divan.MODEL_TYPE if stock and not has_stock_block(config) else own
+    known = config.family in divan.FAMILIES
+    return divan.MODEL_TYPE if stock and known and not has_stock_block(config) else own

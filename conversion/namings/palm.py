@@ -129,6 +129,7 @@ def _check_released(config: Config) -> None:
         f"its activation is {config.hidden_act}, theirs is exact GELU": config.hidden_act != "gelu_erf",
         "it is post-LN": config.ln_type != "preln" or not config.final_layer_norm,
         f"it copies ({config.copy})": config.copy != "none",
+        "its layers are shared": config.sharing != "none" or config.inner_group_num != 1,
     }
     for reason, holds in reasons.items():
         if holds:

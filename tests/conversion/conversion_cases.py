@@ -41,6 +41,15 @@ _PALM_EN = dataclasses.replace(
     decoder_intermediate_size=12,
     copy="legacy_attention",
 )
+_VECO = dataclasses.replace(
+    _BERT,
+    family="veco",
+    hidden_act="gelu_erf",
+    layer_norm_eps=1e-5,
+    position_offset=2,
+    type_vocab_size=1,
+    cross_attention=True,
+)
 CONFIGS = {
     "bert": _BERT,
     "bert_erf": dataclasses.replace(_BERT, hidden_act="gelu_erf"),
@@ -60,6 +69,11 @@ CONFIGS = {
     "zh_preln": dataclasses.replace(_ZH, ln_type="preln"),
     "roberta": dataclasses.replace(
         _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=1
+    ),
+    "veco": _VECO,
+    "veco_plugged_out": dataclasses.replace(_VECO, cross_attention=False),
+    "veco_decoder": dataclasses.replace(
+        _VECO, cross_attention=False, num_decoder_layers=2, type_vocab_size=0, embedding_scale=8**0.5
     ),
     "no_types": dataclasses.replace(
         _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=0

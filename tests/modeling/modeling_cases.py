@@ -64,6 +64,21 @@ PALM_CONFIGS = {
     "palm_en_additive": dataclasses.replace(_PALM_EN, copy="additive"),
 }
 
+VECO = dataclasses.replace(
+    BERT,
+    family="veco",
+    hidden_act="gelu_erf",
+    layer_norm_eps=1e-5,
+    position_offset=2,
+    type_vocab_size=1,
+    max_position_embeddings=14,
+    num_hidden_layers=2,
+    cross_attention=True,
+)
+VECO_DECODER = dataclasses.replace(
+    VECO, cross_attention=False, type_vocab_size=0, num_decoder_layers=1, embedding_scale=4.0
+)
+
 
 def without_dropout(config: Config) -> Config:
     return dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -79,3 +94,9 @@ def features(seed: int = 0, batch: int = 3, length: int = 9, real: int = 6) -> d
         "segment_ids": generator.integers(0, 2, (batch, length), dtype=np.int32),
         "masked_lm_positions": generator.integers(0, real, (batch, 4), dtype=np.int32),
     }
+
+
+def two_sides(seed: int = 0) -> dict[str, np.ndarray]:
+    """Two texts of equal length, the first row of each whole, of the others 6 tokens of the one and 4 of the other."""
+    sides = (("", features(seed)), ("other_", features(seed + 1, real=4)))
+    return {prefix + name: side[name] for prefix, side in sides for name in ("input_ids", "input_mask")}

@@ -4,6 +4,7 @@ The weights are a dict under the names of the checkpoint format. Nothing of `mod
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -201,3 +202,59 @@ def palm_probabilities(config, weights: Arrays, features: Arrays, memory: np.nda
         copied = softmax(copied)
     gate = 1 / (1 + np.exp(-dense(weights, "copy/gate", np.concatenate([looks @ memory, x], axis=-1))))
     return gate * generated + (1 - gate) * copied
+
+
+def veco_embedded(config, weights: Arrays, tables: str, ids: np.ndarray) -> np.ndarray:
+    """Words times the scale, positions from the offset on and the one token type, normalised."""
+    x = weights["backbone/embeddings/word_embeddings"][ids] * config.embedding_scale
+    x = x + weights[f"{tables}/position_embeddings"][config.position_offset :][: ids.shape[1]]
+    if config.type_vocab_size:
+        x = x + weights[f"{tables}/token_type_embeddings"][0]
+    return layer_norm(weights, f"{tables}/layer_norm", x, config.layer_norm_eps)
+
+
+def veco_blocks(config, weights: Arrays, stack: str, x: np.ndarray, own: np.ndarray, memory=None, seen: Any = None):
+    """The last state of a stack: every sub-module post-LN, the cross-attention left out without a memory."""
+    depth = config.num_decoder_layers if stack == "decoder" else config.num_hidden_layers
+    heads, epsilon = config.num_attention_heads, config.layer_norm_eps
+    for k in range(depth):
+        first, second, third = (f"backbone/{stack}/{n}_{k}" for n in ("attention", "cross_attention", "feed_forward"))
+        y = cross_attention(weights, first, x, x, own, heads)
+        x = layer_norm(weights, f"{first}/layer_norm", x + y, epsilon)
+        if memory is not None:
+            y = cross_attention(weights, second, x, memory, seen, heads)
+            x = layer_norm(weights, f"{second}/layer_norm", x + y, epsilon)
+        y = dense(weights, f"{third}/intermediate", x)
+        y = dense(weights, f"{third}/output", activation(config.hidden_act, y))
+        x = layer_norm(weights, f"{third}/layer_norm", x + y, epsilon)
+    return x
+
+
+def veco_streams(config, weights: Arrays, features: Arrays) -> Arrays:
+    """H and S of both texts: S of each reads the last state of the other's H in every block."""
+    x, h, keys = {}, {}, {}
+    for side in ("", "other_"):
+        ids = features[f"{side}input_ids"]
+        keys[side] = np.repeat(features[f"{side}input_mask"][:, None, :] > 0, ids.shape[1], axis=1)
+        x[side] = veco_embedded(config, weights, "backbone/embeddings", ids)
+        h[side] = veco_blocks(config, weights, "encoder", x[side], keys[side])
+    found = {f"{side}sequence_output": value for side, value in h.items()}
+    for side, other in (("", "other_"), ("other_", "")):
+        found[f"{side}pooled_output"] = np.tanh(dense(weights, "backbone/pooler", h[side][:, 0]))
+        found[f"{side}crossed_output"] = veco_blocks(
+            config, weights, "encoder", x[side], keys[side], h[other], keys[other]
+        )
+    return found
+
+
+def veco_next_scores(config, weights: Arrays, features: Arrays) -> np.ndarray:
+    """Scores of the next tokens, [B, T, V], by the word table alone."""
+    ids, target = features["input_ids"], features["target_ids"][:, :-1]
+    length = target.shape[1]
+    x = veco_embedded(config, weights, "backbone/embeddings", ids)
+    keys = features["input_mask"][:, None, :] > 0
+    memory = veco_blocks(config, weights, "encoder", x, np.repeat(keys, ids.shape[1], axis=1))
+    y = veco_embedded(config, weights, "backbone/target_embeddings", target)
+    causal = np.broadcast_to(np.tril(np.ones((length, length), bool)), (len(ids), length, length))
+    y = veco_blocks(config, weights, "decoder", y, causal, memory, np.repeat(keys, length, axis=1))
+    return y @ weights["backbone/embeddings/word_embeddings"].T

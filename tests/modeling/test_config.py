@@ -223,6 +223,8 @@ def test_what_a_config_leaves_out_is_as_the_papers_have_it():
         "decoder_attention_heads": 0,
         "decoder_intermediate_size": 0,
         "copy": "none",
+        "cross_attention": False,
+        "embedding_scale": 1.0,
         "embedding_size": 4,
     }
     assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected  # pyright: ignore
