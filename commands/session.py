@@ -190,6 +190,7 @@ class Session:
         allow_unexpected: Sequence[str],
         adjust: Adjust | None = None,
         labels: Sequence[str] = (),
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Load --init_checkpoint, if one is given, into the model; the arguments are those of `weights.initialize`.
 
@@ -206,6 +207,7 @@ class Session:
                 allow_unexpected=allow_unexpected,
                 adjust=adjust,
                 labels=labels,
+                aliases=aliases,
             )
 
     def restore(
@@ -216,6 +218,7 @@ class Session:
         adjust: Adjust | None = None,
         best: bool = True,
         labels: Sequence[str] = (),
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> int:
         """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step.
 
@@ -233,6 +236,7 @@ class Session:
             only_reads=self.options.dry_run,
             best=best,
             labels=labels,
+            aliases=aliases,
         )
 
     # -- what the run leaves -------------------------------------------------------------------------------------------

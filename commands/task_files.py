@@ -196,11 +196,18 @@ def check_one_language(options: Any, row: DatasetRow) -> None:
 
 
 def language_options(options: Any, row: DatasetRow) -> dict[str, Any]:
-    """Return how a task in several languages is trained, and the language that selects."""
+    """Return how a task in several languages is trained, and the language that selects.
+
+    That is the source language; where this is not among those that train, their average.
+    """
+    from tasks.languages import ALL, TRANSLATED
+
+    trained = options.languages if options.task_type == TRANSLATED else ()
+    default = ALL if trained and row.source_language not in trained else row.source_language
     return {
         "strict": bool(options.languages),
         "task_type": options.task_type or "",
-        "selection": options.selection_language or row.source_language,
+        "selection": options.selection_language or default,
     }
 
 

@@ -84,6 +84,12 @@ XNLI = {"dev_de": 4, "dev_en": 4, "dev_fr": 4, "test_de": 3, "test_en": 3, "test
             {"dev_fr": 4, "dev_de": 4, "dev_en": 4, "train": 6},
             ("dev_en",),
         ),
+        (
+            "xnli",
+            {"languages": ("fr",), "task_type": "translate-train-all", "do_predict": False},
+            {"dev_fr": 4, "train": 3},
+            ("dev_fr",),
+        ),
         ("xnli", {"task_type": None, "do_train": False, "do_eval": False}, {"test_de": 3, "test_en": 3}, ("",)),
         ("mlqa", {}, {"train": 3, "dev_de": 2, "dev_en": 2, "test_de": 1, "test_en": 1}, ("dev_en",)),
         (
