@@ -54,6 +54,12 @@ class Options(FineTuningOptions, TechniqueOptions):
     classifier_dropout: float = flag(
         0.1, help="dropout on the input of the head while training", minimum=0, maximum=0.9, group=Group.MODEL
     )
+    plug_in: bool = flag(
+        False,
+        help="classify an example beside the same one in another language, through VECO's cross-attention; needs "
+        "files whose rows are translations of each other",
+        group=Group.TRAINING,
+    )
     pooling: str | None = flag(
         None,
         help="how a text becomes one vector, for matching: the mean of its tokens, or the first; by default the row's",

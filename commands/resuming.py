@@ -64,7 +64,7 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    SAME: "pooling pooling_layer",
+    SAME: "plug_in pooling pooling_layer",
     FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
@@ -175,7 +175,7 @@ def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, An
     pretraining = run.row is None and former.row is None
     facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
-        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer"):
+        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer", "plug_in"):
             facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])

@@ -122,7 +122,7 @@ def find_language_task(
 ) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
     """Return one row of a task in several languages, and its files by split and language; raises as `find_task`."""
     from data.corpus.encodings import find_encoding
-    from tasks.kinds import find_kind
+    from tasks.kinds import find_kind, row_flags_of
     from tasks.languages import LanguageTask, checked_languages
 
     source = next(iter(family.values()))
@@ -130,10 +130,15 @@ def find_language_task(
         raise UsageError(f"--task_name={options.task_name} is a row of {source.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, source.kind))
     check_several_languages(options, family)
-    encoding, columns = find_encoding(options.encoding or source.encoding), asked(options, source)
+    further = {"encoding": find_encoding(options.encoding or source.encoding), "asked": asked(options, source)}
+    further |= {
+        field: value
+        for name, field in row_flags_of(find_kind(source.kind)).items()
+        if (value := getattr(options, name)) is not None
+    }
     task = LanguageTask(
         source.name.removesuffix(f"_{source.language}"),
-        {language: dataclasses.replace(row, encoding=encoding, asked=columns) for language, row in family.items()},
+        {language: dataclasses.replace(row, **further) for language, row in family.items()},
         checked_languages("languages", options.languages, family, options.task_name),
         options.task_type or "",
         language_options(options, source)["selection"],
@@ -154,13 +159,18 @@ def find_language_task(
 
 def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> None:
     """Raise `UsageError` for flags that do not go with a task in several languages."""
-    from tasks.languages import ALL, checked_languages
+    from tasks.languages import ALL, TRANSLATED, checked_languages
 
     names, source = ", ".join(family), next(iter(family.values())).source_language
     if options.do_train and not options.task_type:
         raise UsageError(
             f"--task_name={options.task_name} is several tasks: give {options.task_name}_X, X one of {names}, or "
             "--task_type, to train for all"
+        )
+    if options.plug_in and options.do_train and options.task_type != TRANSLATED:
+        raise UsageError(
+            f"--plug_in with --task_type={options.task_type}: an example is read beside its translation, which only "
+            f"--task_type={TRANSLATED} has"
         )
     if source not in family:
         raise UsageError(f"--task_name={options.task_name} has no source_language among {names}: write it into the row")
@@ -183,7 +193,7 @@ def check_one_language(options: Any, row: DatasetRow) -> None:
     from tasks.datasets import find_family
 
     several = row.name.removesuffix(f"_{row.language}") if row.language else ""
-    for name in ("task_type", "languages", "selection_language"):
+    for name in ("task_type", "languages", "selection_language", "plug_in"):
         value = getattr(options, name, None)
         if value and not (name == "languages" and row.format == "aligned"):
             task_file = Path(options.task_file) if options.task_file else None

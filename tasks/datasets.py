@@ -69,6 +69,7 @@ class _RowShape(TypedDict):
     language: NotRequired[str]
     source_language: NotRequired[str]
     by_language: NotRequired[dict[str, dict[str, Any]]]
+    plug_in: NotRequired[bool]
     submission: NotRequired[_SubmissionShape]
 
 
@@ -93,6 +94,8 @@ class Example:
     text_b: str | None
     label: str | None
     id: str | None = field(default=None, compare=False)
+    partner: Example | None = field(default=None, compare=False)
+    """The same example in another language."""
 
 
 class NoExampleError(UsageError):
@@ -156,6 +159,7 @@ class DatasetRow:
     language: str = ""
     source_language: str = ""
     by_language: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plug_in: bool = False
     submission: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -58,16 +58,25 @@ class LanguageTask:
     selection: str
 
     @property
+    def plugs_in(self) -> bool:
+        """Whether every language is read beside the source."""
+        return self.family[self.source].plug_in
+
+    @property
     def source(self) -> str:
         """The language of the data that the others are translated from."""
         return next(iter(self.family.values())).source_language
 
     def languages_of(self, split: str, trains: bool) -> tuple[str, ...]:
         """Return the languages whose files of a split are wanted."""
-        if split == "train":
-            return (self.source,) if self.task_type == TRANSFER else self.languages
+        if split == "train" and self.task_type == TRANSFER:
+            return (self.source,)
         selects = trains and split == "dev" and self.selection != ALL
-        return tuple(dict.fromkeys((*self.languages, *((self.selection,) if selects else ()))))
+        return tuple(
+            dict.fromkeys(
+                (*self.languages, *((self.selection,) if selects else ()), *((self.source,) if self.plugs_in else ()))
+            )
+        )
 
     def find(self, data_dir: str, wanted: Sequence[str], *, strict: bool) -> tuple[DatasetRow, Files]:
         """Return one row for all languages, and the files by split and language: `dev_fr`.
@@ -187,6 +196,8 @@ class LanguageSplits(Splits):
         self.task_type, self.selection, self.strict = task_type, selection, strict
         super().__init__(row, files)
         self._check_apart(files)
+        if row.plug_in:
+            self._pair()
         trained = {name: self.examples.pop(name) for name in [*self.examples] if name.startswith("train")}
         self.balance = {_language(name): len(examples) for name, examples in trained.items()}
         if trained:
@@ -203,6 +214,45 @@ class LanguageSplits(Splits):
                 raise UsageError(
                     f"{paths[0]} has no column {columns!r} that tells {_language(other)!r} from {_language(split)!r}: "
                     f"give a file for each language, or one language (--task_name={self.row.name}_{_language(split)})"
+                )
+
+    def _pair(self) -> None:
+        """Give every example the same one in another language: in the source, or of the source in the first other.
+
+        The source trains as the partner of the others.
+
+        Raises:
+            UsageError: there is no other language, or rows are not translations of each other.
+        """
+        source = self.row.source_language
+        paired: dict[str, Sequence[Any]] = {}
+        for split, examples in self.examples.items():
+            report, _, language = split.partition("_")
+            others = [name for name in self.examples if name.startswith(f"{report}_") and name != split]
+            partner = f"{report}_{source}" if language != source else next(iter(others), "")
+            if partner not in self.examples:
+                raise UsageError(
+                    f"--plug_in: {report} of --task_name={self.row.name} has files of {language!r} alone; give those "
+                    "of a second language, row by row"
+                )
+            self._check_aligned(split, partner)
+            if report != "train" or language != source:
+                pairs = zip(examples, self.examples[partner], strict=True)
+                paired[split] = Examples(dataclasses.replace(own, partner=other) for own, other in pairs)
+        self.examples = paired
+
+    def _check_aligned(self, split: str, partner: str) -> None:
+        """Raise `UsageError` where two languages have not the same labels, row by row."""
+        labels, others = ([each.label for each in self.examples[name]] for name in (split, partner))
+        fix = (
+            f"rows have to be translations of each other; mend a file, or leave {_language(split)!r} out of --languages"
+        )
+        if len(labels) != len(others):
+            raise UsageError(f"--plug_in: {split} has {len(labels):,} examples and {partner} {len(others):,}; {fix}")
+        for number, (own, other) in enumerate(zip(labels, others, strict=True), start=1):
+            if own != other:
+                raise UsageError(
+                    f"--plug_in: example {number:,} is {own!r} in {split} and {other!r} in {partner}; {fix}"
                 )
 
     def read(self, split: str, paths: Sequence[Path]) -> Examples | None:
@@ -287,6 +337,7 @@ class LanguageSplits(Splits):
         """Which languages train, which select, which are scored."""
         parts = [f"trained on {', '.join(self.balance)} ({self.task_type})"] if self.balance else []
         if self.balance:
+            parts[0] += f", each beside {self.row.source_language}" if self.row.plug_in else ""
             selecting = [_language(split) for split in self.selecting]
             parts.append(f"best by {'the average of ' if len(selecting) > 1 else ''}dev of {few_names(selecting)}")
         scored = {_language(split): None for split in self.examples if split != "train"}

@@ -10,6 +10,15 @@ from kind_files import CONFIG, SPECIALS, WORDS, write
 XNLI_HEAD = "language\tgold_label\tsentence1_binary_parse\tsentence1\tsentence2\tpairID\n"
 LABELS = ("entailment", "contradiction", "neutral")
 # Of the first letters in one language, of the others in another.
+VECO = {
+    **CONFIG,
+    "family": "veco",
+    "type_vocab_size": 1,
+    "position_offset": 2,
+    "cross_attention": True,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 ALPHABETS = {"en": "abc", "fr": "def", "de": "ghi"}
 
 
@@ -20,6 +29,9 @@ def write_languages(folder: Path) -> None:
     write_xnli(folder / "xnli")
     write_panx(folder / "panx")
     write_mlqa(folder / "mlqa")
+    write(folder / "veco.json", json.dumps({**VECO, "num_hidden_layers": 2}))
+    for language in ALPHABETS:
+        write_aligned(folder / "aligned", language)
     for code, words in (("deu", "ghi"), ("fra", "def")):
         for language in (code, "eng"):
             letters = words if language == code else "abc"
@@ -40,6 +52,14 @@ def write_xnli(folder: Path) -> None:
             for n in range(rows)
         ]
         write(folder / f"xnli.{split}.tsv", XNLI_HEAD + "".join(lines))
+
+
+def write_aligned(folder: Path, language: str) -> None:
+    """Write files of one language whose rows are those of the other languages, letter for letter."""
+    letters = ALPHABETS[language]
+    for split, rows in (("train", 6), ("dev", 3), ("test", 3)):
+        lines = [f"{letters[n % 3]} j\t{letters[n % 2]}\t{LABELS[n % 3]}\n" for n in range(rows)]
+        write(folder / f"{split}-{language}.tsv", "premise\thypo\tlabel\n" + "".join(lines))
 
 
 def _spelt(label: str) -> str:

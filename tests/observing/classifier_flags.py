@@ -156,6 +156,17 @@ ROWS = (
     Row("classifier_dropout", "0.5", {"task/classifier_dropout": 0.5}),
     Row("doc_stride", "2", CUT_OTHERWISE, ANSWERS),
     Row("max_query_length", "2", CUT_OTHERWISE, ANSWERS),
+    Row(
+        "plug_in",
+        "true",
+        dict.fromkeys(("task", "plan/num_steps", "training", "optimizer", "predicted", "files"), DIFFERENT),
+        {
+            **LANGUAGES,
+            "task_type": "translate-train-all",
+            "data_dir": "{world}/aligned",
+            "bert_config_file": "{world}/crossed.json",
+        },
+    ),
     Row("pooling", "cls", {f"{RUN_FILE}/row/pooling": "cls", "task/pooling": "cls"}, MATCHES),
     Row("pooling_layer", "1", {f"{RUN_FILE}/row/pooling_layer": 1, "task/pooling_layer": 1}, MATCHES),
     Row(

@@ -140,7 +140,7 @@ def engine_of(kind: str, notes: Notes) -> type:
                     yield {name: np.ones(rows, np.float32) for name in ("target_loss", "target_tokens")}
                 elif "start" in self.task.loss_weights:
                     yield _ends(batch["input_ids"])
-                elif batch["input_ids"].ndim == 3:
+                elif not hasattr(self.task, "num_labels"):
                     yield _vectors(batch["input_ids"])
                 else:
                     yield {"probabilities": np.full((rows, self.task.num_labels), 1 / self.task.num_labels, np.float32)}

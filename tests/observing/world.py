@@ -50,6 +50,9 @@ PALM = dataclasses.replace(
     num_decoder_layers=2,
 )
 CONFIGS["palm"] = PALM
+CONFIGS["crossed"] = dataclasses.replace(
+    CONFIG, family="veco", embedding_size=8, sharing="none", type_vocab_size=1, position_offset=2, cross_attention=True
+)
 # A task of one's own, and another meaning for a task that is shipped.
 TASK_FILE = "".join(
     f"""
@@ -153,6 +156,12 @@ def make_pairs(folder: Path) -> None:
             lines = [f"{text}\t{labels[n % 3]}\n" for n, text in enumerate(texts[: count - place])]
             name = folder / f"languages/{split}-{language}.tsv"
             name.write_text("sentence1\tsentence2\tlabel\n" + "".join(lines), encoding="utf-8")
+    # Rows that are the same in both.
+    (folder / "aligned").mkdir()
+    for path in (folder / "languages").glob("*-en.tsv"):
+        for language in ("en", "fr"):
+            text = path.read_text(encoding="utf-8").replace(".", "!" if language == "fr" else ".")
+            (folder / "aligned" / path.name.replace("-en", f"-{language}")).write_text(text, encoding="utf-8")
     # Translations of each other.
     (folder / "translations").mkdir()
     for place, end in enumerate(("deu", "eng")):

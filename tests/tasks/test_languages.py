@@ -51,6 +51,7 @@ def options_of(folder: Path, task: str, **further: Any) -> Any:
         "selection_language": None,
         "metric_for_best_model": None,
         "init_checkpoint": None,
+        "plug_in": False,
         "output_dir": str(folder / "out"),
     }
     return SimpleNamespace(**{**given, **further})
@@ -190,6 +191,34 @@ def test_tags_are_handed_in_a_line_a_word(world: Path, monkeypatch: pytest.Monke
     answers = [Tagged((Entity("PER", 0, 2),), (1.0,)), Tagged((), ())]
     splits.submit(tmp_path, "test_de", answers)
     assert (tmp_path / "submission/panx/test-de.tsv").read_text() == "B-PER\nI-PER\n\nO\n\n"
+
+
+def test_an_example_is_read_beside_the_same_one_in_the_source(world: Path, monkeypatch: pytest.MonkeyPatch):
+    together: dict[str, Any] = {"task_type": "translate-train-all", "plug_in": True}
+    splits = found(world / "aligned", "xnli", monkeypatch, **together)
+    assert splits.row.plug_in
+    # English trains as the partner of both others.
+    assert sizes(splits)["train"] == 12
+    assert (splits.balance, "each beside en" in splits.told) == ({"de": 6, "fr": 6}, True)
+    for split, partner in (("dev_de", "dev_en"), ("dev_fr", "dev_en"), ("dev_en", "dev_de"), ("test_fr", "test_en")):
+        assert [each.partner for each in splits.examples[split]] == list(splits.examples[partner])
+    alone = found(world / "aligned", "xnli", monkeypatch, languages=("fr",), do_train=False, plug_in=True)
+    assert sizes(alone) == {"dev_fr": 3, "dev_en": 3, "test_fr": 3, "test_en": 3}
+    with pytest.raises(UsageError, match=r"--plug_in: train_en has 6 examples and train_fr 3; rows have to be transl"):
+        found(world / "xnli", "xnli", monkeypatch, **together)
+    with pytest.raises(UsageError, match=r"--plug_in with --task_type=cross-lingual-transfer: an example is read"):
+        found(world / "aligned", "xnli", monkeypatch, plug_in=True)
+    with pytest.raises(UsageError, match=r"--plug_in: dev of --task_name=xnli has files of 'en' alone"):
+        found(world / "aligned", "xnli", monkeypatch, do_train=False, languages=("en",), plug_in=True)
+
+
+def test_rows_of_other_labels_are_no_translations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for language, label in (("en", "neutral"), ("de", "entailment")):
+        (tmp_path / f"dev-{language}.tsv").write_text(f"premise\thypo\tlabel\na\tb\tneutral\na\tb\t{label}\n")
+    with pytest.raises(
+        UsageError, match=r"--plug_in: example 2 is 'entailment' in dev_de and 'neutral' in dev_en; rows"
+    ):
+        found(tmp_path, "xnli", monkeypatch, do_train=False, do_predict=False, plug_in=True)
 
 
 NAMED = "ar, bg, de, el, en, es, fr, hi, ru, sw, th, tr, ur, vi, zh"
