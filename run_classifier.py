@@ -33,8 +33,49 @@ class Options(FineTuningOptions, TechniqueOptions):
         None, help="what the files call the column of the second text", group=Group.DATA
     )
     label_column: str | None = flag(None, help="what the files call the column of the label", group=Group.DATA)
+    task_type: str | None = flag(
+        None,
+        help="how a task in several languages, as xnli, is trained: on the source language alone, or on the files of "
+        "all languages together",
+        choices=("cross-lingual-transfer", "translate-train-all"),
+        group=Group.TRAINING,
+    )
+    languages: tuple[str, ...] = flag(
+        (),
+        help="codes of the languages to train on, score and predict; by default all that have files",
+        group=Group.DATA,
+    )
+    selection_language: str | None = flag(
+        None,
+        help="the language whose development file decides which weights are best, or 'all', for the average; by "
+        "default the source language, English",
+        group=Group.WATCHING,
+    )
     classifier_dropout: float = flag(
         0.1, help="dropout on the input of the head while training", minimum=0, maximum=0.9, group=Group.MODEL
+    )
+    plug_in: bool = flag(
+        False,
+        help="classify an example beside the same one in another language, through VECO's cross-attention; needs "
+        "files whose rows are translations of each other",
+        group=Group.TRAINING,
+    )
+    pooling: str | None = flag(
+        None,
+        help="how a text becomes one vector, for matching: the mean of its tokens, or the first; by default the row's",
+        choices=("mean", "cls"),
+        group=Group.MODEL,
+    )
+    pooling_layer: int | None = flag(
+        None,
+        help="layer whose states are pooled, from 0, the embeddings, or backwards from -1, the last; by default the "
+        "row's",
+        group=Group.MODEL,
+    )
+    in_batch_temperature: float | None = flag(
+        None,
+        help="by which cosines are divided where matching learns from the other texts of a batch; by default 0.05",
+        group=Group.MODEL,
     )
     _windows: ClassVar = Group.EXAMPLES
     doc_stride: int | None = flag(
@@ -51,8 +92,22 @@ class Options(FineTuningOptions, TechniqueOptions):
     null_score_diff_threshold: float = flag(
         0.0, help="no answer is given where its score exceeds that of the best text by more than this"
     )
+    threshold: float | None = flag(
+        None,
+        help="cosine from which two texts match, or probability from which a label of several is given; by default "
+        "the best for the development file, which is kept in run.json, or the row's",
+    )
+    retrieval_margin: str | None = flag(
+        None,
+        help="finds the partner of a text by its cosine alone, or by the cosine over (ratio) or less (distance) the "
+        "mean cosine of both texts to their nearest; by default the row's",
+        choices=("none", "ratio", "distance"),
+    )
+    margin_neighbours: int | None = flag(None, help="texts that are the nearest there; by default 4", minimum=1)
     version_2_with_negative: bool = flag(
-        False, help="questions may have no answer, as in SQuAD 2.0; a task with no_answer has it on"
+        False,
+        help="questions may have no answer, as in SQuAD 2.0; a task with no_answer has it on",
+        group=Group.DATA,
     )
 
 

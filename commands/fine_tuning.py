@@ -19,7 +19,7 @@ from commands.flags import Group, flag
 from commands.needs import DEVICE_NEEDS, Need
 from commands.options import TrainingOptions
 from commands.resuming import results_name
-from commands.task_files import best_metric
+from commands.task_files import best_metric, language_options
 
 if TYPE_CHECKING:
     from commands.session import Session
@@ -283,6 +283,7 @@ def read_data(
 ) -> tuple[Tokenizer, Splits]:
     """Return the tokenizer and the examples, and say what there is to say of the files."""
     from data.tokenizers import load_tokenizer
+    from tasks.languages import LanguageSplits
     from tasks.splits import Splits
 
     tokenizer = session.together(
@@ -290,7 +291,11 @@ def read_data(
             vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
         )
     )
-    splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    if row.by_language:
+        splits = session.together(lambda: LanguageSplits(row, files, **language_options(options, row)))
+    else:
+        splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    splits.tunes = getattr(options, "threshold", None) is None
     for note in splits.notes:
         session.say(note)
     return tokenizer, splits
@@ -375,16 +380,21 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
 
 def load_weights(session: Session, options: FineTuningOptions, splits: Splits) -> int:
     """Load the weights to train from, or those of the finished run to score; return their step."""
-    kind, labels = splits.kind, splits.row.labels
+    kind, labels, aliases = splits.kind, splits.row.labels, splits.row.label_names
     if not options.do_train:
         return session.restore(
             options.init_checkpoint,
             allow_unexpected=kind.unused_heads,
             best=options.load_best_model_at_end,
             labels=labels,
+            aliases=aliases,
         )
     session.start_from(
-        options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads, labels=labels
+        options.init_checkpoint,
+        allow_missing=kind.new_heads,
+        allow_unexpected=kind.unused_heads,
+        labels=labels,
+        aliases=aliases,
     )
     return 0
 
@@ -396,16 +406,16 @@ class KeptAnswers:
     Attributes:
         metric: decides which is best, as in the training loop.
         lower_is_better: of it.
-        by_step: answers by the step of the weights that gave them; at most two.
+        by_step: answers by split, by the step of the weights that gave them; at most two.
     """
 
     metric: str
     lower_is_better: bool
-    by_step: dict[int, list[Any]] = field(default_factory=dict)
+    by_step: dict[int, Mapping[str, list[Any]]] = field(default_factory=dict)
     _best: float = math.nan
     _best_step: int = -1
 
-    def keep(self, step: int, answers: list[Any], scores: Scores) -> None:
+    def keep(self, step: int, answers: Mapping[str, list[Any]], scores: Scores) -> None:
         """Keep the answers of an evaluation, and forget those that are neither the last nor the best."""
         value = scores.get(self.metric, math.nan)
         better = value < self._best if self.lower_is_better else value > self._best
@@ -422,8 +432,8 @@ def train(
     kept = KeptAnswers(plan["best_metric"], plan["lower_is_better"])
 
     def evaluate() -> Scores:
-        answers = course.answers(session, options, splits, "dev")
-        scores = splits.scores("dev", answers)
+        answers = {split: course.answers(session, options, splits, split) for split in splits.selecting}
+        scores = splits.selection_scores(answers)
         kept.keep(session.engine.step, answers, scores)
         return scores
 
@@ -432,7 +442,7 @@ def train(
     if wanted != outcome.step:
         step = session.restore()
     # Where no evaluation was the best one, the weights are those of the newest checkpoint.
-    return step, {"dev": kept.by_step[step]} if step == wanted and step in kept.by_step else {}
+    return step, dict(kept.by_step[step]) if step == wanted and step in kept.by_step else {}
 
 
 def plan_of(
@@ -445,6 +455,8 @@ def plan_of(
             f"{options.train_batch_size} examples; {num_steps:,} steps are "
             f"{num_steps / splits.datasets['train'].steps_per_epoch:.1f} epochs"
         )
+    if splits.told:
+        told["languages"] = splits.told
     metric, lower_is_better = best_metric(options, splits.row)
     return {
         "facts": told | dict(facts),
@@ -479,28 +491,57 @@ def predict(
     """
     found: dict[str, Scores] = {}
     degenerate = ""
-    for split in sorted(set(splits.datasets) - {"train"}):
-        answers = known.get(split) or course.answers(session, options, splits, split)
-        suffix = getattr(splits.kind, "suffix", course.predictions)
-        path, number = Path(options.output_dir) / f"{split}_predictions{suffix}", len(answers)
-        if session.writes:
-            splits.write(path, split, answers)
-        session.say(f"predictions of {number:,} {split} examples  {path}")
-        if session.writes:
-            for line in splits.submit(Path(options.output_dir), split, answers):
-                session.say(line)
+    for report, members in splits.reports.items():
+        answers: dict[str, list] = {}
+        scores: dict[str, Scores] = {}
+        for split in members:
+            answers[split] = known.get(split) or course.answers(session, options, splits, split)
+            if (each := written(session, options, splits, split, answers[split], step, course)) is not None:
+                scores[split] = each
         # As ERNIE-M's script writes them, beside the scores of a test file that has labels.
-        lists = splits.confidences(answers) if split.startswith("test") else {}
-        if number := len(splits.labelled(split)):
-            found[split] = splits.scores(split, answers)
-            title = f"{splits.row.name}, {split}, {number:,} examples, weights of step {step:,}"
-            session.finish(results_name(split), found[split], title, lists, global_step=step)
-            if session.writes:
-                page = path.with_name(f"{split}_report.html")
-                splits.write_page(page, title, split, answers, found[split])
-                session.say(f"what went wrong, and where  {page}")
-            if split == "dev" and options.do_train:
-                degenerate = splits.degenerate(split, answers, found[split])
+        lists = splits.report_lists(report, answers)
+        if scores:
+            found[report] = splits.report_scores(report, scores)
+            title = title_of(splits, report, sum(len(splits.labelled(split)) for split in scores), step)
+            table = splits.report_table(report, scores, found[report])
+            session.finish(results_name(report), found[report], title, lists, table, global_step=step)
+            session.keep_row(splits.row)
+            if report == "dev" and options.do_train:
+                judged = splits.selecting[0]
+                degenerate = splits.degenerate(judged, answers[judged], scores[judged])
         elif lists:
-            session.write_results(results_name(split), {}, lists)
+            session.write_results(results_name(report), {}, lists)
     return Finished(found, degenerate)
+
+
+def written(
+    session: Session,
+    options: FineTuningOptions,
+    splits: Splits,
+    split: str,
+    answers: Sequence[Any],
+    step: int,
+    course: Course,
+) -> Scores | None:
+    """Write the answers to a split, what is handed in, and the page of its scores; return these, if it has labels."""
+    suffix = getattr(splits.kind, "suffix", course.predictions)
+    path = Path(options.output_dir) / f"{split}_predictions{suffix}"
+    if session.writes:
+        splits.write(path, split, answers)
+    session.say(f"predictions of {len(answers):,} {split} examples  {path}")
+    if session.writes:
+        for line in splits.submit(Path(options.output_dir), split, answers):
+            session.say(line)
+    if not (number := len(splits.labelled(split))):
+        return None
+    scores = splits.scores(split, answers)
+    if session.writes:
+        page = path.with_name(f"{split}_report.html")
+        splits.write_page(page, title_of(splits, split, number, step), split, answers, scores)
+        session.say(f"what went wrong, and where  {page}")
+    return scores
+
+
+def title_of(splits: Splits, split: str, number: int, step: int) -> str:
+    """Return what scores are called where they are shown."""
+    return f"{splits.row.name}, {split}, {number:,} examples, weights of step {step:,}"

@@ -64,11 +64,14 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    FIXED: "freeze freeze_layers label_column text_column text_pair_column",
+    SAME: "plug_in pooling pooling_layer",
+    FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
-    "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight",
+    "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
+    "in_batch_temperature",
     # Which of the candidates is the answer belongs to an evaluation.
-    FREE: "max_answer_length n_best_size null_score_diff_threshold version_2_with_negative",
+    FREE: "margin_neighbours max_answer_length n_best_size null_score_diff_threshold retrieval_margin threshold "
+    "version_2_with_negative",
 }
 _GENERATION = {
     NAMED: "label_smoothing max_target_length",
@@ -172,7 +175,7 @@ def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, An
     pretraining = run.row is None and former.row is None
     facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
-        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer"):
+        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer", "plug_in"):
             facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])
@@ -294,9 +297,11 @@ def data_of_files(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     names = {"train": "training", "dev": "development"}
     found = {}
     for split, name in names.items():
-        if split in files:
+        # Of a task in several languages each has files of its own.
+        of_languages = [each for key, paths in files.items() if key.startswith(f"{split}_") for each in paths]
+        if paths := files.get(split, of_languages):
             digest = hashlib.sha256()
-            for path in files[split]:
+            for path in paths:
                 with path.open("rb") as stream:
                     while block := stream.read(1 << 20):
                         digest.update(block)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from modeling.computation import Computation
     from modeling.config import Config
     from optimization import Schedule
+    from tasks.datasets import DatasetRow
     from tasks.run_file import RunFile, TokenizerFile
     from training.engine import Batch, Dataset, Task
     from training.loop import Outcome
@@ -189,6 +190,7 @@ class Session:
         allow_unexpected: Sequence[str],
         adjust: Adjust | None = None,
         labels: Sequence[str] = (),
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Load --init_checkpoint, if one is given, into the model; the arguments are those of `weights.initialize`.
 
@@ -205,6 +207,7 @@ class Session:
                 allow_unexpected=allow_unexpected,
                 adjust=adjust,
                 labels=labels,
+                aliases=aliases,
             )
 
     def restore(
@@ -215,6 +218,7 @@ class Session:
         adjust: Adjust | None = None,
         best: bool = True,
         labels: Sequence[str] = (),
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> int:
         """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step.
 
@@ -232,6 +236,7 @@ class Session:
             only_reads=self.options.dry_run,
             best=best,
             labels=labels,
+            aliases=aliases,
         )
 
     # -- what the run leaves -------------------------------------------------------------------------------------------
@@ -345,6 +350,15 @@ class Session:
         self.together(write)
         self.together(read)
 
+    def keep_row(self, row: DatasetRow) -> None:
+        """Write the row of the run's task anew where dev has decided something of it, such as a threshold."""
+        from tasks.run_file import RunFile
+
+        if self.writes and self._run.row != row:
+            folder = Path(self.options.output_dir)
+            dataclasses.replace(RunFile.read(folder), row=row).write(folder)
+            self._run = dataclasses.replace(self._run, row=row)
+
     # -- training ------------------------------------------------------------------------------------------------------
 
     def rows_of_process(self) -> tuple[int, int]:
@@ -441,12 +455,14 @@ class Session:
         name: str,
         scores: Mapping[str, float],
         title: str,
-        lists: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        lists: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
         **further: float,
     ) -> None:
         """Print the scores as a table and write them, with `further`, as JSON and as `name = value` lines.
 
-        albert_zh's scripts leave such lines. `lists` go to the JSON alone.
+        albert_zh's scripts leave such lines. `lists` go to the JSON alone; `table` is what is printed in place of a
+        line a score.
         """
         from ground.tables import print_table
 
@@ -456,14 +472,16 @@ class Session:
         self.write_results(name, results, lists)
         text = "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
         write_atomically(Path(self.options.output_dir) / f"{name}.txt", text)
-        print_table(title, ["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+        columns, rows = table or (["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+        print_table(title, columns, rows)
 
     def write_results(
-        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[float]] = MappingProxyType({})
+        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[Any]] = MappingProxyType({})
     ) -> None:
         """Write results as JSON, an entry a line."""
         if self.writes:
-            entries = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in {**results, **lists}.items()]
+            content = {**results, **lists}.items()
+            entries = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content]
             path = Path(self.options.output_dir) / f"{name}.json"
             write_atomically(path, "{\n" + ",\n".join(entries) + "\n}\n")
 

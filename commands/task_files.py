@@ -27,15 +27,20 @@ def find_task(
         UsageError: nothing is asked for, the row is another verb's, or a file is missing.
     """
     from data.corpus.encodings import find_encoding
-    from tasks.datasets import find_row
+    from tasks.datasets import find_family, find_row
     from tasks.kinds import find_kind
     from tasks.sources import find_files
 
-    row = find_row(options.task_name, Path(options.task_file) if options.task_file else None)
+    task_file = Path(options.task_file) if options.task_file else None
+    if family := find_family(options.task_name, task_file):
+        return find_language_task(session, options, verb, family)
+    row = find_row(options.task_name, task_file)
+    check_one_language(options, row)
     if (right := find_kind(row.kind).verb) != verb:
         raise UsageError(f"--task_name={options.task_name} is a row of {row.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, row.kind))
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding), asked=asked(options, row))
+    row = with_row_flags(session, options, row)
     evaluates = options.do_train or options.do_eval
     wanted = {
         "train": options.do_train or (evaluates and options.dev_share),
@@ -46,9 +51,174 @@ def find_task(
     row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
     if options.dev_share:
         session.together(lambda: refuse_dev_file(options, row))
+    if getattr(options, "languages", ()):
+        files = session.together(lambda: of_languages(options, row, files))
     row = session.together(lambda: settled(session, options, row, files))
     best_metric(options, row)
     return row, files
+
+
+def with_row_flags(session: Session, options: Any, row: DatasetRow) -> DatasetRow:
+    """Return the row with what flags of its kind say in place of its fields, and with what dev once decided.
+
+    Raises:
+        UsageError: what a flag says does not go with the row.
+    """
+    from tasks.datasets import complaint_of
+    from tasks.kinds import find_kind, row_flags_of
+
+    kind = find_kind(row.kind)
+    given = {field: getattr(options, name) for name, field in row_flags_of(kind).items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    if hasattr(kind, "tuned") and not options.do_train and "threshold" not in given:
+        given |= {"threshold": next((former.threshold for former in former_rows(options, row)), row.threshold)}
+    row = dataclasses.replace(row, **given)
+    if complaint := complaint_of(row):
+        raise UsageError(f"--task_name={row.name} with these flags {complaint}")
+    alone = options.do_eval and not options.do_train and getattr(kind, "complete", lambda row: False)(row)
+    if alone and not has_files(row, options.data_dir, "dev"):
+        session.say(f"no development file in {options.data_dir}: --do_eval scores the test file")
+        row = dataclasses.replace(row, files={**row.files, "dev": row.files.get("test", ())})
+    return row
+
+
+def has_files(row: DatasetRow, data_dir: str, split: str) -> bool:
+    """Return whether there are files of a split."""
+    from tasks.sources import find_files
+
+    try:
+        return bool(find_files(row, data_dir, [split])[1])
+    except UsageError:
+        return False
+
+
+def former_rows(options: Any, row: DatasetRow) -> list[DatasetRow]:
+    """Return the row of the same task as finished runs have it: of the output folder's, and of that of the weights."""
+    from tasks.run_file import NAME, RunFile
+
+    weights = Path(options.init_checkpoint) if options.init_checkpoint else None
+    # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
+    folders = (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ()))
+    found = [RunFile.read(folder).row for folder in folders if (folder / NAME).is_file()]
+    return [former for former in found if former and former.name == row.name]
+
+
+def of_languages(options: Any, row: DatasetRow, files: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of --languages, by the ends of their names; raises `UsageError` for one that none has."""
+    from tasks.languages import checked_languages
+    from tasks.readers.aligned import CODES, language_of
+
+    found: dict[str, tuple[Path, ...]] = {}
+    for split, paths in files.items():
+        ends = {path: language_of(path) for path in paths}
+        known = dict.fromkeys(each for end in ends.values() for each in (end, CODES.get(end, end)))
+        wanted = checked_languages("languages", options.languages, known, row.name)
+        found[split] = tuple(path for path, end in ends.items() if {end, CODES.get(end, end)} & {*wanted})
+    return found
+
+
+def find_language_task(
+    session: Session, options: Any, verb: str, family: Mapping[str, DatasetRow]
+) -> tuple[DatasetRow, dict[str, tuple[Path, ...]]]:
+    """Return one row of a task in several languages, and its files by split and language; raises as `find_task`."""
+    from data.corpus.encodings import find_encoding
+    from tasks.kinds import find_kind, row_flags_of
+    from tasks.languages import LanguageTask, checked_languages
+
+    source = next(iter(family.values()))
+    if (right := find_kind(source.kind).verb) != verb:
+        raise UsageError(f"--task_name={options.task_name} is a row of {source.kind}: run {right}.py")
+    check_needs(options, needs_of_kinds(verb, source.kind))
+    check_several_languages(options, family)
+    further = {"encoding": find_encoding(options.encoding or source.encoding), "asked": asked(options, source)}
+    further |= {
+        field: value
+        for name, field in row_flags_of(find_kind(source.kind)).items()
+        if (value := getattr(options, name)) is not None
+    }
+    task = LanguageTask(
+        source.name.removesuffix(f"_{source.language}"),
+        {language: dataclasses.replace(row, **further) for language, row in family.items()},
+        checked_languages("languages", options.languages, family, options.task_name),
+        options.task_type or "",
+        language_options(options, source)["selection"],
+    )
+    wanted = {
+        "train": options.do_train,
+        "dev": options.do_train or options.do_eval,
+        "test": options.do_predict,
+    }
+    chosen = [split for split, is_wanted in wanted.items() if is_wanted]
+    strict = bool(options.languages)
+    row, files = session.together(lambda: task.find(options.data_dir, chosen, strict=strict))
+    training = {"train": tuple(path for split, paths in files.items() if split.startswith("train") for path in paths)}
+    row = session.together(lambda: settled(session, options, row, training if options.do_train else files))
+    best_metric(options, row)
+    return row, files
+
+
+def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> None:
+    """Raise `UsageError` for flags that do not go with a task in several languages."""
+    from tasks.languages import ALL, TRANSLATED, checked_languages
+
+    names, source = ", ".join(family), next(iter(family.values())).source_language
+    if options.do_train and not options.task_type:
+        raise UsageError(
+            f"--task_name={options.task_name} is several tasks: give {options.task_name}_X, X one of {names}, or "
+            "--task_type, to train for all"
+        )
+    if options.plug_in and options.do_train and options.task_type != TRANSLATED:
+        raise UsageError(
+            f"--plug_in with --task_type={options.task_type}: an example is read beside its translation, which only "
+            f"--task_type={TRANSLATED} has"
+        )
+    if source not in family:
+        raise UsageError(f"--task_name={options.task_name} has no source_language among {names}: write it into the row")
+    if options.dev_share:
+        raise UsageError(
+            f"--dev_share={options.dev_share} with --task_name={options.task_name}: translations of what is held out "
+            "would train; give development files"
+        )
+    if ":" in options.data_dir and not Path(options.data_dir).exists():
+        raise UsageError(
+            f"--data_dir={options.data_dir} with --task_name={options.task_name}: several languages are read from a "
+            f"folder; give one, or --task_name={options.task_name}_X, X one of {names}"
+        )
+    if options.selection_language not in (None, ALL):
+        checked_languages("selection_language", [options.selection_language], family, options.task_name)
+
+
+def check_one_language(options: Any, row: DatasetRow) -> None:
+    """Raise `UsageError` for flags of tasks in several languages."""
+    from tasks.datasets import find_family
+
+    several = row.name.removesuffix(f"_{row.language}") if row.language else ""
+    for name in ("task_type", "languages", "selection_language", "plug_in"):
+        value = getattr(options, name, None)
+        if value and not (name == "languages" and row.format == "aligned"):
+            task_file = Path(options.task_file) if options.task_file else None
+            known = several if several and find_family(several, task_file) else "xnli"
+            value = ",".join(value) if isinstance(value, tuple) else value
+            raise UsageError(
+                f"--{name}={value} does nothing for --task_name={row.name}, which is one task; leave it out, or give "
+                f"a task in several languages, as --task_name={known}"
+            )
+
+
+def language_options(options: Any, row: DatasetRow) -> dict[str, Any]:
+    """Return how a task in several languages is trained, and the language that selects.
+
+    That is the source language; where this is not among those that train, their average.
+    """
+    from tasks.languages import ALL, TRANSLATED
+
+    trained = options.languages if options.task_type == TRANSLATED else ()
+    default = ALL if trained and row.source_language not in trained else row.source_language
+    return {
+        "strict": bool(options.languages),
+        "task_type": options.task_type or "",
+        "selection": options.selection_language or default,
+    }
 
 
 def best_metric(options: FineTuningOptions, row: DatasetRow) -> tuple[str, bool]:
@@ -111,7 +281,6 @@ def settled(
     """
     from tasks.found_labels import with_columns
     from tasks.kinds import find_kind
-    from tasks.run_file import NAME, RunFile
     from tasks.sources import find_files
 
     if files:  # --do_interactive alone reads none
@@ -120,11 +289,8 @@ def settled(
     if row.labels or not find_labels:
         return row
     if not options.do_train:
-        weights = Path(options.init_checkpoint) if options.init_checkpoint else None
-        # Weights lie in the run folder, in its best/ or in its checkpoints/step_N/.
-        for folder in (Path(options.output_dir), *((weights, *list(weights.parents)[:2]) if weights else ())):
-            former = RunFile.read(folder).row if (folder / NAME).is_file() else None
-            if former and former.name == row.name and former.labels:
+        for former in former_rows(options, row):
+            if former.labels:
                 return dataclasses.replace(row, labels=former.labels)
     train = files.get("train") or find_files(row, options.data_dir, ["train"])[1]["train"]
     row = dataclasses.replace(row, labels=find_labels(row, train))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from absl.app import UsageError
@@ -30,6 +31,7 @@ def initialize(
     allow_unexpected: Sequence[str] = (),
     adjust: Adjust | None = None,
     labels: Sequence[str] = (),
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Load the weights of any checkpoint into the model; return what became of every tensor.
 
@@ -41,6 +43,7 @@ def initialize(
         allow_unexpected: expressions over names of tensors that the model need not have.
         adjust: looks at the tensors by name, and may remove some, before they are loaded.
         labels: of the task, in the order of their ids; a classifier with the same classes is put in this order.
+        aliases: what else these are called.
 
     Raises:
         UsageError: there is no such checkpoint, or it does not fit the model.
@@ -49,7 +52,7 @@ def initialize(
     from conversion.loading import load_into
     from conversion.readers import read_checkpoint
 
-    checkpoint, reordered = in_order_of(read_checkpoint(path, config=config), labels)
+    checkpoint, reordered = in_order_of(read_checkpoint(path, config=config), labels, aliases)
     if adjust:
         tensors = dict(checkpoint.tensors)
         adjust(tensors)
@@ -69,6 +72,7 @@ def restore(
     only_reads: bool = False,
     best: bool = True,
     labels: Sequence[str] = (),
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Load the weights of a finished run: its best, else its newest, else `init_checkpoint`; return their step.
 
@@ -82,6 +86,7 @@ def restore(
         only_reads: leave what a crash left in the output folder as it is.
         best: take the best where there are some.
         labels: as in `initialize`.
+        aliases: as in `initialize`.
 
     Raises:
         UsageError: there are no weights, or they do not fit the model.
@@ -102,7 +107,7 @@ def restore(
             f"no weights: --output_dir={output_dir} holds no checkpoint; "
             "train with --do_train, or give --init_checkpoint"
         )
-    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust, labels=labels)
+    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust, labels=labels, aliases=aliases)
     _average_present_weights(engine)
     return step
 

@@ -4,7 +4,8 @@ Contradiction, entailment and neutral are 0, 1 and 2 in VECO's released models, 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,10 +14,13 @@ from conversion.lazy import derived
 from conversion.readers import Checkpoint
 
 
-def in_order_of(checkpoint: Checkpoint, labels: Sequence[str]) -> tuple[Checkpoint, str]:
+def in_order_of(
+    checkpoint: Checkpoint, labels: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Checkpoint, str]:
     """Return the checkpoint with its classes in the order of a task's, and what is to be said of that; empty: nothing.
 
-    Classes are matched by name where both have the same names. Other names are taken one by one, as they stand.
+    Classes are matched by name where both have the same names, whatever their case, or aliases of them. Other names are
+    taken one by one, as they stand.
 
     Example:
         classes of the checkpoint no yes, labels yes no
@@ -25,11 +29,15 @@ def in_order_of(checkpoint: Checkpoint, labels: Sequence[str]) -> tuple[Checkpoi
     Args:
         checkpoint: in our names.
         labels: of the task, in the order of their ids; types of entities for a tagger.
+        aliases: what else the classes of the task are called -> their labels.
 
     Raises:
         UsageError: a file beside the checkpoint that names its classes is damaged.
     """
     theirs, ours = labels_of(checkpoint), class_names(checkpoint, labels)
+    known = {name.casefold(): label for name, label in ({**aliases} | {label: label for label in ours}).items()}
+    renamed = tuple(known.get(name.casefold(), name) for name in theirs)
+    theirs = renamed if set(renamed) == set(ours) and len(renamed) == len(ours) else theirs
     if not labels or not theirs or len(theirs) != len(ours) or theirs == ours:
         return checkpoint, ""
     if set(theirs) != set(ours):

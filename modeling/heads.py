@@ -280,6 +280,56 @@ class ClassifierHead:
         return self.dense.operations(1)
 
 
+class CrossedClassifierHead:
+    """`logits` and `other_logits` float32 [B, C] of two texts that read each other (VECO plugged in).
+
+    A text is classified by the first states of its two streams, H alone and S with the other text, [H ; S] of twice the
+    width: dropout, dense, tanh, dropout, linear, as XLM-R's classifier has it of one.
+
+    Args:
+        config: graph and shapes.
+        initialization: of the variables.
+        computation: precision.
+        body: the model's, of two texts.
+        num_labels: classes.
+        dropout: rate in front of both layers.
+    """
+
+    reads_first_only = True
+
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        computation: Computation,
+        body: Body,
+        *,
+        num_labels: int,
+        dropout: float,
+    ) -> None:
+        width, dtype = config.hidden_size, computation.dtype
+        self.dropout = dropout
+        self.pooler = Dense(2 * width, width, initialization, dtype=dtype, name="crossed_pooler")
+        self.dense = Dense(width, num_labels, initialization, dtype=dtype, name="classifier")
+        self.layers = (self.pooler, self.dense)
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Score the classes of both texts; see `Head`."""
+        found = {}
+        for side in ("", "other_"):
+            streams = [outputs[f"{side}{name}_output"][:, 0] for name in ("sequence", "crossed")]
+            x_BD = dropout(ops.concatenate(streams, axis=-1), self.dropout, training)
+            x_BD = dropout(ops.tanh(self.pooler(x_BD)), self.dropout, training)
+            found[f"{side}logits"] = ops.cast(self.dense(x_BD), "float32")
+        return found
+
+    def operations(self, sizes: Sizes, body: Body) -> int:
+        """Return those of the two products of both texts."""
+        return self.pooler.operations(2) + self.dense.operations(2)
+
+
 class TokenHead:
     """`NAME_logits` float32 [B, L, C], linear in the hidden state of every token under dropout (BERT section 4).
 
@@ -343,7 +393,8 @@ class EmbeddingHead:
         computation: precision.
         body: the model's.
         pooling: "mean" or "cls".
-        layer: block whose states are pooled, from 0 (the embeddings); -1 is what the body returns at last.
+        layer: block whose states are pooled, from 0 (the embeddings); -1 is what the body returns at last, and -2 the
+            block before.
         dropout: rate on the pooled vector.
 
     Raises:
@@ -361,10 +412,10 @@ class EmbeddingHead:
         layer: int,
         dropout: float,
     ) -> None:
-        if not -1 <= layer <= config.num_hidden_layers:
+        if not -1 - config.num_hidden_layers <= layer <= config.num_hidden_layers:
             raise UsageError(
                 f"pooling_layer {layer}: the model has {config.num_hidden_layers} layers; expected 0 to "
-                f"{config.num_hidden_layers}, or -1 for the last"
+                f"{config.num_hidden_layers}, or from -1, the last, to {-1 - config.num_hidden_layers}"
             )
         self.pooling, self.layer, self.dropout = pooling, layer, dropout
         self.reads_first_only = pooling == "cls" and layer == -1

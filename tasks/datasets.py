@@ -54,6 +54,8 @@ class _RowShape(TypedDict):
     pooling: NotRequired[Literal["mean", "cls"]]
     pooling_layer: NotRequired[int]
     temperature: NotRequired[float]
+    retrieval_margin: NotRequired[Literal["none", "ratio", "distance"]]
+    margin_neighbours: NotRequired[Annotated[int, Meta(ge=1)]]
     quoting: NotRequired[Literal["none", "csv"]]
     only: NotRequired[dict[str, str]]
     join: NotRequired[dict[str, str]]
@@ -64,6 +66,10 @@ class _RowShape(TypedDict):
     optional: NotRequired[list[str]]
     asked: NotRequired[dict[str, str]]
     counts: NotRequired[dict[str, Annotated[int, Meta(ge=1)]]]
+    language: NotRequired[str]
+    source_language: NotRequired[str]
+    by_language: NotRequired[dict[str, dict[str, Any]]]
+    plug_in: NotRequired[bool]
     submission: NotRequired[_SubmissionShape]
 
 
@@ -88,6 +94,12 @@ class Example:
     text_b: str | None
     label: str | None
     id: str | None = field(default=None, compare=False)
+    partner: Example | None = field(default=None, compare=False)
+    """The same example in another language."""
+
+
+class NoExampleError(UsageError):
+    """A file holds no example of its row."""
 
 
 class Examples(list[Any]):
@@ -132,6 +144,8 @@ class DatasetRow:
     pooling: str = "mean"
     pooling_layer: int = -1
     temperature: float = 0.05
+    retrieval_margin: str = "none"
+    margin_neighbours: int = 4
     quoting: str = "none"
     only: Mapping[str, str] = field(default_factory=dict)
     join: Mapping[str, str] = field(default_factory=dict)
@@ -142,6 +156,10 @@ class DatasetRow:
     optional: tuple[str, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    language: str = ""
+    source_language: str = ""
+    by_language: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plug_in: bool = False
     submission: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -155,6 +173,10 @@ class DatasetRow:
         known = {column: (*self.names.get(column, ()), *names) for column, names in known.items()}
         known |= {column: names for column, names in self.names.items() if column not in known}
         return known | {column: (name,) for column, name in self.asked.items()}
+
+    def of_language(self, language: str) -> DatasetRow:
+        """Return the row as the files of one of its languages are read and scored."""
+        return dataclasses.replace(self, language=language, **self.by_language[language])
 
 
 def load_rows(path: Path = ROWS_FILE) -> dict[str, DatasetRow]:
@@ -200,7 +222,9 @@ def _variants(family: str, table: object, path: Path) -> Iterator[tuple[str, obj
         fix=fix,
     )
     ((variable, values),) = named.items()
-    yield from ((f"{family}_{value}", _filled(table, f"{{{variable}}}", value)) for value in values)
+    for value in values:
+        own = {"source_language": "en" if "en" in values else "", **table, "language": value}
+        yield f"{family}_{value}", _filled(own if variable == "language" else table, f"{{{variable}}}", value)
 
 
 def _filled(content: Any, place: str, value: str) -> Any:
@@ -288,8 +312,8 @@ def complaint_of(row: DatasetRow) -> str:
         return f"has the score_range {list(row.score_range)}; expected the lowest and the highest score, as [0, 5]"
     if not 0 < row.temperature < math.inf:
         return f"has the temperature {row.temperature:g}; expected a number above 0, as 0.05"
-    if not -1 <= row.threshold <= 1:
-        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1"
+    if not -2 <= row.threshold <= 2:
+        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1, or 2, which nothing reaches"
     complaint = getattr(find_kind(row.kind), "complaint", None)
     return complaint(row) if complaint else ""
 
@@ -308,9 +332,23 @@ def find_row(task_name: str, task_file: Path | None = None) -> DatasetRow:
     if (same := plain.get(name.replace("_", ""))) is not None:
         return rows[same]
     if variants := [known.removeprefix(f"{name}_") for known in rows if known.startswith(f"{name}_")]:
-        raise UsageError(f"--task_name={task_name} is several tasks: give {name}_X, X one of {', '.join(variants)}")
+        together = " or --task_type, to train for all" if find_family(task_name, task_file) else ""
+        raise UsageError(
+            f"--task_name={task_name} is several tasks: give {name}_X, X one of {', '.join(variants)}{together}"
+        )
     families = sorted({*_tables(ROWS_FILE), *(_tables(task_file) if task_file else ())})
     raise UsageError(f"unknown --task_name {task_name!r}{did_you_mean(name, rows)} known: {', '.join(families)}")
+
+
+def find_family(task_name: str, task_file: Path | None = None) -> dict[str, DatasetRow]:
+    """Return the rows of a task in several languages by language, or none where `task_name` is no such task."""
+    rows = {**_shipped(), **(load_rows(task_file) if task_file else {})}
+    name = task_name.lower().replace("-", "_").replace("_", "")
+    return {
+        row.language: row
+        for row in rows.values()
+        if row.language and row.name.removesuffix(f"_{row.language}").replace("_", "") == name
+    }
 
 
 def find_file(row: DatasetRow, data_dir: Path, split: str) -> Path:
@@ -366,7 +404,8 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples
         need_labels: whether an example without a label is an error (training) or allowed (prediction).
 
     Raises:
-        UsageError: a malformed line, an unknown label, a missing label, or no example at all; file and line are named.
+        UsageError: a malformed line, an unknown label, a missing label; file and line are named.
+        NoExampleError: no example at all.
     """
     examples, build = Examples(), TEMPLATES[row.template].build if row.template else None
     texts = [column for column in ("text_a", "text_b") if column in row.columns]
@@ -400,7 +439,7 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples
         examples.append(Example(record.get("text_a", ""), text_b, label, record.get("id")))
     if not examples:
         which = "".join(f" of {name} {value}" for name, value in row.only.items())
-        raise UsageError(f"{path} holds no example{which}: expected a line for each, with {', '.join(row.columns)}")
+        raise NoExampleError(f"{path} holds no example{which}: expected a line for each, with {', '.join(row.columns)}")
     return examples
 
 

@@ -16,7 +16,7 @@ from modeling.sharing import shared_bricks
 if TYPE_CHECKING:
     from modeling.config import Config
 
-BLOCKS = r"^backbone/encoder/(attention|feed_forward)_\d+/"
+BLOCKS = r"^backbone/encoder/((cross_)?attention|feed_forward)_\d+/"
 """The variables that Child-Tuning D chooses among; embeddings, pooler and head are always trained."""
 EMBEDDINGS = r"^backbone/embeddings/"
 
@@ -64,7 +64,7 @@ def learning_rate_multipliers(
 
 def _blocks(config: Config) -> list[str]:
     return [
-        rf"^backbone/encoder/(attention_{attention}|feed_forward_{feed_forward})/"
+        rf"^backbone/encoder/((cross_)?attention_{attention}|feed_forward_{feed_forward})/"
         for attention, feed_forward in shared_bricks(config)
     ]
 

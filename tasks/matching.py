@@ -66,6 +66,7 @@ class MatchingTask:
         usable(regularizers, "a match of two texts has no distribution over classes to compare")
         self.config, self.computation = config, computation
         self.score_range, self.temperature = score_range, temperature
+        self.pooling, self.pooling_layer = pooling, pooling_layer
         self._head = partial(EmbeddingHead, pooling=pooling, layer=pooling_layer, dropout=classifier_dropout)
         self.metrics = ("absolute_error",) if score_range else ("in_batch_accuracy",)
         self.loss_weights = {"squared_error" if score_range else "in_batch": 1.0}

@@ -1,40 +1,87 @@
-"""Retrieval of each text's partner among all by cosine (Tatoeba in XTREME), in blocks: never a matrix of N x N."""
+"""Retrieval of each text's partner among all by cosine (Tatoeba in XTREME) or by its margin over the neighbours of both
+texts (Artetxe and Schwenk 2019, section 3.2), in blocks: never a matrix of N x N.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 Scores = dict[str, float]
 BLOCK_ELEMENTS = 1 << 22
 """Cosines that are held at a time, 16 MiB of them."""
+MARGINS = ("none", "ratio", "distance")
+# A margin by ratio has no meaning where texts are less than orthogonal to their neighbours; cosines decide there.
+_LEAST_DENSITY = 1e-6
 
 
-def ranks_and_nearest(queries: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Margin:
+    """How near two texts are: their cosine, or that against the mean cosine of each to its nearest on the other side.
+
+    Attributes:
+        kind: "none", "ratio": cosine / mean, or "distance": cosine - mean.
+        neighbours: how many are the nearest.
+    """
+
+    kind: str = "none"
+    neighbours: int = 4
+
+    def scores(self, cosines: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Return the scores of cosines [M, N], from the densities of the queries [M] and keys [N]."""
+        if self.kind == "none":
+            return cosines
+        means = (queries[:, None] + keys[None, :]) / 2
+        return cosines - means if self.kind == "distance" else cosines / np.maximum(means, _LEAST_DENSITY)
+
+    def densities(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Return the mean cosine of each query to its nearest keys, float32 [M]; zeros where nothing asks for it."""
+        found = np.zeros(len(queries), np.float32)
+        count = min(self.neighbours, len(keys))
+        for rows, cosines in blocks(queries, keys) if self.kind != "none" else ():
+            found[rows] = np.partition(cosines, len(keys) - count, axis=1)[:, -count:].mean(axis=1)
+        return found
+
+
+def blocks(queries: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the numbers of some queries and their cosines to all keys [M, N]."""
+    rows = max(1, BLOCK_ELEMENTS // max(len(keys), 1))
+    for begin in range(0, len(queries), rows):
+        cosines = queries[begin : begin + rows] @ keys.T
+        yield np.arange(begin, begin + len(cosines)), cosines
+
+
+def ranks_and_nearest(
+    queries: np.ndarray, keys: np.ndarray, margin: Margin = Margin()
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rank from 1 of key n for query n, and the index of the best key, int64 [N] both.
 
-    Of equal cosines the key of the lower index counts as the better one, so that rank 1 and being the best are one.
+    Of equal scores the key of the lower index counts as the better one, so that rank 1 and being the best are one.
 
     Args:
         queries: of length 1, float32 [N, D].
         keys: as many.
+        margin: what is the best.
     """
     count = len(keys)
     ranks, nearest = np.empty(count, np.int64), np.empty(count, np.int64)
-    rows = max(1, BLOCK_ELEMENTS // max(count, 1))
-    for begin in range(0, count, rows):
-        cosines = queries[begin : begin + rows] @ keys.T
-        own = np.arange(begin, begin + len(cosines))
-        partner = cosines[np.arange(len(cosines)), own][:, None]
+    around_queries, around_keys = margin.densities(queries, keys), margin.densities(keys, queries)
+    for own, cosines in blocks(queries, keys):
+        scores = margin.scores(cosines, around_queries[own], around_keys)
+        partner = scores[np.arange(len(scores)), own][:, None]
         before = np.arange(count) < own[:, None]
-        ranks[own] = 1 + ((cosines > partner) | ((cosines == partner) & before)).sum(axis=1)
-        nearest[own] = cosines.argmax(axis=1)
+        ranks[own] = 1 + ((scores > partner) | ((scores == partner) & before)).sum(axis=1)
+        nearest[own] = scores.argmax(axis=1)
     return ranks, nearest
 
 
-def retrieval_scores(a: np.ndarray, b: np.ndarray) -> Scores:
+def retrieval_scores(a: np.ndarray, b: np.ndarray, margin: Margin = Margin()) -> Scores:
     """Return accuracy at 1 and mean reciprocal rank of a's partner among b, of b's among a, and the mean of both."""
     found: Scores = {}
-    for name, ranks in (("a_to_b", ranks_and_nearest(a, b)[0]), ("b_to_a", ranks_and_nearest(b, a)[0])):
+    for name, both in (("a_to_b", (a, b)), ("b_to_a", (b, a))):
+        ranks, _ = ranks_and_nearest(*both, margin)
         found[f"retrieval_accuracy_{name}"] = float((ranks == 1).mean())
         found[f"mrr_{name}"] = float((1 / ranks).mean())
     means = {name: (found[f"{name}_a_to_b"] + found[f"{name}_b_to_a"]) / 2 for name in ("retrieval_accuracy", "mrr")}

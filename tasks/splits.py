@@ -15,10 +15,14 @@ from ground.words import few_names
 from tasks.datasets import DatasetRow, Examples
 from tasks.evaluation_page import write_page
 from tasks.kinds import Batch, LabelledDataset, Prediction, Scores, find_kind, flags_of, in_order
-from tasks.submissions import FOLDER, write_submission
+from tasks.readers.aligned import CODES
+from tasks.submissions import FOLDER, GROUP, write_submission
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of columns, and the cells of every row."""
 
 
 class Predictor(Protocol):
@@ -46,18 +50,20 @@ class Splits:
     """
 
     tokenizer: Tokenizer
+    tunes = True
+    """Whether dev decides what it can decide, such as a threshold."""
+    told = ""
+    """What there is to say of languages before a run begins."""
 
     def __init__(self, row: DatasetRow, files: Mapping[str, Sequence[Path]], *, dev_share: float = 0.0):
         """Read the files; with `dev_share` that share of the training examples becomes the split dev."""
         self.row, self.kind = row, find_kind(row.kind)
-        self.examples: dict[str, Sequence[Any]] = {
-            split: Examples.of(self.kind.read(row, path, need_labels=not split.startswith("test")) for path in paths)
-            for split, paths in files.items()
-        }
+        found = {split: self.read(split, paths) for split, paths in files.items()}
+        self.examples: dict[str, Sequence[Any]] = {split: each for split, each in found.items() if each is not None}
         self.notes = [
             note
-            for split, paths in files.items()
-            for note in notes_of(row, split, few_names(map(str, paths)), self.examples[split])
+            for split, examples in self.examples.items()
+            for note in notes_of(row, split, few_names(map(str, files[split])), examples)
         ]
         if dev_share:
             group = getattr(self.kind, "group", lambda example: example.text_a)
@@ -65,12 +71,48 @@ class Splits:
         self.datasets: dict[str, LabelledDataset] = {}
         self.further: Mapping[str, Any] = {}
 
+    def read(self, split: str, paths: Sequence[Path]) -> Examples | None:
+        """Return the examples of the files of a split; None where it is to be done without."""
+        needs_labels, row = not split.startswith("test"), self.row_of(split)
+        return Examples.of(self.kind.read(row, path, need_labels=needs_labels) for path in paths)
+
+    def row_of(self, split: str) -> DatasetRow:
+        """Return the row as the examples of a split are read and scored."""
+        return self.row
+
+    @property
+    def selecting(self) -> tuple[str, ...]:
+        """The splits whose scores decide which weights are best."""
+        return ("dev",)
+
+    def selection_scores(self, answers: Mapping[str, Sequence[Any]]) -> Scores:
+        """Return the scores that decide which weights are best, of the answers to the splits of `selecting`."""
+        return self.scores("dev", answers["dev"])
+
+    @property
+    def reports(self) -> dict[str, tuple[str, ...]]:
+        """The splits that are scored or predicted, by what their results are called; development comes first."""
+        return {split: (split,) for split in sorted({*self.datasets} - {"train"})}
+
+    def report_scores(self, report: str, found: Mapping[str, Scores]) -> Scores:
+        """Return the results of a report from the scores of its splits."""
+        return found[report]
+
+    def report_lists(self, report: str, answers: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+        """Return what the results of a test file list, as ERNIE-M's `test_results.json` has it; see `confidences`."""
+        return self.confidences(answers[report]) if report.startswith("test") else {}
+
+    def report_table(self, report: str, found: Mapping[str, Scores], scores: Scores) -> Table:
+        """Return the columns and the rows in which a terminal shows the results of a report."""
+        of_kind = getattr(self.kind, "table", lambda row, scores: None)(self.row, scores)
+        return of_kind or (["score", "value"], [[key, f"{value:.4f}"] for key, value in scores.items()])
+
     def encode(self, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, seed: int, **further: Any) -> None:
         """Tokenise the examples; inputs are cut to `max_seq_length` tokens. `further` is the kind's own."""
         self.tokenizer, self.further = tokenizer, further
         self.datasets = {
             split: self.kind.dataset(
-                self.row,
+                self.row_of(split),
                 examples,
                 tokenizer,
                 max_seq_length=max_seq_length,
@@ -86,7 +128,7 @@ class Splits:
         """The number of examples of every split, and what is to be said of them, as text."""
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in self.examples.items())
         told = getattr(self.kind, "notes", lambda row, examples: "")
-        notes = [(split, told(self.row, examples)) for split, examples in self.examples.items()]
+        notes = [(split, told(self.row_of(split), examples)) for split, examples in self.examples.items()]
         notes += [(split, getattr(dataset, "notes", "")) for split, dataset in self.datasets.items()]
         return "; ".join(
             [f"{sizes} examples of {self.row.name}", *(f"{split}: {note}" for split, note in notes if note)]
@@ -99,7 +141,7 @@ class Splits:
         if facts := getattr(dataset, "facts", None):
             predictions = [{**each, **facts(number)} for number, each in enumerate(predictions)]
         further = self.further if flags_of(self.kind) else {}
-        return self.kind.answers(self.row, predictions, self.examples[split], **further)
+        return self.kind.answers(self.row_of(split), predictions, self.examples[split], **further)
 
     def labelled(self, split: str) -> list[int]:
         """Return the numbers of the examples of a split that have a label; those of a test set often have none."""
@@ -108,9 +150,9 @@ class Splits:
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
         """Return the scores of the answers to those examples of a split that have labels."""
         answers, examples = self._with_labels(split, answers)
-        if split == "dev" and (tuned := getattr(self.kind, "tuned", None)):
+        if self.tunes and split == self.selecting[0] and (tuned := getattr(self.kind, "tuned", None)):
             self.row = tuned(self.row, answers, examples)
-        return self.kind.scores(self.row, answers, examples)
+        return self.kind.scores(self.row_of(split), answers, examples)
 
     def _with_labels(self, split: str, answers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Return the answers to the examples that have labels, and these."""
@@ -119,10 +161,10 @@ class Splits:
 
     def write(self, path: Path, split: str, answers: Sequence[Any]) -> None:
         """Write the answers, one line an example, and what further files the kind has; raises `OSError`."""
-        lines = self.kind.lines(self.row, answers, self.examples[split])
+        lines = self.kind.lines(self.row_of(split), answers, self.examples[split])
         files: dict[str, str | bytes] = {path.name: "".join(f"{line}\n" for line in lines)}
         if further := getattr(self.kind, "files", None):
-            named = further(self.row, split, answers, self.examples[split])
+            named = further(self.row_of(split), split, answers, self.examples[split])
             files |= {f"{split}_{name}": content for name, content in named.items()}
         for name, content in files.items():
             write_atomically(path.with_name(name), content)
@@ -132,7 +174,7 @@ class Splits:
         if strange := [name for name, value in scores.items() if not math.isfinite(value)]:
             return f"{strange[0]} is {scores[strange[0]]}"
         told = getattr(self.kind, "degenerate", lambda row, answers, examples: "")
-        return told(self.row, *self._with_labels(split, answers))
+        return told(self.row_of(split), *self._with_labels(split, answers))
 
     def confidences(self, answers: Sequence[Any]) -> dict[str, list]:
         """Return `label` and `confidence` as ERNIE-M's `test_results.json` has them; nothing for kinds without."""
@@ -142,7 +184,7 @@ class Splits:
     def write_page(self, path: Path, title: str, split: str, answers: Sequence[Any], scores: Scores) -> None:
         """Write the page of what there is to see of the answers, where the kind shows it; raises `OSError`."""
         if inspected := getattr(self.kind, "inspected", None):
-            write_page(path, title, scores, inspected(self.row, *self._with_labels(split, answers)))
+            write_page(path, title, scores, inspected(self.row_of(split), *self._with_labels(split, answers)))
 
     def submit(self, folder: Path, split: str, answers: Sequence[Any]) -> list[str]:
         """Write what the row hands in to a leaderboard, below `folder`; return a line for each file.
@@ -152,8 +194,17 @@ class Splits:
         """
         if split not in self.row.submission.get("files", {}):
             return []
-        submitted = self.kind.submitted(self.row, answers, self.examples[split])
-        return write_submission(self.row, split, submitted, folder / FOLDER)
+        submitted = self.kind.submitted(self.row_of(split), answers, self.examples[split])
+        if not any(GROUP in name for name in self.row.submission["files"][split]):
+            return write_submission(self.row, split, submitted, folder / FOLDER)
+        by_group: dict[str, list[Any]] = {}
+        for example, answer in zip(self.examples[split], submitted, strict=True):
+            by_group.setdefault(example.group, []).append(answer)
+        return [
+            line
+            for group, members in by_group.items()
+            for line in write_submission(self.row, split, members, folder / FOLDER, group=CODES.get(group, group))
+        ]
 
 
 def notes_of(row: DatasetRow, split: str, where: object, examples: Sequence[Any]) -> Iterator[str]:

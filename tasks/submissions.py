@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
 
 FOLDER = "submission"
+GROUP = "{group}"
+"""Stands in a name for the group of examples that a file is of, such as a language."""
 # As JSON writes it: 007 is a name.
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 Answers = Sequence[tuple[Any, Any]]
@@ -51,16 +53,26 @@ def plain_lines(answers: Answers) -> Iterator[str]:
     yield from (str(answer) for _, answer in answers)
 
 
+def tag_lines(answers: Answers) -> Iterator[str]:
+    """Yield XTREME's lines of tagged words: the tag of every word, and an empty line behind each text."""
+    for _, tags in answers:
+        yield from tags
+        yield ""
+
+
 FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
     "index_tsv": index_tsv,
     "json_lines": json_lines,
     "json_records": json_records,
     "json_object": json_object,
     "plain_lines": plain_lines,
+    "tag_lines": tag_lines,
 }
 
 
-def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | None, Any]], folder: Path) -> list[str]:
+def write_submission(
+    row: DatasetRow, split: str, answers: Sequence[tuple[str | None, Any]], folder: Path, *, group: str = ""
+) -> list[str]:
     """Write the files of one split, if the row hands it in; return what there is to say of them, a line each.
 
     Args:
@@ -68,11 +80,12 @@ def write_submission(row: DatasetRow, split: str, answers: Sequence[tuple[str | 
         split: of `row.files`.
         answers: for every row of the file, in order, the id that it has there and the answer as it is released.
         folder: below which the files are written.
+        group: takes the place of GROUP in names.
 
     Raises:
         OSError: a file cannot be written.
     """
-    names: Sequence[str] = row.submission.get("files", {}).get(split, ())
+    names = [name.replace(GROUP, group) for name in row.submission.get("files", {}).get(split, ())]
     if not names:
         return []
     try:

@@ -101,6 +101,10 @@ class Kind(Protocol):
     A kind may also have:
         flags: names of options of the verb that its `dataset` and `answers` take as further arguments, and other kinds
             do not.
+        by_language: names of the scores that are told by language, by default the row's metric.
+        row_flags: names of options of the verb that take the place of fields of the row, with these fields.
+        table(row, scores): columns and rows in which a terminal shows scores, or None for a line a score.
+        complete(row): whether any file is scored without labels; --do_eval alone then scores test, where dev is not.
         suffix: of the files of predictions, in place of the verb's.
         find_labels(row, paths): the labels of the training files, for a row that names none.
         group(example): what keeps examples together where a share of them is held out; by default the first text.
@@ -179,12 +183,17 @@ def flags_of(kind: Kind) -> tuple[str, ...]:
     return getattr(kind, "flags", ())
 
 
+def row_flags_of(kind: Kind) -> Mapping[str, str]:
+    """Return the names of the options that take the place of fields of a row, with these fields."""
+    return getattr(kind, "row_flags", {})
+
+
 def flags_of_verb(verb: str) -> dict[str, list[str]]:
     """Return each option that some kinds of a verb take and others do not, with the names of those that do."""
     found: dict[str, list[str]] = {}
     for name in KINDS:
         kind = find_kind(name)
-        for flag in flags_of(kind) if kind.verb == verb else ():
+        for flag in (*flags_of(kind), *row_flags_of(kind)) if kind.verb == verb else ():
             found.setdefault(flag, []).append(name)
     return found
 

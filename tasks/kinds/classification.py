@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.labelled import ClassificationDataset, encode_examples
+from data.labelled import ClassificationDataset, EncodedGroups, GroupedDataset, encode_examples
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
 from tasks.found_labels import labels_in
 from tasks.inspection import Inspection, MostWrong, calibration_table, class_tables, shown, texts_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modeling.computation import Computation
     from modeling.config import Config
     from tasks.classification import ClassificationTask
+    from tasks.plug_in import PlugInTask
 
 verb = "run_classifier"
 needs = ("labels",)
@@ -27,7 +28,8 @@ columns = tuple(HEADER_NAMES)
 header_names = HEADER_NAMES
 metrics = CLASSIFICATION_METRICS
 smaller_is_better = ("loss",)
-new_heads = ("classifier/.*", "pooled_layer_norm/.*")
+row_flags = {"plug_in": "plug_in"}
+new_heads = ("classifier/.*", "pooled_layer_norm/.*", "crossed_pooler/.*")
 unused_heads = PRETRAINING_HEADS
 read = read_examples
 find_labels = labels_in
@@ -48,7 +50,12 @@ def dataset(
     batch_size: int,
     seed: int = 0,
 ) -> ClassificationDataset:
-    """Tokenise the examples; a label becomes its index in the row, -1 where there is none."""
+    """Tokenise the examples; a label becomes its index in the row, -1 where there is none.
+
+    With `plug_in` an example has two rows, its own and that of its partner in another language.
+    """
+    if row.plug_in:
+        return _paired(row, examples, tokenizer, max_seq_length, batch_size, seed)
     encoded = encode_examples(
         [example.text_a for example in examples],
         [example.text_b or "" for example in examples] if row.is_pair else None,
@@ -59,11 +66,30 @@ def dataset(
     return ClassificationDataset(encoded, batch_size, max_seq_length, seed=seed)
 
 
-def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> ClassificationTask:
-    """Return a softmax over the labels of the row."""
-    from tasks.classification import ClassificationTask
+def _paired(
+    row: DatasetRow, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int, batch_size: int, seed: int
+) -> GroupedDataset:
+    sides = [side for example in examples for side in (example, example.partner or example)]
+    rows = encode_examples(
+        [side.text_a for side in sides],
+        [side.text_b or "" for side in sides] if row.is_pair else None,
+        [-1] * len(sides),
+        tokenizer,
+        max_seq_length,
+    )
+    labels = [row.labels.index(example.label) if example.label is not None else -1 for example in examples]
+    groups = EncodedGroups(rows, np.arange(0, len(sides) + 1, 2), np.array(labels, np.int32))
+    return GroupedDataset(groups, batch_size, max_seq_length, seed=seed)
 
-    return ClassificationTask(
+
+def task(
+    row: DatasetRow, config: Config, computation: Computation, head: HeadOptions
+) -> ClassificationTask | PlugInTask:
+    """Return a softmax over the labels of the row, of one text or of one beside its translation."""
+    from tasks.classification import ClassificationTask
+    from tasks.plug_in import PlugInTask
+
+    return (PlugInTask if row.plug_in else ClassificationTask)(
         config,
         len(row.labels),
         classifier_dropout=head.dropout,

@@ -22,7 +22,7 @@ from tasks.correlations import best_threshold, or_zero, pearson, roc_auc, spearm
 from tasks.datasets import DatasetRow
 from tasks.inspection import Inspection, MostWrong, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores, regression
-from tasks.retrieval import ranks_and_nearest, retrieval_scores
+from tasks.retrieval import Margin, ranks_and_nearest, retrieval_scores
 from tasks.texts import text_records
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ suffix = ".jsonl"
 needs = ()
 header_names: Mapping[str, tuple[str, ...]] = regression.header_names
 columns = tuple(header_names)
+row_flags: Mapping[str, str] = {
+    **{name: name for name in ("pooling", "pooling_layer", "threshold", "retrieval_margin", "margin_neighbours")},
+    "in_batch_temperature": "temperature",
+}
 metrics = ("accuracy", "roc_auc", "spearman", "pearson", "retrieval_accuracy", "mrr")
 new_heads = ()
 unused_heads = (*PRETRAINING_HEADS, "classifier/.*", "pooled_layer_norm/.*")
@@ -49,6 +53,11 @@ class TextPair:
     text_b: str
     label: float | None
     group: str = ""
+
+
+def complete(row: DatasetRow) -> bool:
+    """Return whether a test file has all that its score needs: of pairs that all match, nobody knows a label."""
+    return "label" not in row.columns
 
 
 def complaint(row: DatasetRow) -> str:
@@ -140,10 +149,11 @@ def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Te
 
     Two labels: `accuracy` at the row's threshold, which is dev's best (`tuned`), `threshold`, `roc_auc`, and as with
     scores `spearman`, `pearson` of the cosine and the squared error as `loss`. None: accuracy and reciprocal rank of
-    retrieval within each group, whose mean over the groups counts; what is not defined is said and counts 0.
+    retrieval within each group, by group and direction; the mean over the groups counts. What is not defined is said
+    and counts 0.
     """
     if "label" not in row.columns:
-        return _retrieval(answers, examples)
+        return _retrieval(row, answers, examples)
     found, labels = cosines(answers), _labels(examples)
     result: Scores = {}
     if row.labels:
@@ -156,17 +166,36 @@ def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Te
     return {**result, "loss": float(np.square(found - (labels - low) / (high - low)).mean())}
 
 
-def _retrieval(answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> Scores:
+def _retrieval(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> Scores:
     groups = _groups(examples)
     by_group = {}
     for group, members in groups.items():
         vectors = np.stack([answers[index] for index in members])
-        by_group[group] = retrieval_scores(vectors[:, 0], vectors[:, 1])
+        by_group[group] = retrieval_scores(vectors[:, 0], vectors[:, 1], _margin(row))
     names = next(iter(by_group.values()))
     found = {name: float(np.mean([each[name] for each in by_group.values()])) for name in names}
-    if len(groups) > 1:
-        found |= {f"retrieval_accuracy_{group}": each["retrieval_accuracy"] for group, each in by_group.items()}
+    for group, each in by_group.items() if len(groups) > 1 else ():
+        for way in ("", "_a_to_b", "_b_to_a"):
+            found[f"retrieval_accuracy_{group}{way}"] = each[f"retrieval_accuracy{way}"]
     return found
+
+
+def _margin(row: DatasetRow) -> Margin:
+    return Margin(row.retrieval_margin, row.margin_neighbours)
+
+
+def table(row: DatasetRow, scores: Scores) -> tuple[list[str], list[list[str]]] | None:
+    """Return the accuracies of retrieval with a line for each group, as a terminal shows them; None for other rows."""
+    groups = [name.removesuffix("_a_to_b").removeprefix(_OF_GROUP) for name in scores if name.endswith("_a_to_b")]
+    groups = [group for group in groups if f"{_OF_GROUP}{group}_a_to_b" in scores]
+    if not groups:
+        return None
+    lines = [[group, *(scores[f"{_OF_GROUP}{group}{way}"] for way in _WAYS)] for group in groups]
+    lines += [[name, *(scores[f"{name}{way}"] for way in _WAYS)] for name in ("retrieval_accuracy", "mrr")]
+    return ["language", *_COLUMNS], [[str(name), *(f"{value:.4f}" for value in values)] for name, *values in lines]
+
+
+_OF_GROUP, _WAYS, _COLUMNS = "retrieval_accuracy_", ("_a_to_b", "_b_to_a", ""), ("a to b", "b to a", "mean")
 
 
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> Iterator[str]:
@@ -175,14 +204,16 @@ def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Tex
     In retrieval there is `nearest`: the number, from 0 within its group, of the text b that is nearest to text a.
     """
     found = cosines(answers)
-    near = nearest(answers, examples) if "label" not in row.columns else None
+    near = nearest(row, answers, examples) if "label" not in row.columns else None
     for index, (cosine, example) in enumerate(zip(found, examples, strict=True)):
         content: dict[str, Any] = {"index": index, "cosine": round(float(cosine), 6)}
         if example.group:
             content["group"] = example.group
         if near is not None:
             content["nearest"] = int(near[index])
-        elif example.label is not None:
+        if row.labels:
+            content["prediction"] = row.labels[int(cosine >= row.threshold)]
+        if near is None and example.label is not None:
             content["label"] = row.labels[int(example.label)] if row.labels else example.label
         content |= {"text_a": example.text_a, "text_b": example.text_b}
         yield json.dumps(content, ensure_ascii=False)
@@ -227,12 +258,12 @@ def inspected(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence
     return Inspection(tables, MostWrong(distances, right).seen(look), "by the distance of cosine and label")
 
 
-def nearest(answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> np.ndarray:
+def nearest(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[TextPair]) -> np.ndarray:
     """Return the number of the text b that is nearest to each text a, both of one group, int64 [N]."""
     found = np.empty(len(answers), np.int64)
     for members in _groups(examples).values():
         vectors = np.stack([answers[index] for index in members])
-        found[members] = ranks_and_nearest(vectors[:, 0], vectors[:, 1])[1]
+        found[members] = ranks_and_nearest(vectors[:, 0], vectors[:, 1], _margin(row))[1]
     return found
 
 
@@ -242,7 +273,7 @@ def submitted(
     """Return the number of the nearest text b of each text a, as XTREME's Tatoeba has it, or the cosine."""
     if "label" in row.columns:
         return [(None, round(float(cosine), 6)) for cosine in cosines(answers)]
-    return [(None, int(number)) for number in nearest(answers, examples)]
+    return [(None, int(number)) for number in nearest(row, answers, examples)]
 
 
 def cosines(answers: Sequence[np.ndarray]) -> np.ndarray:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.multilabel import MultilabelTask
 
 verb = "run_classifier"
+row_flags = {"threshold": "threshold"}
 suffix = ".jsonl"
 needs = ("labels", "label_separator")
 header_names = {**HEADER_NAMES, "label": ("label", "labels", "tags", "categories")}

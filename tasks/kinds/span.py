@@ -35,7 +35,7 @@ verb = "run_classifier"
 needs = ("scoring",)
 header_names: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("id", "question", "context", "answers")}
 columns = tuple(header_names)
-metrics = SPAN_METRICS
+metrics = by_language = SPAN_METRICS
 new_heads = ("span/.*", "span_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 flags = (

@@ -341,12 +341,15 @@ def group(example: TaggedText) -> str:
 
 def submitted(
     row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedText]
-) -> list[tuple[str | None, dict[str, Any]]]:
+) -> list[tuple[str | None, Any]]:
     """Return the text of each example and its entities as CLUENER has them: by type and text the places.
 
-    A place is the first and the last character of an entity; the examples have no ids.
+    A place is the first and the last character of an entity; the examples have no ids. XTREME takes the tags of words.
     """
-    found: list[tuple[str | None, dict[str, Any]]] = []
+    found: list[tuple[str | None, Any]] = []
+    if row.submission["form"] == "tag_lines":
+        pairs = zip(answers, examples, strict=True)
+        return [(None, tags_of(answer.entities, len(example.bounds))[0]) for answer, example in pairs]
     for answer, example in zip(answers, examples, strict=True):
         label: dict[str, dict[str, list[list[int]]]] = {}
         for entity in answer.entities:

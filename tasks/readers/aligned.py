@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from tasks.datasets import DatasetRow
 
 ENGLISH = (".en", ".eng")
+# The codes of Tatoeba's files and those by which XTREME hands their languages in.
+_CODES = """afr=af ara=ar ben=bn bul=bg cmn=zh deu=de ell=el est=et eus=eu fin=fi fra=fr heb=he hin=hi hun=hu ind=id
+ita=it jav=jv jpn=ja kat=ka kaz=kk kor=ko mal=ml mar=mr nld=nl pes=fa por=pt rus=ru spa=es swh=sw tam=ta tel=te tgl=tl
+tha=th tur=tr urd=ur vie=vi"""
+CODES: Mapping[str, str] = {each[:3]: each[4:] for each in _CODES.split()}
+
+
+def language_of(path: Path) -> str:
+    """Return the end of the name of the foreign file of two; raises `UsageError` as `records` does."""
+    return two_files(path)[0].suffix.lstrip(".")
 
 
 def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -24,7 +34,7 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
     Raises:
         UsageError: there is not one other file, an empty line, or the files have not as many lines.
     """
-    foreign, english = _two_files(path)
+    foreign, english = two_files(path)
     lines = [[line for _, line in read_lines(row, side)] for side in (foreign, english)]
     numbers = [[number for number, _ in read_lines(row, side)] for side in (foreign, english)]
     if numbers[0] != numbers[1]:
@@ -37,7 +47,8 @@ def records(row: DatasetRow, path: Path) -> Iterator[tuple[str, dict[str, str]]]
         yield f"{foreign}:{number}", {"text_a": text_a, "text_b": text_b, "group": foreign.suffix.lstrip(".")}
 
 
-def _two_files(path: Path) -> tuple[Path, Path]:
+def two_files(path: Path) -> tuple[Path, Path]:
+    """Return the foreign and the English file; raises `UsageError` as `records` does."""
     if path.suffix not in ENGLISH:
         english = next((other for end in ENGLISH if (other := path.with_suffix(end)).is_file()), None)
         if english is None:

@@ -8,6 +8,7 @@ import pytest
 
 from conversion.class_order import in_order_of
 from conversion.readers import Checkpoint
+from tasks.datasets import find_row
 
 NLI = ("contradiction", "entailment", "neutral")
 
@@ -54,3 +55,15 @@ def test_types_of_entities_are_the_tags_of_a_tagger(tmp_path: Path):
 def test_other_classes_stay_as_they_stand(tmp_path: Path, labels: tuple[str, ...], said: str):
     before = checkpoint(tmp_path, NLI)
     assert in_order_of(before, labels) == (before, said)
+
+
+@pytest.mark.parametrize(
+    "theirs", [("ENTAILMENT", "neutral", "Contradiction"), ("0", "1", "2"), ("entailment", "neutral", "contradictory")]
+)
+def test_classes_are_known_by_what_a_row_calls_them_too(tmp_path: Path, theirs: tuple[str, ...]):
+    row = find_row("xnli_en")
+    assert row.labels == NLI
+    before = checkpoint(tmp_path, theirs)
+    after, said = in_order_of(before, row.labels, row.label_names)
+    assert np.asarray(after.tensors["classifier/bias"]).tolist() == [2, 0, 1]
+    assert said.endswith("were put in the order contradiction, entailment, neutral")

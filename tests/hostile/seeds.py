@@ -161,6 +161,24 @@ BASES: Mapping[str, Base] = {
         _classify("classify_encoding", ("in/pairs_other", *_PAIRS[1:]), data_dir="in/pairs_other", encoding="gb18030"),
         _classify("classify_json", ("in/pairs_json", *_PAIRS[1:]), task_name="afqmc", data_dir="in/pairs_json"),
         _classify(
+            "classify_languages",
+            ("in/languages", *_PAIRS[1:]),
+            task_name="xnli",
+            data_dir="in/languages",
+            task_type="cross-lingual-transfer",
+            selection_language="fr",
+            do_predict="true",
+        ),
+        _classify(
+            "match",
+            ("in/translations", *_PAIRS[1:]),
+            task_name="tatoeba",
+            data_dir="in/translations",
+            retrieval_margin="ratio",
+            pooling_layer="1",
+            do_eval="true",
+        ),
+        _classify(
             "classify_table", ("in/table", *_PAIRS[1:]), task_name="csv", data_dir="in/table", text_column="other"
         ),
         _classify(
@@ -222,6 +240,8 @@ def make_seeds(folder: Path) -> None:
         "other_tf1",
         "other_pairs",
         "train_alone",
+        "aligned",
+        "crossed.json",
         "run",
         "reversed.txt",
         "wide.json",

@@ -33,6 +33,10 @@ CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
 TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
+MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
+PARTNERS = {"task_name": "tatoeba", "data_dir": "{world}/translations", "do_predict": "false"}
+FOUND = {f"files/out/{name}": DIFFERENT for name in ("eval_results", "dev_predictions", "dev_report")}
+LANGUAGES = {"task_name": "xnli", "data_dir": "{world}/languages", "task_type": "cross-lingual-transfer"}
 
 ROWS = (
     *training_flags.ROWS,
@@ -57,6 +61,19 @@ ROWS = (
         "0.3",
         {"error": ABSENT, **SEEN},
         {**TABLE, "data_dir": "{world}/train_alone"},
+    ),
+    Row(
+        "task_type",
+        "translate-train-all",
+        dict.fromkeys(("plan", "training", "optimizer/schedule", "files"), DIFFERENT),
+        LANGUAGES,
+    ),
+    Row("languages", "en", {"predicted": DIFFERENT, "files": DIFFERENT}, LANGUAGES),
+    Row(
+        "selection_language",
+        "fr",
+        {"predicted": DIFFERENT, "files": DIFFERENT},
+        LANGUAGES,
     ),
     Row("data_dir", "{world}/other_pairs", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
     Row("bert_config_file", "{world}/wide.json", {"task/config/hidden_size": 16, "plan/config/hidden_size": 16}),
@@ -139,6 +156,38 @@ ROWS = (
     Row("classifier_dropout", "0.5", {"task/classifier_dropout": 0.5}),
     Row("doc_stride", "2", CUT_OTHERWISE, ANSWERS),
     Row("max_query_length", "2", CUT_OTHERWISE, ANSWERS),
+    Row(
+        "plug_in",
+        "true",
+        dict.fromkeys(("task", "plan/num_steps", "training", "optimizer", "predicted", "files"), DIFFERENT),
+        {
+            **LANGUAGES,
+            "task_type": "translate-train-all",
+            "data_dir": "{world}/aligned",
+            "bert_config_file": "{world}/sides.json",
+        },
+    ),
+    Row("pooling", "cls", {f"{RUN_FILE}/row/pooling": "cls", "task/pooling": "cls"}, MATCHES),
+    Row("pooling_layer", "1", {f"{RUN_FILE}/row/pooling_layer": 1, "task/pooling_layer": 1}, MATCHES),
+    Row(
+        "in_batch_temperature",
+        "0.5",
+        {f"{RUN_FILE}/row/temperature": 0.5, "task/temperature": 0.5},
+        PARTNERS,
+    ),
+    Row(
+        "threshold",
+        "0.9",
+        {f"{RUN_FILE}/row/threshold": 0.9, **FOUND},
+        MATCHES,
+    ),
+    Row("retrieval_margin", "ratio", {f"{RUN_FILE}/row/retrieval_margin": "ratio", **FOUND}, PARTNERS),
+    Row(
+        "margin_neighbours",
+        "1",
+        {f"{RUN_FILE}/row/margin_neighbours": 1, **FOUND},
+        PARTNERS | {"retrieval_margin": "ratio"},
+    ),
     Row("n_best_size", "2", ANSWERED, ANSWERS),
     Row("max_answer_length", "2", ANSWERED, ANSWERS),
     Row("null_score_diff_threshold", "99", ANSWERED, ANSWERS | {"version_2_with_negative": "true"}),

@@ -51,7 +51,7 @@ PALM = dataclasses.replace(
 )
 CONFIGS["palm"] = PALM
 CONFIGS["sides"] = dataclasses.replace(
-    CONFIG, family="veco", embedding_size=8, type_vocab_size=1, sharing="none", cross_attention=True
+    CONFIG, family="veco", embedding_size=8, sharing="none", type_vocab_size=1, position_offset=2, cross_attention=True
 )
 # A task of one's own, and another meaning for a task that is shipped.
 TASK_FILE = "".join(
@@ -150,6 +150,30 @@ def make_pairs(folder: Path) -> None:
             cells = [[*line.split("\t"), "ab"[number % 2]] for number, line in enumerate(pairs)]
             with (folder / name / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream).writerows([["text", "other", "label", "class"], *cells])
+    # One task in two languages.
+    (folder / "languages").mkdir()
+    for split, count in (("train", 12), ("dev", 6), ("test", 4)):
+        for place, language in enumerate(("en", "fr")):
+            pairs = (SAMPLES / f"pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[place * 20 :][:count]
+            texts = [line.rpartition("\t")[0] for line in pairs]
+            labels = ("neutral", "entailment", "contradiction")
+            lines = [f"{text}\t{labels[n % 3]}\n" for n, text in enumerate(texts[: count - place])]
+            name = folder / f"languages/{split}-{language}.tsv"
+            name.write_text("sentence1\tsentence2\tlabel\n" + "".join(lines), encoding="utf-8")
+    # Rows that are the same in both.
+    (folder / "aligned").mkdir()
+    for path in (folder / "languages").glob("*-en.tsv"):
+        for language in ("en", "fr"):
+            text = path.read_text(encoding="utf-8").replace(".", "!" if language == "fr" else ".")
+            (folder / "aligned" / path.name.replace("-en", f"-{language}")).write_text(text, encoding="utf-8")
+    # Translations of each other.
+    (folder / "translations").mkdir()
+    for place, end in enumerate(("deu", "eng")):
+        lines = (folder / "pairs/train.txt").read_text(encoding="utf-8").splitlines()
+        texts = [line.split("\t")[place] for line in lines]
+        for split in ("train", "dev"):
+            name = folder / f"translations/{split}.deu-eng.{end}"
+            name.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")

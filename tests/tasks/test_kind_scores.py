@@ -146,6 +146,48 @@ def test_retrieval_in_blocks_is_that_of_the_whole_matrix(seed: int):
     np.testing.assert_array_equal(ranks, 1 + (order == np.arange(count)[:, None]).argmax(axis=1))
 
 
+@given(SEEDS)
+def test_a_margin_in_blocks_is_that_of_the_whole_matrix(seed: int):
+    generator = np.random.default_rng(seed)
+    count, k = int(generator.integers(1, 20)), int(generator.integers(1, 6))
+    a, b = (unit(np.abs(generator.normal(size=(count, 3)))) for _ in range(2))
+    cosines = a @ b.T
+    # Each text's nearest on the other side, by sorting whole rows and columns.
+    around_a = np.array([np.mean(sorted(row)[-k:]) for row in cosines.tolist()])
+    around_b = np.array([np.mean(sorted(column)[-k:]) for column in cosines.T.tolist()])
+    for kind in ("ratio", "distance"):
+        whole = np.empty_like(cosines)
+        for i in range(count):
+            for j in range(count):
+                mean = (around_a[i] + around_b[j]) / 2
+                whole[i, j] = cosines[i, j] / mean if kind == "ratio" else cosines[i, j] - mean
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retrieval, "BLOCK_ELEMENTS", 3 * count)
+            margin = retrieval.Margin(kind, k)
+            forth, nearest = retrieval.ranks_and_nearest(a, b, margin)
+            back, _ = retrieval.ranks_and_nearest(b, a, margin)
+            found = retrieval.retrieval_scores(a, b, margin)
+        own = whole.diagonal()
+        np.testing.assert_allclose(whole[np.arange(count), nearest], whole.max(axis=1), rtol=1e-5, atol=1e-6)
+        # What float32 of a density cannot decide is left out.
+        for ranks, table in ((forth, whole), (back, whole.T)):
+            clear = (np.abs(table - own[:, None]) > 1e-5).sum(axis=1) == count - 1
+            expected = 1 + (table > own[:, None]).sum(axis=1)
+            np.testing.assert_array_equal(ranks[clear], expected[clear])
+        assert found["retrieval_accuracy_a_to_b"] == (forth == 1).mean()
+        assert found["retrieval_accuracy_b_to_a"] == (back == 1).mean()
+
+
+def test_a_margin_passes_over_a_text_that_is_near_to_all():
+    # The second b is near to every a: by cosine it is the partner of the first, by margin that is b 0.
+    a, b = (
+        unit(np.array([[1.0, 0.5, 0], [0.1, 1, 0], [0, 1, 0.2]])),
+        unit(np.array([[1, 0, 0.0], [1, 2, 0], [0, 1, 1]])),
+    )
+    assert retrieval.ranks_and_nearest(a, b)[1].tolist() != [0, 1, 2]
+    assert retrieval.ranks_and_nearest(a, b, retrieval.Margin("ratio", 3))[1].tolist()[0] == 0
+
+
 def test_a_block_never_holds_all_cosines_of_many_texts():
     count = 70_000
     vectors = unit(np.random.default_rng(0).normal(size=(count, 1)))
@@ -165,6 +207,15 @@ def test_retrieval_is_symmetric_and_scored_by_language():
     assert found["retrieval_accuracy"] == pytest.approx(
         (found["retrieval_accuracy_deu"] + found["retrieval_accuracy_fra"]) / 2
     )
+    for way in ("a_to_b", "b_to_a"):
+        means = [found[f"retrieval_accuracy_{group}_{way}"] for group in ("deu", "fra")]
+        assert found[f"retrieval_accuracy_{way}"] == pytest.approx(np.mean(means))
+    shown = matching.table(row, found)
+    assert shown is not None
+    assert [line[0] for line in shown[1]] == ["deu", "fra", "retrieval_accuracy", "mrr"]
+    assert shown[1][1][1:] == [f"{found[f'retrieval_accuracy_fra{way}']:.4f}" for way in ("_a_to_b", "_b_to_a", "")]
+    one = matching.scores(row, answers[:4], examples[:4])
+    assert matching.table(row, one) is None
     perfect = matching.scores(row, [answer[[0, 0]] for answer in answers], examples)
     assert (perfect["retrieval_accuracy"], perfect["mrr"]) == (1, 1)
 

@@ -174,7 +174,7 @@ def test_vectors_are_pooled_states_of_length_one(pooling: str, layer: int):
 
 
 def test_layers_that_are_not_there_are_refused():
-    with pytest.raises(UsageError, match=r"pooling_layer 9: the model has 1 layers; expected 0 to 1, or -1"):
+    with pytest.raises(UsageError, match=r"pooling_layer 9: the model has 1 layers; expected 0 to 1, or from -1"):
         MatchingTask(SHAPE, pooling_layer=9).build_model()
 
 

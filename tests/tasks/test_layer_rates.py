@@ -18,6 +18,13 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 8,
 }
 BERT = Config(family="bert", **SIZES)
+VECO = Config(
+    family="veco",
+    type_vocab_size=1,
+    position_offset=2,
+    cross_attention=True,
+    **{**SIZES, "max_position_embeddings": 10},
+)
 ALBERT = Config(family="albert", sharing="all", embedding_size=4, **SIZES)
 GROUPS = Config(family="albert", sharing="all", num_hidden_groups=4, embedding_size=4, **SIZES)
 UNSHARED = Config(family="albert", sharing="none", inner_group_num=2, embedding_size=4, **SIZES)
@@ -31,9 +38,10 @@ def first_match(rules, name):
     return next((rule[1:] for rule in rules if re.search(rule[0], name)), (1.0, 0))
 
 
-def test_layer_decay_by_depth():
-    rules = learning_rate_multipliers(BERT, 0.5, 0.0, 100)
-    for name in names_of(BERT):
+@pytest.mark.parametrize("config", [BERT, VECO])
+def test_layer_decay_by_depth(config):
+    rules = learning_rate_multipliers(config, 0.5, 0.0, 100)
+    for name in names_of(config):
         block = re.search(r"_(\d+)/", name) if "/encoder/" in name else None
         depth = 12 - int(block[1]) if block else 13 if "embeddings" in name else 0
         assert first_match(rules, name) == (0.5**depth, 0), name
@@ -53,7 +61,7 @@ def test_nothing_asked_no_rule():
         assert frozen_expressions(config, 0) == []
 
 
-@pytest.mark.parametrize("config", [BERT, UNSHARED])
+@pytest.mark.parametrize("config", [BERT, UNSHARED, VECO])
 @pytest.mark.parametrize("layers", [1, 5, 12])
 def test_frozen_are_the_embeddings_and_exactly_the_lowest_layers(config, layers):
     expressions = frozen_expressions(config, layers)
