@@ -120,13 +120,13 @@ def test_the_file_has_mean_deviation_every_run_and_what_failed(tmp_path: Path, c
 def test_answers_are_kept_of_the_last_evaluation_and_of_the_one_that_the_loop_calls_best(values: list, lower: bool):
     kept, best, best_step = KeptAnswers("accuracy", lower), None, 0
     for step, value in enumerate(values, 1):
-        kept.keep(step, [step], {"accuracy": value})
+        kept.keep(step, {"dev": [step]}, {"accuracy": value})
         # As in training/loop.py.
         better = best is None or (value < best if lower else value > best)
         if better and not math.isnan(value):
             best, best_step = value, step
         wanted = {step} | ({best_step} if best_step else set())
-        assert {at: answers[0] for at, answers in kept.by_step.items()} == {at: at for at in wanted}
+        assert {at: answers["dev"][0] for at, answers in kept.by_step.items()} == {at: at for at in wanted}
 
 
 def shape(layers: int, width: int) -> Config:

@@ -41,7 +41,8 @@ def test_no_other_choice_pads_less(longest: list[int], count: int, most: int):
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=200), st.integers(1, 5))
 def test_a_data_set_has_few_lengths_and_each_holds_its_batches(lengths: list[int], batch_size: int):
     splits = bounds_of(lengths)
-    examples = EncodedExamples(*(np.ones(splits[-1], np.int32),) * 2, splits, np.zeros(len(lengths), np.int32))
+    ids = np.ones(splits[-1], np.int32)
+    examples = EncodedExamples(ids, ids, splits, np.zeros(len(lengths), np.int32))
     dataset = ClassificationDataset(examples, batch_size, 64)
     assert len(dataset.lengths) <= count_of_lengths(dataset.steps_per_epoch)
     for step in range(dataset.steps_per_epoch):

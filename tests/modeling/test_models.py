@@ -279,7 +279,7 @@ def test_scores_of_the_first_position_alone_are_those_of_the_whole_model(name: s
     def gradients_of(scores_only: bool):
         with tf.GradientTape() as tape, seeded(tf.constant(KEY)):
             loss = tf.reduce_sum(tf.square(model(batch, training=True, scores_only=scores_only)["logits"]))
-        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     for one, other in zip(gradients_of(False), gradients_of(True), strict=True):
