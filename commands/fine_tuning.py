@@ -375,12 +375,17 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
 
 def load_weights(session: Session, options: FineTuningOptions, splits: Splits) -> int:
     """Load the weights to train from, or those of the finished run to score; return their step."""
-    kind = splits.kind
+    kind, labels = splits.kind, splits.row.labels
     if not options.do_train:
         return session.restore(
-            options.init_checkpoint, allow_unexpected=kind.unused_heads, best=options.load_best_model_at_end
+            options.init_checkpoint,
+            allow_unexpected=kind.unused_heads,
+            best=options.load_best_model_at_end,
+            labels=labels,
         )
-    session.start_from(options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads)
+    session.start_from(
+        options.init_checkpoint, allow_missing=kind.new_heads, allow_unexpected=kind.unused_heads, labels=labels
+    )
     return 0
 
 

@@ -188,6 +188,7 @@ class Session:
         allow_missing: Sequence[str],
         allow_unexpected: Sequence[str],
         adjust: Adjust | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         """Load --init_checkpoint, if one is given, into the model; the arguments are those of `weights.initialize`.
 
@@ -203,6 +204,7 @@ class Session:
                 allow_missing=allow_missing,
                 allow_unexpected=allow_unexpected,
                 adjust=adjust,
+                labels=labels,
             )
 
     def restore(
@@ -212,6 +214,7 @@ class Session:
         allow_unexpected: Sequence[str] = (),
         adjust: Adjust | None = None,
         best: bool = True,
+        labels: Sequence[str] = (),
     ) -> int:
         """Load the weights of the finished run in the output folder, else `init_checkpoint`; return their step.
 
@@ -228,6 +231,7 @@ class Session:
             adjust=adjust,
             only_reads=self.options.dry_run,
             best=best,
+            labels=labels,
         )
 
     # -- what the run leaves -------------------------------------------------------------------------------------------

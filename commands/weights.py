@@ -29,6 +29,7 @@ def initialize(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     adjust: Adjust | None = None,
+    labels: Sequence[str] = (),
 ) -> str:
     """Load the weights of any checkpoint into the model; return what became of every tensor.
 
@@ -39,20 +40,22 @@ def initialize(
         allow_missing: expressions over names of variables that the checkpoint need not have.
         allow_unexpected: expressions over names of tensors that the model need not have.
         adjust: looks at the tensors by name, and may remove some, before they are loaded.
+        labels: of the task, in the order of their ids; a classifier with the same classes is put in this order.
 
     Raises:
         UsageError: there is no such checkpoint, or it does not fit the model.
     """
+    from conversion.class_order import in_order_of
     from conversion.loading import load_into
     from conversion.readers import read_checkpoint
 
-    checkpoint = read_checkpoint(path, config=config)
+    checkpoint, reordered = in_order_of(read_checkpoint(path, config=config), labels)
     if adjust:
         tensors = dict(checkpoint.tensors)
         adjust(tensors)
         checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
     report = load_into(model, checkpoint, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-    return f"{shown(path)} ({checkpoint.source_format}): {report}"
+    return f"{shown(path)} ({checkpoint.source_format}): {report}{reordered}"
 
 
 def restore(
@@ -65,6 +68,7 @@ def restore(
     adjust: Adjust | None = None,
     only_reads: bool = False,
     best: bool = True,
+    labels: Sequence[str] = (),
 ) -> int:
     """Load the weights of a finished run: its best, else its newest, else `init_checkpoint`; return their step.
 
@@ -77,6 +81,7 @@ def restore(
         adjust: as in `initialize`.
         only_reads: leave what a crash left in the output folder as it is.
         best: take the best where there are some.
+        labels: as in `initialize`.
 
     Raises:
         UsageError: there are no weights, or they do not fit the model.
@@ -97,7 +102,7 @@ def restore(
             f"no weights: --output_dir={output_dir} holds no checkpoint; "
             "train with --do_train, or give --init_checkpoint"
         )
-    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust)
+    initialize(engine.model, config, source, allow_unexpected=unused, adjust=adjust, labels=labels)
     _average_present_weights(engine)
     return step
 

@@ -5,6 +5,7 @@ config.json, tokenizer_config.json and tokenizer.json, which for WordPiece stand
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -84,12 +85,17 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     for folder in checkpoint.folders:
         if (folder / _RUN).is_file():
             row = read_json(folder / _RUN, _RunShape, what="a run.json", fix=_LABELS_FIX)["row"]
-            types = () if row is None else tuple(row["labels"])
-            # The classes of a tagger are the tags of its types of entities.
-            return ("O", *(f"{p}-{t}" for t in types for p in "BI")) if "tagger/kernel" in checkpoint.tensors else types
+            return class_names(checkpoint, () if row is None else row["labels"])
         if (folder / LABELS).is_file():
             return tuple(read_json(folder / LABELS, list[str], what="a list of labels", fix=_LABELS_FIX))
     return ()
+
+
+def class_names(checkpoint: Checkpoint, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of the labels of a task: of a tagger the tags of its types of entities."""
+    if "tagger/kernel" not in checkpoint.tensors:
+        return tuple(labels)
+    return ("O", *(f"{prefix}-{label}" for label in labels for prefix in "BI"))
 
 
 def kind_of_run(checkpoint: Checkpoint) -> str:
