@@ -350,7 +350,9 @@ def translation(options: Options, name: str, seed: int) -> Step:
 
 
 def floor(options: Options) -> dict[str, float]:
-    """Return the accuracy of retrieval by the cosine of the pieces of two sentences, as often as they occur."""
+    """Return what needs no model: the share of masked tokens that are the most frequent one, as `alone`, and by name of
+    a set the accuracy of retrieval by the cosine of the pieces of two sentences, as often as they occur.
+    """
     from data.tokenizers import load_tokenizer
     from tasks.retrieval import retrieval_scores
 
@@ -362,7 +364,8 @@ def floor(options: Options) -> dict[str, float]:
         name = path.stem.removesuffix("-eng")
         vectors = [counts(read_lines(side), tokenizer) for side in (path.with_suffix(f".{name}"), path)]
         found[name] = retrieval_scores(*vectors)["retrieval_accuracy"]
-    return found
+    learnt = sorted(folder.glob("pretraining/masked_lm/*/eval_results.json"))
+    return found | ({"alone": results_in(learnt[0])["unigram_accuracy"]} if learnt else {})
 
 
 def counts(sentences: list[str], tokenizer: Tokenizer) -> Any:
@@ -438,6 +441,8 @@ def markdown(options: Options, content: Mapping[str, Any]) -> str:
         return f"{found['mean']:.{digits}f} ± {found['deviation']:.{digits}f}" if found else ""
 
     lines = ["| pretraining | masked tokens right | with the translation in sight | BLEU, de to en |", "|---" * 4 + "|"]
+    if "alone" in content["floor"]:
+        lines.append(f"| the most frequent piece, no model | {content['floor']['alone']:.3f} | | |")
     for name in options.arms:
         cells = cell(name, "alone", 3), cell(name, "across", 3), cell(name, "bleu", 1)
         lines.append(f"| {ARMS[name].title} | {' | '.join(cells)} |")
