@@ -4,6 +4,11 @@ python3 -m benchmarks.training_step writes its results to benchmarks/results. Bo
 tokens at the same positions and the sentence pair, the same graph, AdamW with decay and clipping, the same batches.
 Every contender has a process of its own, warms up there, and then they take turns, so that whatever else the machine
 does falls on all of them. Engines and peers that are not installed are left out, with a line saying so.
+
+What a step costs beyond its arithmetic is measured between two objectives of one stack:
+
+    python3 -m benchmarks.training_step --models=veco_tiny --objectives=masked_lm,veco --peers= --precision=float32 \
+        --results=benchmarks/results/training_step_veco
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +46,51 @@ CONFIGS = {
     "albert_base": "albert_config/albert_config_base_google_en.json",
     "bert_base": "albert_config/bert_config_base_en.json",
     "bert_large": "albert_config/bert_config_large_en.json",
+    "veco_tiny": "albert_config/veco_tiny.json",
+    "veco_small": "albert_config/veco_small.json",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is learnt in a step.
+
+    Attributes:
+        title: what it is, for the table.
+        objective: key of `data.objectives.OBJECTIVES`.
+        of_family: that key for families that have another.
+        changes: fields of the config that it needs.
+        texts: of an example. All batches of a case have as many texts, so that all see as many tokens.
+        peers: whether transformers does the same.
+        beside: the work of the same stack that it is compared with by arithmetic.
+    """
+
+    title: str
+    objective: str
+    of_family: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    texts: int = 1
+    peers: bool = False
+    beside: str = ""
+
+    def objective_of(self, config: Config) -> str:
+        """Return the objective for a model."""
+        return self.of_family.get(config.family, self.objective)
+
+
+WORKS: Mapping[str, Work] = {
+    "pair": Work(title="masked tokens and sentence pair", objective="bert", of_family={"albert": "albert"}, peers=True),
+    "masked_lm": Work(title="masked tokens", objective="masked_lm", changes={"cross_attention": False}),
+    "veco": Work(
+        title="masked tokens of two texts, alone and across",
+        objective="veco",
+        changes={"cross_attention": True},
+        texts=2,
+        beside="masked_lm",
+    ),
+}
+MOST_BEYOND_ARITHMETIC = 1.15
+"""What a step with a `beside` may cost: its seconds against that one's, over its operations against that one's."""
 # The step of a model in which nothing takes time is what a step costs on top of its work.
 NEXT_TO_NOTHING: dict[str, Any] = {
     "family": "bert",
@@ -71,9 +120,13 @@ class Options:
         ("albert_base", "bert_base", "bert_large"),
         help=f"{', '.join(CONFIGS)}, the path of a config, or next_to_nothing for what a step costs without work",
     )
-    lengths: tuple[int, ...] = flag((128, 512), help="sequence lengths", unit="tokens")
+    objectives: tuple[str, ...] = flag(
+        ("pair",),
+        help="what is learnt in a step: " + "; ".join(f"{name}: {work.title}" for name, work in WORKS.items()),
+    )
+    lengths: tuple[int, ...] = flag((128, 512), help="lengths of a text", unit="tokens")
     batch_sizes: tuple[int, ...] = flag(
-        (), help="one for each length; by default 16,4 on a CPU and 256,64 on a GPU", unit="examples"
+        (), help="texts of a batch, a number for each length; by default 16,4 on a CPU and 256,64 on a GPU"
     )
     precision: tuple[str, ...] = flag(("float32", "bfloat16"), help="compute precisions; weights are float32")
     engines: tuple[str, ...] = flag(ENGINES, help=f"of ours: {', '.join(ENGINES)}")
@@ -120,6 +173,7 @@ def check(options: Options, batch_sizes: Sequence[int]) -> None:
         ("engines", options.engines, ENGINES),
         ("peers", options.peers, tuple(PEERS)),
         ("precision", options.precision, ("float32", "bfloat16")),
+        ("objectives", options.objectives, tuple(WORKS)),
     ):
         for value in given:
             if value not in known:
@@ -127,6 +181,14 @@ def check(options: Options, batch_sizes: Sequence[int]) -> None:
     for model in options.models:
         if model not in CONFIGS and model != "next_to_nothing" and not Path(model).is_file():
             raise UsageError(f"--models={model} is neither a file nor one of {', '.join(CONFIGS)}, next_to_nothing")
+    for objective in options.objectives:
+        if unfit := [size for size in batch_sizes if size % WORKS[objective].texts]:
+            raise UsageError(
+                f"--batch_sizes={unfit[0]}: an example of --objectives={objective} has {WORKS[objective].texts} texts; "
+                "expected a multiple of it"
+            )
+        for model in options.models:
+            config_of(replace(options, models=(model,), objectives=(objective,)))
 
 
 def installed(contenders: Sequence[str]) -> list[str]:
@@ -145,11 +207,19 @@ def installed(contenders: Sequence[str]) -> list[str]:
 def side_by_side(case: Options, contenders: Sequence[str]) -> list[dict[str, Any]]:
     """Measures every contender on one model and length, in turns; one precision after the other, as memory is short."""
     rows = []
+    taking_part = [
+        (contender, objective)
+        for objective in case.objectives
+        for contender in contenders
+        if contender in ENGINES or WORKS[objective].peers
+    ]
     for precision in case.precision:
         with contextlib.ExitStack() as stack:
             workers = [
-                stack.enter_context(worker(replace(case, precision=(precision,), measure=contender)))
-                for contender in contenders
+                stack.enter_context(
+                    worker(replace(case, precision=(precision,), objectives=(objective,), measure=contender))
+                )
+                for contender, objective in taking_part
             ]
             running = [each for each in workers if each.ready()]
             for _ in range(case.rounds):
@@ -191,6 +261,7 @@ class Worker:
             "length": case.lengths[0],
             "batch_size": case.batch_sizes[0],
             "contender": case.measure,
+            "objective": case.objectives[0],
             "precision": case.precision[0],
             **self.known,
         }
@@ -266,21 +337,20 @@ def options_of(options: Options) -> dict[str, Any]:
 def measure(options: Options) -> None:
     """Warms up, then takes as many steps as each line of stdin says; 0 asks for memory."""
     contender, precision = str(options.measure), options.precision[0]
-    config, length, size = config_of(options), options.lengths[0], options.batch_sizes[0]
-    predictions = max(1, round(length * PREDICTED_SHARE))
-    batches = random_batches(config, length, size, predictions)
+    config, length, texts = config_of(options), options.lengths[0], options.batch_sizes[0]
+    work = WORKS[options.objectives[0]]
+    size, predictions = texts // work.texts, max(1, round(length * PREDICTED_SHARE))
+    batches = random_batches(config, length, size, predictions, work)
     made = (torch_step if contender in PEERS else our_step)(options, config, batches)
     begin = time.perf_counter()
     first_loss = made.step(1)
     compile_seconds = time.perf_counter() - begin
     made.step(2 * options.steps_per_call)
-    from modeling.accounting import flops_per_example
-
     known = {
         "device": made.device,
         "predictions": predictions,
         "parameters": made.parameters,
-        "flops_per_step": size * flops_per_example(config, length, predictions),
+        "flops_per_step": size * operations_of(config, length, predictions, work),
         "peak_flops_per_second": made.peak_flops_per_second(precision),
         "first_loss": first_loss,
         "first_step_seconds": compile_seconds,
@@ -296,6 +366,15 @@ def measure(options: Options) -> None:
             print(json.dumps({"peak_bytes": made.peak_bytes()}), flush=True)
 
 
+def operations_of(config: Config, length: int, predictions: int, work: Work) -> int:
+    """Return the floating-point operations of an example: every labelled token is scored in each stream."""
+    from data.objectives import OBJECTIVES
+    from modeling.accounting import flops_per_example
+
+    scored = predictions * work.texts * OBJECTIVES[work.objective_of(config)].streams
+    return flops_per_example(config, length, scored, other=length if work.texts > 1 else 0)
+
+
 @dataclass(frozen=True)
 class Made:
     """What a contender is to the measurement."""
@@ -308,7 +387,7 @@ class Made:
 
 
 def config_of(options: Options) -> Config:
-    """The config by its name or path, with the dropout asked for."""
+    """The config by its name or path, with what the work needs and the dropout asked for."""
     from modeling.config import Config, load_config
 
     model = options.models[0]
@@ -316,38 +395,44 @@ def config_of(options: Options) -> Config:
         config = Config(**NEXT_TO_NOTHING, max_position_embeddings=options.lengths[0])
     else:
         config = load_config(ROOT / CONFIGS[model] if model in CONFIGS else Path(model))
+    config = replace(config, **WORKS[options.objectives[0]].changes)
     if options.dropout is None:
         return config
     return replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)
 
 
-def random_batches(config: Config, length: int, size: int, predictions: int) -> list[dict[str, np.ndarray]]:
+def random_batches(
+    config: Config, length: int, size: int, predictions: int, work: Work = WORKS["pair"]
+) -> list[dict[str, np.ndarray]]:
     """Return batches of the reader's features and shapes; the last row of each ends in padding."""
     import numpy as np
 
     from data.forms import FORMS
+    from data.objectives import OBJECTIVES
     from data.schema import padding
 
+    form = FORMS[OBJECTIVES[work.objective_of(config)].form]
     generator = np.random.default_rng(0)
     lengths, batches = {"tokens": length, "predictions": predictions}, []
     for _ in range(BATCHES):
-        input_ids = generator.integers(0, config.vocab_size, (size, length), np.int32)
-        input_mask = np.ones((size, length), np.int32)
-        input_mask[-1, length - length // 8 :] = 0
-        places = [generator.choice(length - length // 8, predictions, replace=False) for _ in range(size)]
-        positions = np.sort(np.stack(places), axis=1).astype(np.int32)
-        batches.append(
-            padding(FORMS["one_row"].schema, lengths, size)
-            | {
-                "input_ids": input_ids,
-                "input_mask": input_mask,
-                "segment_ids": np.tile((np.arange(length) >= length // 2).astype(np.int32), (size, 1)),
-                "masked_lm_positions": positions,
-                "masked_lm_ids": generator.integers(0, config.vocab_size, positions.shape, np.int32),
-                "masked_lm_weights": np.ones(positions.shape, np.float32),
-                "next_sentence_labels": generator.integers(0, 2, size, np.int32),
+        batch = padding(form.schema, lengths, size)
+        for side in form.sides:
+            input_mask = np.ones((size, length), np.int32)
+            input_mask[-1, length - length // 8 :] = 0
+            places = [generator.choice(length - length // 8, predictions, replace=False) for _ in range(size)]
+            positions = np.sort(np.stack(places), axis=1).astype(np.int32)
+            batch |= {
+                side.ids: generator.integers(0, config.vocab_size, (size, length), np.int32),
+                side.mask: input_mask,
+                f"{side.hidden}_positions": positions,
+                f"{side.hidden}_ids": generator.integers(0, config.vocab_size, positions.shape, np.int32),
+                f"{side.hidden}_weights": np.ones(positions.shape, np.float32),
             }
-        )
+        if "segment_ids" in batch and config.type_vocab_size > 1:
+            batch["segment_ids"][:, length // 2 :] = 1
+        if "next_sentence_labels" in batch:
+            batch["next_sentence_labels"] = generator.integers(0, 2, size, np.int32)
+        batches.append(batch)
     return batches
 
 
@@ -358,13 +443,15 @@ def cycle(batches: Sequence[Mapping[str, Any]], steps: int) -> list[Mapping[str,
 
 def our_step(options: Options, config: Config, batches: list[dict[str, np.ndarray]]) -> Made:
     """Ours, on the engine of this process."""
+    from data.objectives import OBJECTIVES
     from modeling import DTYPES, Computation
     from modeling.accounting import parameter_count
     from optimization import Constant, create_optimizer
     from tasks.pretraining import PretrainingTask
 
     computation = Computation(DTYPES[options.precision[0]], remat=options.remat)
-    task = PretrainingTask(config, "albert" if config.family == "albert" else "bert", computation=computation)
+    objective = WORKS[options.objectives[0]].objective_of(config)
+    task = PretrainingTask(config, objective, computation=computation)
     optimizer = create_optimizer(
         "adamw", Constant(LEARNING_RATE), weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, bias_correction=True
     )
@@ -381,7 +468,7 @@ def our_step(options: Options, config: Config, batches: list[dict[str, np.ndarra
         return engine.train(cycle(batches, steps))[-1]["loss"]
 
     parts = (jax_parts if options.measure == "jax" else tensorflow_parts)()
-    return Made(step, parts[0], parameter_count(config), *parts[1:])
+    return Made(step, parts[0], parameter_count(config, len(OBJECTIVES[objective].labels)), *parts[1:])
 
 
 def tensorflow_parts() -> tuple[str, Callable[[str], float], Callable[[], int]]:
@@ -555,11 +642,13 @@ def machine(on_gpu: bool) -> str:
 def as_markdown(result: Mapping[str, Any]) -> str:
     """The results for a person: one table for every model and length, the fastest first."""
     options = result["options"]
+    learnt = "; ".join(WORKS[name].title for name in dict.fromkeys(row["objective"] for row in result["rows"]))
+    learnt = learnt[:1].upper() + learnt[1:]
     lines = [
         "# A training step",
         "",
         f"{result['machine']}; load average {os.getloadavg()[1]:.1f}. Median of {options['rounds']} turns, slowest to "
-        f"fastest in brackets, after warm-up. Masked tokens at {PREDICTED_SHARE:.0%} of positions, sentence pair, "
+        f"fastest in brackets, after warm-up. {learnt}; {PREDICTED_SHARE:.0%} of positions are masked. "
         "AdamW, clipping; utilisation is of the fastest matrix product that any contender did in that precision. "
         "Memory is that of the whole process on a CPU and of the allocator on a GPU.",
     ]
@@ -572,32 +661,68 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         rows.sort(key=lambda row: row.get("seconds_per_step", float("inf")))
         model, length, batch_size = case
         lines += ["", f"## {model}, {batch_size} x {length} tokens", ""]
-        lines += [
-            "| contender | precision | tokens/s | ms a step | utilisation | peak MB | first step s | first loss |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
         lines += [line_of(row, peaks) for row in rows]
+        same_work = [row for row in rows if WORKS[row["objective"]].peers]
         best = {
-            ours: max(row.get("tokens_per_second", 0.0) for row in rows if (row["contender"] in ENGINES) == ours)
-            for ours in {row["contender"] in ENGINES for row in rows}
+            ours: max(row.get("tokens_per_second", 0.0) for row in same_work if (row["contender"] in ENGINES) == ours)
+            for ours in {row["contender"] in ENGINES for row in same_work}
         }
         if all(best.get(ours) for ours in (True, False)):
             ratio = best[True] / best[False]
             lines += ["", f"The best of ours makes {ratio:.2f} times the tokens a second of the best of transformers'."]
+        lines += [line for text in beyond_arithmetic(rows) for line in ("", text)]
     found = dict.fromkeys(row["versions"] for row in result["rows"] if "versions" in row)
     lines += ["", f"Peak: {', '.join(f'{name} {peak / 1e12:.2f} TFLOP/s' for name, peak in peaks.items())}. "]
     lines[-1] += f"{'; '.join(found)}."
     return "\n".join(lines)
 
 
+_COLUMNS = (
+    "contender",
+    "precision",
+    "tokens/s",
+    "ms a step",
+    "utilisation",
+    "peak MB",
+    "first step s",
+    "first loss",
+)
+
+
+def beyond_arithmetic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return, for every work with another one `beside` it, how its time compares with that one's, and its operations.
+
+    Example: veco takes 0.44 s and masked_lm 0.2 s, 2.2 times; its operations are 2.0 times as many: 1.10.
+    """
+    measured = {
+        (row["contender"], row["precision"], row["objective"]): row for row in rows if "seconds_per_step" in row
+    }
+    lines = []
+    for (contender, precision, objective), row in measured.items():
+        plain = measured.get((contender, precision, WORKS[objective].beside))
+        if plain is None or "error" in row or "error" in plain:
+            continue
+        times, counted = (row[name] / plain[name] for name in ("seconds_per_step", "flops_per_step"))
+        ratio = times / counted
+        verdict = "at most" if ratio <= MOST_BEYOND_ARITHMETIC else "more than"
+        lines.append(
+            f"{contender}, {precision}: a step of {objective} takes {times:.2f} times as long as one of "
+            f"{WORKS[objective].beside} on as many tokens, and has {counted:.2f} times its operations: {ratio:.2f} "
+            f"times what its arithmetic says, {verdict} {MOST_BEYOND_ARITHMETIC}."
+        )
+    return lines
+
+
 def line_of(row: Mapping[str, Any], peaks: Mapping[str, float]) -> str:
     """A row of the table; where the contender failed, why."""
+    name = row["contender"] if WORKS[row["objective"]].peers else f"{row['contender']}, {row['objective']}"
     if "error" in row or "tokens_per_second" not in row:
-        return f"| {row['contender']} | {row['precision']} | failed: {row.get('error')} | | | | | |"
+        return f"| {name} | {row['precision']} | failed: {row.get('error')} | | | | | |"
     slowest, fastest = (f"{tokens:,.0f}" for tokens in row["tokens_per_second_range"])
     utilisation = row["flops_per_step"] / row["seconds_per_step"] / peaks[row["precision"]]
     return (
-        f"| {row['contender']} | {row['precision']} | {row['tokens_per_second']:,.0f} ({slowest}-{fastest}) | "
+        f"| {name} | {row['precision']} | {row['tokens_per_second']:,.0f} ({slowest}-{fastest}) | "
         f"{row['seconds_per_step'] * 1e3:,.2f} | {utilisation:.1%} | {row['peak_bytes'] / 1e6:,.0f} | "
         f"{row['first_step_seconds']:.1f} | {row['first_loss']:.2f} |"
     )

@@ -36,7 +36,7 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 TRAINING = ("run_pretraining.py", "run_classifier.py", "run_generation.py")
 ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id", "model_parallel")
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-FOR_REAL = ("my_lcqmc_model", "my_questions", "my_plug_encoder")
+FOR_REAL = ("my_lcqmc_model", "my_questions", "my_plug_encoder", "my_veco")
 """Folders of runs that other parts of the pages read."""
 FEWER = {
     "create_pretraining_data.py": ["--dupe_factor=1", "--num_workers=1"],
@@ -139,12 +139,27 @@ def make_small_world(folder: Path) -> None:
     for split, count in (("train", 24), ("dev", 9), ("test", 7)):
         lines = (ROOT / f"data/samples/pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"data/samples/pairs/{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for name in ("reviews", "entities", "answers", "choices"):
+    for name in ("reviews", "entities", "answers", "choices", "parallel"):
         shutil.copytree(ROOT / "data/samples" / name, folder / "data/samples" / name)
+    make_configs_and_pairs_of_a_reader(folder)
     (folder / "data/samples/questions").mkdir()
     for split in ("train", "dev", "test"):
         lines = (ROOT / f"data/samples/questions/{split}.tsv").read_text(encoding="utf-8").splitlines()[:9]
         (folder / f"data/samples/questions/{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_configs_and_pairs_of_a_reader(folder: Path) -> None:
+    """Write what docs/multilingual.md tells its reader to make of files that are there."""
+    config = dataclasses.replace(load_config(folder / "albert_config/veco_tiny.json"), vocab_size=2500)
+    plugged_out = dataclasses.replace(config, cross_attention=False)
+    translator = dataclasses.replace(plugged_out, num_decoder_layers=2)
+    for name, own in (("my_veco", config), ("my_plugged_out", plugged_out), ("my_translator", translator)):
+        (folder / f"{name}.json").write_text(own.to_json())
+    (folder / "my_translation").mkdir()
+    for side, language in (("source", "zh"), ("target", "en")):
+        lines = (folder / f"data/samples/parallel/train.{language}").read_text(encoding="utf-8").splitlines()
+        for part, some in (("train", lines[:40]), ("dev", lines[40:50])):
+            (folder / f"my_translation/{part}.{side}").write_text("\n".join(some) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

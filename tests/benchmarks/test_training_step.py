@@ -88,11 +88,20 @@ def test_models_by_name_and_path_and_their_dropout(tmp_path: Path):
         (Options(precision=("int8",)), "--precision=int8 is unknown: expected some of float32, bfloat16"),
         (Options(models=("gpt",)), "--models=gpt is neither a file nor one of albert_base, bert_base"),
         (Options(lengths=(1, 2, 3)), "--batch_sizes has 2 values, expected 3: one for each of --lengths"),
+        (Options(objectives=("plug",)), "--objectives=plug is unknown: expected some of pair, masked_lm, veco"),
+        (Options(objectives=("veco",)), 'cross_attention is True, which family "albert" has not'),
     ],
 )
 def test_what_does_not_fit_is_one_line(options: Options, message: str):
     with pytest.raises(UsageError, match=f"^{message}"):
         check(options, (4, 16))
+
+
+def test_a_batch_is_of_whole_examples():
+    options = Options(models=("veco_tiny",), objectives=("masked_lm", "veco"))
+    check(options, (4, 16))
+    with pytest.raises(UsageError, match=r"^--batch_sizes=5: an example of --objectives=veco has 2 texts"):
+        check(options, (4, 5))
 
 
 def test_what_is_not_installed_is_left_out_with_a_line(monkeypatch, capsys):
@@ -107,6 +116,7 @@ def test_what_is_not_installed_is_left_out_with_a_line(monkeypatch, capsys):
 
 def test_table_compares_the_best_of_each_side_and_says_what_failed():
     row = {"model": "m", "length": 8, "batch_size": 2, "precision": "float32", "peak_flops_per_second": 200.0}
+    row |= {"objective": "pair"}
     measured = {
         "flops_per_step": 30,
         "first_loss": 4.0,
@@ -129,6 +139,38 @@ def test_table_compares_the_best_of_each_side_and_says_what_failed():
     assert "makes 2.00 times the tokens a second of the best of transformers'" in table
     assert "| tensorflow | float32 | 64 (1-9) | 250.00 | 60.0% | 5 | 1.0 | 4.00 |" in table
     assert "| torch_compile | float32 | failed: E |" in table
+
+
+def test_a_work_is_compared_with_the_one_beside_it_by_arithmetic():
+    veco, masked = (
+        {"objective": objective, "contender": "jax", "precision": "float32"} for objective in ("veco", "masked_lm")
+    )
+    veco |= {"seconds_per_step": 0.44, "flops_per_step": 40}
+    masked |= {"seconds_per_step": 0.2, "flops_per_step": 20}
+    (line,) = training_step.beyond_arithmetic([veco, masked])
+    assert "takes 2.20 times as long as one of masked_lm" in line
+    assert line.endswith("and has 2.00 times its operations: 1.10 times what its arithmetic says, at most 1.15.")
+    assert training_step.beyond_arithmetic([veco | {"seconds_per_step": 0.47}, masked])[0].endswith("more than 1.15.")
+    other = masked | {"precision": "bfloat16"}
+    for rows in ([veco], [masked], [veco, other], [veco, masked | {"error": "E"}]):
+        assert not training_step.beyond_arithmetic(rows)
+
+
+def test_works_of_one_stack_see_as_many_tokens_and_count_their_own_operations():
+    given = Options(models=("veco_tiny",))
+    works = {name: training_step.WORKS[name] for name in ("masked_lm", "veco")}
+    configs = {name: config_of(dataclasses.replace(given, objectives=(name,))) for name in works}
+    assert dataclasses.replace(configs["veco"], cross_attention=False) == configs["masked_lm"]
+    tokens, operations = {}, {}
+    for name, work in works.items():
+        (batch, *_) = random_batches(configs[name], 16, 8 // work.texts, 2, work)
+        sides = [batch[side] for side in ("input_ids", "other_input_ids") if side in batch]
+        tokens[name] = sum(ids.size for ids in sides)
+        assert all(weights.sum() == 2 * 8 // work.texts for key, weights in batch.items() if key.endswith("weights"))
+        operations[name] = 8 // work.texts * training_step.operations_of(configs[name], 16, 2, work)
+    assert tokens["veco"] == tokens["masked_lm"] == 8 * 16
+    # Two passes in the place of one, and in the second a cross-attention: a third of a block's products, and more.
+    assert 2.2 < operations["veco"] / operations["masked_lm"] < 2.5
 
 
 @pytest.mark.slow
@@ -154,7 +196,9 @@ def test_runs_where_there_is_no_tensorflow(tmp_path: Path):
 
 def test_a_contender_that_dies_after_its_turns_is_a_row_too():
     row = {"contender": "jax", "precision": "float32", "tokens_per_second": 5.0, "error": "killed: most likely"}
-    assert training_step.line_of(row, {}).startswith("| jax | float32 | failed: killed: most likely |")
+    for objective, name in (("pair", "jax"), ("veco", "jax, veco")):
+        line = training_step.line_of(row | {"objective": objective}, {})
+        assert line.startswith(f"| {name} | float32 | failed: killed: most likely |")
 
 
 def test_the_cause_of_a_failure_is_the_exception_and_not_the_hint_after_it():
