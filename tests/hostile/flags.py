@@ -337,7 +337,9 @@ def same_file(random: Random, seeds: Path) -> Case:
     if folder:
         outputs += [f"{source}/{name}" for name in ("checkpoints", "best", "below", "tensorboard", "metrics.jsonl")]
         outputs += [f"{source}/{name}" for name in ("config.json.", "report.html", "model_config.json", "run.json")]
-        outputs += [f"{source}/{split}_{what}" for split in ("dev", "test") for what in ("predictions", "results")]
+        outputs += [
+            f"{source}/{split}_{what}" for split in ("dev", "test") for what in ("predictions", "results", "report")
+        ]
         outputs += [f"{source}/{name}" for name in ("eval_results", "config.json", "vocab.txt", "spiece.model", "lock")]
     if text == "inside" and not folder:
         outputs = []
@@ -421,6 +423,8 @@ _RUN_FILES = (
         "test_results",
         "dev_predictions",
         "test_predictions",
+        "dev_report",
+        "test_report",
         "lock",
         ".lock",
     ),
