@@ -141,8 +141,8 @@ class Generation:
         config, path = session.config, options.bert_config_file
         if not config.num_decoder_layers:
             raise UsageError(
-                f"{path} has no decoder; use a config with num_decoder_layers: albert_config/palm_*.json, or VECO's with "
-                '"num_decoder_layers": 6 and "cross_attention": false'
+                f"{path} has no decoder; use a config with num_decoder_layers: albert_config/palm_*.json, or VECO's "
+                'with "num_decoder_layers": 6 and "cross_attention": false'
             )
         if options.max_target_length > config.max_target_length:
             raise UsageError(
