@@ -155,7 +155,7 @@ def split_lines(options: Options) -> tuple[list[Line], list[Line]]:
     if len({*sizes.values()}) > 1:
         shown = ", ".join(f"train.{language} {size:,}" for language, size in sizes.items())
         raise UsageError(f"--data_dir={options.data_dir}: {shown} lines; expected as many in every file")
-    lines = [dict(zip(LANGUAGES, each, strict=True)) for each in zip(*texts.values(), strict=True)]
+    lines: list[Line] = [dict(zip(LANGUAGES, each, strict=True)) for each in zip(*texts.values(), strict=True)]
     lines = [line for line in lines if all(line.values())]
     random.Random(0).shuffle(lines)
     held_out = lines[: options.held_out]
@@ -180,9 +180,8 @@ def sets(options: Options, held_out: Sequence[Line]) -> dict[str, tuple[list[str
     }
     for code in TATOEBA.values():
         name = f"tatoeba.{code}-eng"
-        found[f"tatoeba_{code}"] = tuple(
-            read_lines(Path(options.tatoeba_dir) / f"{name}.{end}") for end in (code, "eng")
-        )
+        sides = [read_lines(Path(options.tatoeba_dir) / f"{name}.{end}") for end in (code, "eng")]
+        found[f"tatoeba_{code}"] = sides[0], sides[1]
     return found
 
 
