@@ -136,6 +136,27 @@ def test_an_encoder_finds_translations_without_training(world: Path, encoder: Pa
         run(world, "xtreme_tatoeba", "deep", **{**flags, "pooling_layer": -6})
 
 
+def test_translations_are_mined_from_the_threshold_of_each_language(world: Path, encoder: Path):
+    flags: dict[str, Any] = {"data_dir": world / "bucc", "init_checkpoint": encoder, "pooling_layer": 1}
+    folder = run(world, "xtreme_bucc", "mined", do_eval=True, **flags)
+    scores = results(folder)
+    assert scores["f1_average"] == pytest.approx((scores["f1_de"] + scores["f1_fr"]) / 2)
+    row = RunFile.read(folder).row
+    assert row is not None
+    thresholds = {language: own["threshold"] for language, own in row.by_language.items()}
+    assert thresholds.keys() == {"de", "fr"}
+    # Without dev the test files are mined from the same thresholds.
+    run(world, "xtreme_bucc", "mined", do_predict=True, **flags)
+    for language, threshold in thresholds.items():
+        lines = (folder / f"test_{language}_predictions.jsonl").read_text().splitlines()
+        handed_in = (folder / f"submission/bucc2018/test-{language}.tsv").read_text().splitlines()
+        assert all(json.loads(line)["score"] >= threshold - 1e-6 for line in lines)
+        assert len(handed_in) == len(lines)
+    again = RunFile.read(folder).row
+    assert again is not None
+    assert {language: own["threshold"] for language, own in again.by_language.items()} == thresholds
+
+
 def test_a_threshold_of_dev_is_kept_and_predicts(tmp_path: Path):
     write_world(tmp_path)
     flags = flags_of_kind(tmp_path, "lcqmc_matching", "out") | {"do_predict": False}
