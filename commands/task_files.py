@@ -151,10 +151,24 @@ def find_language_task(
     chosen = [split for split, is_wanted in wanted.items() if is_wanted]
     strict = bool(options.languages)
     row, files = session.together(lambda: task.find(options.data_dir, chosen, strict=strict))
+    if hasattr(find_kind(row.kind), "tuned") and not options.do_train and options.threshold is None:
+        row = with_thresholds(row, former_rows(options, row))
     training = {"train": tuple(path for split, paths in files.items() if split.startswith("train") for path in paths)}
     row = session.together(lambda: settled(session, options, row, training if options.do_train else files))
     best_metric(options, row)
     return row, files
+
+
+def with_thresholds(row: DatasetRow, former: Sequence[DatasetRow]) -> DatasetRow:
+    """Return the row with the thresholds that a former run has found, by language."""
+    known = {
+        language: {"threshold": own["threshold"]}
+        for each in reversed(former)
+        for language, own in each.by_language.items()
+        if "threshold" in own
+    }
+    languages = {language: {**own, **known.get(language, {})} for language, own in row.by_language.items()}
+    return dataclasses.replace(row, by_language=languages)
 
 
 def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> None:
@@ -172,7 +186,7 @@ def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> N
             f"--plug_in with --task_type={options.task_type}: an example is read beside its translation, which only "
             f"--task_type={TRANSLATED} has"
         )
-    if source not in family:
+    if options.do_train and source not in family:
         raise UsageError(f"--task_name={options.task_name} has no source_language among {names}: write it into the row")
     if options.dev_share:
         raise UsageError(

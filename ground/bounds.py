@@ -150,7 +150,7 @@ BOUNDS: dict[str, Bounds] = {
     "no_repeat_ngram_size": Bounds(0, 1024, "no text repeats itself at such length"),
     "repetition_penalty": Bounds(0.01, 100, "a stronger factor leaves nothing of the scores"),
     "pooling_layer": Bounds(-1025, 1024, "no published model is deeper"),
-    "threshold": Bounds(-2, 2, "nothing reaches it, since no cosine and no probability is above 1"),
+    "threshold": Bounds(-100, 100, "no cosine, no probability and no margin reaches it"),
     "margin_neighbours": Bounds(1, 1e6, "so many texts are all"),
     "in_batch_temperature": Bounds(1e-3, 1e3, "all texts of a batch are then alike"),
     "temperature": Bounds(1e-3, 1e3, "the draw is then uniform"),

@@ -312,8 +312,8 @@ def complaint_of(row: DatasetRow) -> str:
         return f"has the score_range {list(row.score_range)}; expected the lowest and the highest score, as [0, 5]"
     if not 0 < row.temperature < math.inf:
         return f"has the temperature {row.temperature:g}; expected a number above 0, as 0.05"
-    if not -2 <= row.threshold <= 2:
-        return f"has the threshold {row.threshold:g}; expected a number from -1 to 1, or 2, which nothing reaches"
+    if not -100 <= row.threshold <= 100:
+        return f"has the threshold {row.threshold:g}; expected a cosine, a probability, or a margin below 100"
     complaint = getattr(find_kind(row.kind), "complaint", None)
     return complaint(row) if complaint else ""
 

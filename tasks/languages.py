@@ -64,8 +64,9 @@ class LanguageTask:
 
     @property
     def source(self) -> str:
-        """The language of the data that the others are translated from."""
-        return next(iter(self.family.values())).source_language
+        """The language of the data that the others are translated from; the first where there is no such data."""
+        first = next(iter(self.family.values()))
+        return first.source_language or first.language
 
     def languages_of(self, split: str, trains: bool) -> tuple[str, ...]:
         """Return the languages whose files of a split are wanted."""
@@ -140,7 +141,7 @@ class LanguageTask:
             name=self.name,
             language="",
             only={},
-            files={"train": source.files["train"]}
+            files={split: names for split, names in source.files.items() if split == "train"}
             | {name: row.files[name.partition("_")[0]] for name, row in by_split.items()},
             counts={
                 name: row.counts[name.partition("_")[0]]
@@ -268,6 +269,14 @@ class LanguageSplits(Splits):
         """Return the row as the files of the split's language are read and scored."""
         language = _language(split)
         return self.row.of_language(language) if language else self.row
+
+    def tune(self, split: str, answers: Sequence[Any], examples: Sequence[Any]) -> None:
+        """Let the answers to dev of a language decide the threshold of this language."""
+        if split.startswith("dev"):
+            row = self.kind.tuned(self.row_of(split), answers, examples)  # pyright: ignore[reportAttributeAccessIssue]
+            own = {**self.row.by_language[_language(split)], "threshold": row.threshold}
+            languages = {**self.row.by_language, _language(split): own}
+            self.row = dataclasses.replace(self.row, by_language=languages)
 
     @property
     def selecting(self) -> tuple[str, ...]:

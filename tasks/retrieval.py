@@ -4,7 +4,7 @@ texts (Artetxe and Schwenk 2019, section 3.2), in blocks: never a matrix of N x 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +86,56 @@ def retrieval_scores(a: np.ndarray, b: np.ndarray, margin: Margin = Margin()) ->
         found[f"mrr_{name}"] = float((1 / ranks).mean())
     means = {name: (found[f"{name}_a_to_b"] + found[f"{name}_b_to_a"]) / 2 for name in ("retrieval_accuracy", "mrr")}
     return {**means, **found}
+
+
+def mined_pairs(a: np.ndarray, b: np.ndarray, margin: Margin) -> list[tuple[int, int, float]]:
+    """Return pairs of a text a and a text b with their scores, the nearest first, each text in one pair at most.
+
+    Candidates are the best text b of every text a and the best text a of every text b.
+
+    Args:
+        a: of length 1, float32 [N, D].
+        b: float32 [M, D].
+        margin: how near two texts are.
+    """
+    if not len(a) or not len(b):
+        return []
+    around_a, around_b = margin.densities(a, b), margin.densities(b, a)
+    found: dict[tuple[int, int], float] = {}
+    for rows, cosines in blocks(a, b):
+        scores = margin.scores(cosines, around_a[rows], around_b)
+        best = scores.argmax(axis=1)
+        found |= dict(zip(zip(rows.tolist(), best.tolist(), strict=True), scores.max(axis=1).tolist(), strict=True))
+    for rows, cosines in blocks(b, a):
+        scores = margin.scores(cosines, around_b[rows], around_a)
+        best = scores.argmax(axis=1)
+        found |= dict(zip(zip(best.tolist(), rows.tolist(), strict=True), scores.max(axis=1).tolist(), strict=True))
+    taken: tuple[set[int], set[int]] = (set(), set())
+    pairs = []
+    for (one, other), score in sorted(found.items(), key=lambda item: (-item[1], item[0])):
+        if one not in taken[0] and other not in taken[1]:
+            taken[0].add(one)
+            taken[1].add(other)
+            pairs.append((one, other, score))
+    return pairs
+
+
+def best_f1_threshold(pairs: Sequence[tuple[float, bool]], total: int) -> float:
+    """Return the threshold from which pairs have the best F1, between two scores; of equal ones the highest.
+
+    Args:
+        pairs: the score of each, and whether it is right.
+        total: right pairs that there are.
+
+    Example:
+        pairs (0.9, right), (0.8, wrong), (0.7, right), (0.2, wrong), total 2
+        F1 2/3, 1/2, 4/5, 2/3; the threshold is 0.45
+    """
+    ordered = sorted(pairs, key=lambda pair: -pair[0])
+    best, threshold, right = -1.0, 0.0, 0
+    for number, (score, is_right) in enumerate(ordered, start=1):
+        right += is_right
+        below = ordered[number][0] if number < len(ordered) else score
+        if (number == len(ordered) or below < score) and (f1 := 2 * right / (number + total)) > best:
+            best, threshold = f1, (score + below) / 2
+    return threshold

@@ -150,9 +150,14 @@ class Splits:
     def scores(self, split: str, answers: Sequence[Any]) -> Scores:
         """Return the scores of the answers to those examples of a split that have labels."""
         answers, examples = self._with_labels(split, answers)
-        if self.tunes and split == self.selecting[0] and (tuned := getattr(self.kind, "tuned", None)):
-            self.row = tuned(self.row, answers, examples)
+        if self.tunes and hasattr(self.kind, "tuned"):
+            self.tune(split, answers, examples)
         return self.kind.scores(self.row_of(split), answers, examples)
+
+    def tune(self, split: str, answers: Sequence[Any], examples: Sequence[Any]) -> None:
+        """Let the answers to dev decide what they can decide of the row, for every split."""
+        if split == "dev":
+            self.row = self.kind.tuned(self.row, answers, examples)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _with_labels(self, split: str, answers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Return the answers to the examples that have labels, and these."""

@@ -60,6 +60,11 @@ def tag_lines(answers: Answers) -> Iterator[str]:
         yield ""
 
 
+def pair_tsv(answers: Answers) -> Iterator[str]:
+    """Yield BUCC's lines: the ids of two sentences that belong together."""
+    yield from ("\t".join(pair) for _, pair in answers)
+
+
 FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
     "index_tsv": index_tsv,
     "json_lines": json_lines,
@@ -67,6 +72,7 @@ FORMS: Mapping[str, Callable[[Answers], Iterator[str]]] = {
     "json_object": json_object,
     "plain_lines": plain_lines,
     "tag_lines": tag_lines,
+    "pair_tsv": pair_tsv,
 }
 
 

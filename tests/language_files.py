@@ -32,6 +32,8 @@ def write_languages(folder: Path) -> None:
     write(folder / "veco.json", json.dumps({**VECO, "num_hidden_layers": 2}))
     for language in ALPHABETS:
         write_aligned(folder / "aligned", language)
+    for language in ("de", "fr"):
+        write_bucc(folder / "bucc", language)
     for code, words in (("deu", "ghi"), ("fra", "def")):
         for language in (code, "eng"):
             letters = words if language == code else "abc"
@@ -60,6 +62,16 @@ def write_aligned(folder: Path, language: str) -> None:
     for split, rows in (("train", 6), ("dev", 3), ("test", 3)):
         lines = [f"{letters[n % 3]} j\t{letters[n % 2]}\t{LABELS[n % 3]}\n" for n in range(rows)]
         write(folder / f"{split}-{language}.tsv", "premise\thypo\tlabel\n" + "".join(lines))
+
+
+def write_bucc(folder: Path, language: str) -> None:
+    """Write BUCC's sentences with ids, some of which are translations; the pairs of the test files are not told."""
+    letters = ALPHABETS[language]
+    for split, rows in (("dev", 5), ("test", 4)):
+        for end, words in ((language, letters), ("en", "abc")):
+            lines = [f"{end}-{n}\t{' '.join(words[(n + k) % 3] for k in range(1 + n % 3))}\n" for n in range(rows)]
+            write(folder / f"{language}-en.{split}.{end}", "".join(lines))
+    write(folder / f"{language}-en.dev.gold", "".join(f"{language}-{n}\ten-{n}\n" for n in range(3)))
 
 
 def _spelt(label: str) -> str:

@@ -37,6 +37,7 @@ KINDS: dict[str, str] = {
     "multilabel": "tasks.kinds.multilabel",
     "choice": "tasks.kinds.choice",
     "matching": "tasks.kinds.matching",
+    "mining": "tasks.kinds.mining",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
 

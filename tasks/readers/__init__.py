@@ -19,6 +19,7 @@ READERS: dict[str, str] = {
     "span_json": "tasks.readers.span_json",
     "squad": "tasks.readers.squad",
     "aligned": "tasks.readers.aligned",
+    "mined": "tasks.readers.mined",
     "choices": "tasks.readers.choices",
     "c3": "tasks.readers.c3",
     "chid": "tasks.readers.chid",

@@ -18,6 +18,7 @@ from tasks.kinds import KINDS, find_kind
 from tasks.kinds.choice import ChoiceExample
 from tasks.kinds.generation import SourceTarget
 from tasks.kinds.matching import TextPair
+from tasks.kinds.mining import Mined, Sentence
 from tasks.kinds.multilabel import LabelledText
 from tasks.kinds.span import Answered, Question
 from tasks.kinds.tagging import Tagged, TaggedText
@@ -58,6 +59,7 @@ ROWS: dict[str, Any] = {
     "multilabel": SimpleNamespace(name="m", labels=("0", "1", HOSTILE), threshold=0.5, label_separator="|"),
     "choice": find_row("c3"),
     "matching": dataclasses.replace(find_row("lcqmc_pair"), kind="matching", threshold=0.5),
+    "mining": find_row("xtreme_bucc_de"),
     "tagging": find_row("cluener"),
     "span": find_row("cmrc2018"),
     "generation": SimpleNamespace(name="g", units="characters"),
@@ -85,6 +87,12 @@ KIND: dict[str, Maker] = {
         [TextPair(f"{HOSTILE} {n}", "b", float(n % 2)) for n in range(NUMBER)],
         lambda e: np.stack([unit(0.0), unit(0.0 if e.label else np.pi / 2)]),
         [np.stack([unit(0.3), unit(0.3)])],
+    ),
+    "mining": (
+        # n of one side and n + 1 of the other belong together.
+        [Sentence(f"{HOSTILE} {n}", str(n), "ab"[n % 2], str(n + 1 - n % 2 * 2)) for n in range(NUMBER)],
+        lambda e: Mined(int(e.label), 0.8 + int(e.id) // 2 / 100),
+        [Mined(3, 0.9)],
     ),
     "tagging": (
         [TaggedText(TEXT, characters(TEXT), (Entity("name", n % 3, n % 3 + 2),)) for n in range(NUMBER)],
