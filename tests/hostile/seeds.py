@@ -241,7 +241,6 @@ def make_seeds(folder: Path) -> None:
         "other_pairs",
         "train_alone",
         "aligned",
-        "crossed.json",
         "run",
         "reversed.txt",
         "wide.json",
