@@ -61,7 +61,7 @@ def _tar(folder: Path, further: str) -> bytes:
         if further != "nothing":
             member.size = len(content) if member.isreg() else 0
             archive.addfile(member, io.BytesIO(content) if member.isreg() else None)
-    return gzip.compress(packed.getvalue(), 1)
+    return gzip.compress(packed.getvalue(), 1, mtime=0)
 
 
 def _zip(folder: Path, further: str) -> bytes:
