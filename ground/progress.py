@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LIVE_INTERVAL_SECONDS = 0.2
 _WINDOW_SECONDS = 30.0
+# After a pause for a checkpoint one step of half a minute would be all there is, and the time left a day.
+_WINDOW_UPDATES = 32
 
 
 def format_duration(seconds: float) -> str:
@@ -94,7 +96,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second over the last half minute; 0 before the first is done."""
+        """Units a second over the last half minute and the last 32 updates; 0 before the first is done."""
         (then, before), (now, after) = self._history[0], self._history[-1]
         return max(0.0, after - before) / (now - then) if now > then else 0.0
 
@@ -102,7 +104,7 @@ class Progress:
         """Set the number of finished units to `done`; `fields` follow on the line."""
         now = self._clock()
         self._history.append((now, done))
-        while len(self._history) > 2 and self._history[1][0] <= now - _WINDOW_SECONDS:
+        while len(self._history) > _WINDOW_UPDATES + 1 and self._history[1][0] <= now - _WINDOW_SECONDS:
             self._history.popleft()
         self._fields = fields
         if now - self._shown_at >= (_LIVE_INTERVAL_SECONDS if self._live else self._interval_seconds):

@@ -57,6 +57,15 @@ def test_rate_forgets_what_is_long_ago():
     assert progress.rate == pytest.approx(1.0)
 
 
+def test_a_pause_does_not_stand_for_the_rate():
+    clock = Clock()
+    progress = Progress(1000, "steps", stream=io.StringIO(), clock=clock)
+    for done in range(1, 41):
+        clock.now += 40 if done == 40 else 0.5
+        progress.update(done)
+    assert progress.rate == pytest.approx(32 / (31 * 0.5 + 40))
+
+
 def test_plain_lines_keep_the_interval_and_the_last_state_is_shown_once():
     clock, out = Clock(), io.StringIO()
     with Progress(50, stream=out, interval_seconds=20, clock=clock) as progress:
