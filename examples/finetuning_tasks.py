@@ -2,9 +2,10 @@
 
     python3 -m examples.finetuning_tasks --input_file=news.txt,novels.txt --data_dir=tasks --output_dir=out --dry_run
 
-learns a vocabulary, pretrains on masked tokens, first on short and then on longer examples as BERT was, fine-tunes the
-result and random weights of the same shape on every task with every seed, and writes table.md and table.json. A task
-without a development file has a share of its training examples held out, the same for all.
+learns a vocabulary, pretrains on masked tokens, fine-tunes the result and random weights of the same shape on every task
+with every seed, and writes table.md and table.json. A task without a development file has a share of its training
+examples held out, the same for all. Pretraining has one length: a second stage of 256 tokens, as BERT has it, unlearnt in
+3,000 steps what 12,000 had taught, because all positions behind the 48th were new.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Options:
         "examples/zh_tasks/config.json", help="the model's shape; the vocabulary decides its vocab_size"
     )
     vocab_size: int = flag(8000, help="of the vocabulary that is learnt from --input_file", unit="tokens", minimum=8)
-    short_steps: int = flag(12_000, help="of pretraining on examples of 48 tokens", unit="steps", minimum=1)
-    long_steps: int = flag(3_000, help="of pretraining on examples of 256 tokens", unit="steps", minimum=1)
+    num_train_steps: int = flag(12_000, help="of pretraining", unit="steps", minimum=1)
+    pretraining_length: int = flag(48, help="of an example in pretraining", unit="tokens", minimum=8)
     tokens_per_step: int = flag(2048, help="of pretraining", unit="tokens", minimum=256)
     pretraining_learning_rate: float = flag(1e-3, help="peak learning rate of pretraining", minimum=0)
     train_batch_size: int = flag(32, help="of fine-tuning", unit="examples", minimum=1)
@@ -80,7 +81,6 @@ class Options:
 
 
 _GROWING = ("output_dir", "arms", "tasks", "seeds", "dry_run")
-_STAGES = {"short": 48, "long": 256}
 
 
 def main(options: Options) -> int:
@@ -108,18 +108,17 @@ def plan(options: Options) -> list[Step]:
     flags |= {"common_characters": False, "character_coverage": 1}
     steps = [Step("vocabulary", command("train_tokenizer", flags), [vocabulary], 5.0)]
     if "pretrained" in options.arms:
-        steps += [step for stage in _STAGES for step in pretraining(options, stage, vocabulary)]
+        steps += pretraining(options, vocabulary)
     steps += [fine_tuning(options, task, arm, vocabulary) for task in options.tasks for arm in options.arms]
     return steps
 
 
-def pretraining(options: Options, stage: str, vocabulary: Path) -> list[Step]:
-    """Return the steps that make the records of a stage and pretrain on them, the second from the first."""
-    folder, length = Path(options.output_dir), _STAGES[stage]
-    num_steps = {"short": options.short_steps, "long": options.long_steps}[stage]
+def pretraining(options: Options, vocabulary: Path) -> list[Step]:
+    """Return the steps that make the records and pretrain on them."""
+    folder, length, num_steps = Path(options.output_dir), options.pretraining_length, options.num_train_steps
     flags: dict[str, object] = {
         "input_file": ",".join(options.input_file),
-        "output_file": folder / f"records_{stage}/text.tfrecord",
+        "output_file": folder / "records/text.tfrecord",
         "vocab_file": vocabulary,
         "objective": "masked_lm",
         "masking": "dynamic",
@@ -129,14 +128,12 @@ def pretraining(options: Options, stage: str, vocabulary: Path) -> list[Step]:
         "eval_fraction": 0.02,
         "num_shards": 4,
     }
-    product = folder / f"records_{stage}/text.manifest.json"
-    records = Step(f"records {stage}", command("create_pretraining_data", flags), [product], 20.0)
+    records = Step("records", command("create_pretraining_data", flags), [folder / "records/text.manifest.json"], 20.0)
     flags = {
-        "input_file": folder / f"records_{stage}/text*.tfrecord",
+        "input_file": folder / "records/text*.tfrecord",
         "objective": "masked_lm",
         "bert_config_file": folder / "model_config.json",
-        "output_dir": folder / f"pretraining_{stage}",
-        **({"init_checkpoint": folder / "pretraining_short"} if stage == "long" else {}),
+        "output_dir": folder / "pretraining",
         "do_train": True,
         "do_eval": True,
         "eval_batch_size": 64,
@@ -152,8 +149,8 @@ def pretraining(options: Options, stage: str, vocabulary: Path) -> list[Step]:
         "keep_checkpoint_max": 1,
     }
     seconds = num_steps * options.tokens_per_step / _TOKENS_PER_SECOND
-    product = folder / f"pretraining_{stage}/eval_results.json"
-    return [records, Step(f"pretraining {stage}", command("run_pretraining", flags), [product], seconds)]
+    words, product = command("run_pretraining", flags), folder / "pretraining/eval_results.json"
+    return [records, Step("pretraining", words, [product], seconds)]
 
 
 def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step:
@@ -167,7 +164,7 @@ def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step
         "data_dir": Path(options.data_dir) / name,
         "vocab_file": vocabulary,
         "bert_config_file": folder / "model_config.json",
-        **({"init_checkpoint": folder / "pretraining_long"} if arm == "pretrained" else {}),
+        **({"init_checkpoint": folder / "pretraining"} if arm == "pretrained" else {}),
         "output_dir": output,
         "do_train": True,
         "do_eval": True,
