@@ -7,9 +7,12 @@ import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
+from on_jax import QUICKLY_COMPILED
 
 # transformers copies the code of exported folders to a cache, by default in the home folder, and asks once, at import.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
+# TensorFlow's XLA and JAX's both read it when they are loaded.
+os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
 # Tests make tokens anew, and leave none in the home folder.
 os.environ["DIVAN_TOKEN_CACHE"] = "off"
 

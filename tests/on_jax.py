@@ -1,4 +1,4 @@
-"""The environment of a process in which a test computes on JAX, on virtual CPU devices, and how XLA compiles there.
+"""The environment of a process in which a test computes on JAX, on virtual CPU devices, and how XLA compiles in tests.
 
 The tests compare what our code computes; how fast the compiled program runs is nothing to them, and the compiler takes
 most of their time.
