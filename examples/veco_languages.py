@@ -101,6 +101,7 @@ class Options:
     num_train_epochs: float = flag(6.0, help="passes over these pairs", unit="epochs", minimum=0)
     train_batch_size: int = flag(32, help="of translation", unit="examples", minimum=1)
     learning_rate: float = flag(1e-3, help="peak learning rate of translation", minimum=0)
+    precision: str = flag("bfloat16", help="compute precision", choices=("float32", "bfloat16"))
     preset: str = flag("veco_nmt", help="how a translation is searched for; see run_generation.py")
 
 
@@ -277,6 +278,7 @@ def pretraining(options: Options, name: str, seed: int) -> Step:
         "num_train_steps": num_steps,
         "num_warmup_steps": num_steps // 10,
         "learning_rate": options.pretraining_learning_rate,
+        "precision": options.precision,
         "optimizer": "adamw",
         "adam_bias_correction": True,
         "adam_beta2": 0.98,
@@ -329,6 +331,7 @@ def translation(options: Options, name: str, seed: int) -> Step:
         "max_seq_length": options.translation_length,
         "max_target_length": options.translation_length,
         "train_batch_size": options.train_batch_size,
+        "precision": options.precision,
         "learning_rate": options.learning_rate,
         "num_train_epochs": options.num_train_epochs,
         "adam_bias_correction": True,
