@@ -2,10 +2,10 @@
 
     python3 -m examples.finetuning_tasks --input_file=news.txt,novels.txt --data_dir=tasks --output_dir=out --dry_run
 
-learns a vocabulary, pretrains on masked tokens, fine-tunes the result and random weights of the same shape on every task
-with every seed, and writes table.md and table.json. A task without a development file has a share of its training
-examples held out, the same for all. Pretraining has one length: a second stage of 256 tokens, as BERT has it, unlearnt in
-3,000 steps what 12,000 had taught, because all positions behind the 48th were new.
+learns a vocabulary, pretrains on masked tokens, fine-tunes the result and random weights of the same shape on every
+task with every seed, and writes table.md and table.json. A task without a development file has a share of its training
+examples held out, the same for all. Pretraining has one length: a second stage of 256 tokens, as BERT has it, unlearnt
+in 3,000 steps what 12,000 had taught, because all positions behind the 48th were new.
 """
 
 from __future__ import annotations
