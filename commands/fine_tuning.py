@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from commands.flags import Group, flag
 from commands.needs import DEVICE_NEEDS, Need
-from commands.options import TrainingOptions
+from commands.options import SEGMENTATIONS, TrainingOptions
 from commands.resuming import results_name
 from commands.task_files import best_metric, language_options
 
@@ -47,7 +47,14 @@ class FineTuningOptions(TrainingOptions):
         help="JSON file of the model's shape", aliases=("albert_config_file",), group=Group.MODEL
     )
     vocab_file: str | None = flag(None, help="WordPiece vocabulary", essential=True)
-    spm_model_file: str | None = flag(None, help="SentencePiece model, in place of --vocab_file")
+    spm_model_file: str | None = flag(
+        None, help="SentencePiece model, in place of --vocab_file; of ERNIE-M beside it, where that lists its pieces"
+    )
+    segmentation: str | None = flag(
+        None,
+        help="how ERNIE-M's tokenizer, of both files, cuts text; by default as the checkpoint says, else paddlenlp",
+        choices=SEGMENTATIONS,
+    )
     do_lower_case: bool = flag(True, help="lower the case and strip accents, as the vocabulary was made")
     task_file: str | None = flag(None, help="TOML file of task rows of your own, in the form of tasks/datasets.toml")
     init_checkpoint: str | None = flag(
@@ -288,7 +295,10 @@ def read_data(
 
     tokenizer = session.together(
         lambda: load_tokenizer(
-            vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
+            vocab_file=options.vocab_file,
+            spm_model_file=options.spm_model_file,
+            do_lower_case=options.do_lower_case,
+            segmentation=options.segmentation,
         )
     )
     if row.by_language:

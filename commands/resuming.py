@@ -55,7 +55,7 @@ _PRETRAINING = {
     FREE: "init_sentence_head",
 }
 _FINE_TUNING = {
-    SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
+    SAME: "data_dir do_lower_case encoding segmentation spm_model_file task_file task_name vocab_file",
     # The best score so far is compared with those that follow.
     FIXED: "dev_share metric_for_best_model",
     NAMED: "early_stopping_evaluations eval_steps num_train_epochs num_warmup_steps warmup_proportion",
@@ -93,14 +93,14 @@ RULES = {
 """The rule of every flag of the training verbs; a test keeps it total."""
 
 _RUN_NAMES = (
-    "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay submission"
+    "config.json model_config.json run.json vocab.txt spiece.model sentencepiece.bpe.model metrics.jsonl report.html "
+    "tensorboard checkpoints best replay submission"
 )
 _PREDICTIONS = (
     "predictions.tsv predictions.jsonl predictions.json nbest_predictions.json null_odds.json embeddings.npy "
     "report.html"
 )
-_INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
+_INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file, --segmentation or --do_lower_case"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.
 _READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")
 

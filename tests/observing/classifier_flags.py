@@ -31,6 +31,7 @@ CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
 )
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
+PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
 TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
 TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
 MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
@@ -88,6 +89,12 @@ ROWS = (
         },
     ),
     Row("spm_model_file", "{world}/spiece.model", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row(
+        "segmentation",
+        "ernie_repo",
+        {"training": DIFFERENT, "predicted": DIFFERENT, f"{RUN_FILE}/tokenizer": DIFFERENT},
+        PIECES,
+    ),
     Row(
         "do_lower_case",
         "false",

@@ -15,6 +15,7 @@ import numpy as np
 
 import create_pretraining_data
 from commands.flags import parse
+from conversion.tokenizer_files import sentencepiece_pieces
 from conversion.writers import write_ours, write_tf1
 from data.tokenizers.training import train_sentencepiece, train_wordpiece
 from data.tokenizers.wordpiece import is_ideograph, vocabulary_bytes
@@ -86,6 +87,7 @@ def make_world(folder: Path) -> None:
     (folder / "vocab.txt").write_bytes(vocabulary_bytes(vocabulary))
     (folder / "reversed.txt").write_bytes(vocabulary_bytes([*vocabulary[:104], *reversed(vocabulary[104:])]))
     (folder / "spiece.model").write_bytes(train_sentencepiece((text + other).splitlines(), vocab_size=VOCAB_SIZE))
+    make_pieces(folder, (text + other).splitlines())
     for name, config in CONFIGS.items():
         (folder / f"{name}.json").write_text(config.to_json())
     (folder / "tasks.toml").write_text(TASK_FILE)
@@ -94,6 +96,14 @@ def make_world(folder: Path) -> None:
     make_questions(folder)
     make_answers(folder)
     make_checkpoints(folder)
+
+
+def make_pieces(folder: Path, lines: list[str]) -> None:
+    """Write the two files of ERNIE-M's tokenizer: a SentencePiece model, and the ids of its pieces."""
+    model = train_sentencepiece(lines, vocab_size=VOCAB_SIZE, layout="xlmr")
+    pieces = [piece for piece, _, _ in sentencepiece_pieces(model)[0]][3:]
+    (folder / "pieces.model").write_bytes(model)
+    (folder / "pieces.txt").write_bytes(vocabulary_bytes(["[CLS]", "[PAD]", "[SEP]", "[UNK]", *pieces, "[MASK]"]))
 
 
 def documents(name: str) -> str:
