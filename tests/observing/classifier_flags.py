@@ -54,6 +54,20 @@ ROWS = (
         {"error": ABSENT, "training": DIFFERENT, "predicted": DIFFERENT},
         {"data_dir": "{world}/gb18030_pairs"},
     ),
+    Row(
+        "test_data_path",
+        "{world}/trial.jsonl",
+        {f"files/out/test_{name}": DIFFERENT for name in ("results", "predictions", "report")}
+        | {"predicted (2)": DIFFERENT},
+    ),
+    Row("do_export", "true", {"export": "out/export"}),
+    Row("export_model_dir", "best_models", {"export": "best_models/export"}, {"do_export": "true"}),
+    Row(
+        "overwrite_output_dir",
+        "true",
+        {"error": ABSENT},
+        {"output_dir": "{world}/another_run", "dry_run": "true"},
+    ),
     Row("text_column", "other", TOLD, TABLE),
     Row("text_pair_column", "other", {**TOLD, f"{RUN_FILE}/row/columns": ("text_a", "label", "text_b")}, TABLE),
     Row("label_column", "class", {**TOLD, f"{RUN_FILE}/row/labels": ("a", "b")}, TABLE),

@@ -20,6 +20,8 @@ from conversion.writers import write_ours, write_tf1
 from data.tokenizers.training import train_sentencepiece, train_wordpiece
 from data.tokenizers.wordpiece import is_ideograph, vocabulary_bytes
 from modeling import ClassifierModel, Config, PretrainingModel, variable_shapes
+from tasks.datasets import find_row
+from tasks.run_file import RunFile, TokenizerFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "data/samples"
@@ -184,6 +186,9 @@ def make_pairs(folder: Path) -> None:
         for split in ("train", "dev"):
             name = folder / f"translations/{split}.deu-eng.{end}"
             name.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    rows = [line.split("\t") for line in (folder / "other_pairs/test.txt").read_text(encoding="utf-8").splitlines()]
+    trial = ({"premise": a, "hypothesis": b, "label": int(label)} for a, b, label in rows)
+    (folder / "trial.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in trial), encoding="utf-8")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
@@ -222,6 +227,11 @@ def make_checkpoints(folder: Path) -> None:
     write_ours(folder / "run/best", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1))
     write_ours(folder / "run/checkpoints/step_00000002", CONFIGS["shared"], shared)
     write_ours(folder / "classifier", CONFIG, tensors(CONFIG, classes=2))
+    (folder / "another_run").mkdir()
+    another = RunFile(
+        kind="classification", config=CONFIG, computation={}, tokenizer=TokenizerFile(), row=find_row("sst_2")
+    )
+    another.write(folder / "another_run")
     write_ours(folder / "ended/best", CONFIG, tensors(CONFIG, classes=2, seed=1))
     write_ours(folder / "ended/checkpoints/step_00000000", CONFIG, tensors(CONFIG, classes=2))
     lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}
