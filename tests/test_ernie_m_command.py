@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, positions: int = 40) -> None:
     """Write a folder as PaddleNLP has it; its JSON tells another width of the feed-forward than the weights have."""
     folder.mkdir()
     model = train_sentencepiece(SENTENCES * 30, vocab_size=56, layout="xlmr")
@@ -88,9 +88,10 @@ def make_model(folder: Path) -> None:
     tokens = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *pieces, "[MASK]"]
     (folder / "sentencepiece.bpe.model").write_bytes(model)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
-    (folder / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": len(tokens), "intermediate_size": 64}))
+    shape = SHAPE | {"vocab_size": len(tokens), "max_position_embeddings": positions}
+    (folder / "config.json").write_text(json.dumps(shape | {"intermediate_size": 64}))
     config = load_config(folder / "config.json")
-    (folder / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": len(tokens)}))
+    (folder / "config.json").write_text(json.dumps(shape))
     random = np.random.default_rng(0)
     shapes = variable_shapes(lambda: PretrainingModel(config, 2))
     tensors = {
