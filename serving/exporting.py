@@ -215,7 +215,14 @@ def compare(found: Arrays, samples: Samples, tolerance: float) -> float:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that takes its place at the end; on an error nothing changes."""
+    """Yield a temporary folder beside `target` that takes its place at the end; on an error nothing changes.
+
+    Raises `UsageError` where something lies there that is no export.
+    """
+    if target.exists() and not is_export(target):
+        raise UsageError(
+            f"{target} exists and is no export of ours: its {NAME} does not list what it holds; move it away"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:

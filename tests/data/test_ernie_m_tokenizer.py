@@ -15,6 +15,9 @@ from absl import app
 from hypothesis import given
 from hypothesis import strategies as st
 
+import create_pretraining_data
+import inspect_records
+from commands.flags import parse
 from commands.options import SEGMENTATIONS as NAMES
 from data.segmentation import word_starts
 from data.tokenizers import Tokenizer, load_tokenizer
@@ -231,3 +234,24 @@ def test_usage_errors(tmp_path: Path, model: bytes):
         load_tokenizer(vocab_file=vocab_file, segmentation="hf")
     with pytest.raises(app.UsageError, match="--segmentation=jieba: expected one of paddlenlp, hf, ernie_repo"):
         load_tokenizer(vocab_file=vocab_file, spm_model_file=model_file, segmentation="jieba")
+
+
+def test_records_keep_the_segmentation_that_was_the_default(
+    tmp_path: Path, model: bytes, vocabulary: list[str], capsys
+):
+    tokenizer = ErnieMTokenizer(model, [*dict.fromkeys(vocabulary)])
+    model_file, vocab_file = tokenizer.save(tmp_path)
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
+    given = {"input_file": tmp_path / "text.txt", "output_file": tmp_path / "text.tfrecord", "objective": "masked_lm"}
+    given |= {"vocab_file": vocab_file, "spm_model_file": model_file, "num_workers": 1, "max_seq_length": 64}
+    create_pretraining_data.main(
+        parse(create_pretraining_data.Options, [f"--{name}={value}" for name, value in given.items()])
+    )
+    manifest = json.loads((tmp_path / "text.manifest.json").read_text())
+    assert manifest["flags"]["segmentation"] == "paddlenlp"
+    assert manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+    capsys.readouterr()
+    inspect_records.main(
+        parse(inspect_records.Options, ["--action=show", f"--input_file={tmp_path / 'text.tfrecord'}", "--limit=1"])
+    )
+    assert "《书》" in capsys.readouterr().out

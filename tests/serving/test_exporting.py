@@ -115,6 +115,11 @@ def test_an_export_with_other_answers_than_the_runs_is_not_kept(tmp_path: Path, 
     # What else lies in the folder is of somebody else.
     (target / "variables/notes.txt").touch()
     assert not is_export(target)
+    with pytest.raises(
+        UsageError, match=r"export exists and is no export of ours: its export\.json does not list what"
+    ):
+        export_run(tmp_path / "run", tmp_path / "run/best", target, samples)
+    assert (target / "variables/notes.txt").is_file()
 
 
 def test_an_export_that_is_damaged_or_of_another_program_is_not_ours(tmp_path: Path):
