@@ -14,11 +14,13 @@ from absl.app import UsageError
 
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.options import SEGMENTATIONS
 from ground.files import write_atomically
 from ground.words import one_line
 
 if TYPE_CHECKING:
     from conversion.readers import Checkpoint
+    from conversion.tokenizer_files import VocabularyFile
     from conversion.writers import Written
 
 _TOLERANCE = 1e-4
@@ -55,6 +57,15 @@ class Options:
     )
     vocab_file: str | None = flag(
         None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the checkpoint", essential=True
+    )
+    spm_model_file: str | None = flag(
+        None, help="SentencePiece .model; with --vocab_file the two of ERNIE-M, where they do not lie beside"
+    )
+    segmentation: str | None = flag(
+        None,
+        help="how ERNIE-M's tokenizer cuts text; by default as the files beside --input say, else hf for transformers' "
+        "names and paddlenlp for others",
+        choices=SEGMENTATIONS,
     )
     model_type: str = flag(
         "auto",
@@ -175,20 +186,26 @@ def untold(checkpoint: Checkpoint) -> str:
 
 def check_output(options: Options, checkpoint: Checkpoint, output: Path) -> None:
     """Raise `UsageError` where the conversion would write over what it reads or what no conversion wrote."""
-    from conversion.beside import find_vocabulary
     from conversion.writers import VERB
     from ground.outputs import Target, check_outputs, was_written
 
     reads = {
         "--input": [options.input, checkpoint.path, *checkpoint.folders],
         "--config_file": [options.config_file],
-        "--vocab_file": [file.path for file in find_vocabulary(checkpoint, options.vocab_file)],
+        "--vocab_file": [path for file in vocabulary_of(options, checkpoint) for path in file.paths],
     }
     if is_file(options):
         check_outputs(reads, [Target(output, "--output", lambda path: was_written(path, VERB))])
     else:
         # What the folder holds is looked at, file by file, when it is written.
         check_outputs(reads, [Target(output, "--output", Path.is_dir, "it is a file, not a folder", folder=True)])
+
+
+def vocabulary_of(options: Options, checkpoint: Checkpoint) -> list[VocabularyFile]:
+    """Return the vocabulary that the flags name, or that lies beside the checkpoint."""
+    from conversion.beside import find_vocabulary
+
+    return find_vocabulary(checkpoint, options.vocab_file, options.spm_model_file, options.segmentation)
 
 
 def is_file(options: Options) -> bool:
@@ -198,12 +215,12 @@ def is_file(options: Options) -> bool:
 
 def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output: Path) -> int:
     """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
-    from conversion.beside import find_vocabulary, is_lowered, kind_of_run, labels_of
+    from conversion.beside import is_lowered, kind_of_run, labels_of
     from conversion.writers import PART_BYTES, write_ours, write_plug, write_tf1, write_transformers
 
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
-    vocabulary = find_vocabulary(checkpoint, options.vocab_file)
+    vocabulary = vocabulary_of(options, checkpoint)
     labels = options.labels or labels_of(checkpoint)
     if options.format == "transformers":
         lowered = options.do_lower_case

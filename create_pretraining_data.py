@@ -18,6 +18,7 @@ from absl.app import UsageError
 
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.options import SEGMENTATIONS
 from commands.sizes import check_records
 from data.objectives import OBJECTIVES
 
@@ -50,7 +51,16 @@ class Options:
         "has files of its own: NAME.en.tfrecord"
     )
     vocab_file: str | None = flag(None, help="WordPiece vocabulary, a token a line", essential=True)
-    spm_model_file: str | None = flag(None, help="SentencePiece model, which wins over --vocab_file", essential=True)
+    spm_model_file: str | None = flag(
+        None,
+        help="SentencePiece model, which wins over --vocab_file, unless that lists its pieces, as ERNIE-M's does",
+        essential=True,
+    )
+    segmentation: str | None = flag(
+        None,
+        help="how ERNIE-M's tokenizer cuts text, of --spm_model_file and --vocab_file together; by default paddlenlp",
+        choices=SEGMENTATIONS,
+    )
     do_lower_case: bool = flag(True, help="lower-case the text and strip accents")
 
     _objective: ClassVar = Group.OBJECTIVE
@@ -305,6 +315,8 @@ def main(options: Options) -> int:
         check_inputs(job.inputs, options.encoding, accept=options.accept_bad_text)
         check_records(options, job.recipe, job.inputs, job.output.files[0], num_cores())
     tokenizer = load_tokenizer(**tokenizer_files(options))
+    # The manifest has what was done, not what was left to the default.
+    options = dataclasses.replace(options, segmentation=getattr(tokenizer, "segmentation", None))
     with claims.locked([name for job in jobs for name in (*job.names, held_out_name(job.names[0]))]):
         for job in jobs:
             check_outputs(options, job)
@@ -525,7 +537,7 @@ def _range(options: Options, name: str) -> tuple[int, int] | None:
 
 def tokenizer_files(options: Options) -> dict[str, Any]:
     """Return the arguments of `load_tokenizer`."""
-    return {name: getattr(options, name) for name in ("vocab_file", "spm_model_file", "do_lower_case")}
+    return {name: getattr(options, name) for name in ("vocab_file", "spm_model_file", "do_lower_case", "segmentation")}
 
 
 def make_here(

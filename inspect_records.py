@@ -106,7 +106,8 @@ def find_tokenizer(options: Options, dataset: PretrainingDataset) -> Tokenizer |
     files = {name: flags.get(name) for name in ("vocab_file", "spm_model_file")}
     if not any(name and Path(name).is_file() for name in files.values()):
         return None
-    return load_tokenizer(**files, do_lower_case=flags["do_lower_case"])
+    settings = {"do_lower_case": flags["do_lower_case"], "segmentation": flags.get("segmentation")}
+    return load_tokenizer(**files, **settings)
 
 
 def show(dataset: PretrainingDataset, tokenizer: Tokenizer | None, skip: int, limit: int, *, colour: bool) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import fine_tuning, seeds
+from commands import exporting, fine_tuning, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
-from commands.needs import check_needs
+from commands.needs import Need, check_needs
 from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
@@ -26,6 +28,30 @@ if TYPE_CHECKING:
 class Options(FineTuningOptions, TechniqueOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
+    task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
+    data_dir: str = flag(
+        "",
+        help="folder of the task's train, dev and test files, by default TASK_NAME or data/TASK_NAME; or tfds:NAME, a "
+        "data set that tensorflow_datasets has prepared on this machine",
+        essential=True,
+    )
+    _files: ClassVar = Group.DATA
+    test_data_path: str | None = flag(
+        None,
+        help="JSON lines, as {premise, hypothesis, label}, in the place of the test file; where there is no "
+        "--data_dir, of all files, for a trial",
+    )
+    do_export: bool = flag(
+        False,
+        help="write the model as a SavedModel that TensorFlow alone loads, and compare its answers with the run's",
+        group=Group.EVALUATION,
+    )
+    export_model_dir: str | None = flag(
+        None, help="the SavedModel becomes EXPORT_MODEL_DIR/export; by default OUTPUT_DIR/export"
+    )
+    overwrite_output_dir: bool = flag(
+        False, help="train anew where a run lies in the output folder; its files are removed, and no others"
+    )
     text_column: str | None = flag(
         None, help="what the files call the column of the text, or of the first of two", group=Group.DATA
     )
@@ -111,16 +137,45 @@ class Options(FineTuningOptions, TechniqueOptions):
     )
 
 
+NEEDS = (
+    *fine_tuning.NEEDS,
+    Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
+    Need(("overwrite_output_dir",), "--do_train", lambda o: o.do_train),
+)
+
+
+def with_defaults(options: Options) -> Options:
+    """Return the options with a task and the folder of its files, where --task_type or the folders here tell them.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not options.task_name:
+        if not options.task_type:
+            raise UsageError("missing required flag: --task_name; or --task_type, which is of xnli where none is given")
+        options = dataclasses.replace(options, task_name="xnli")
+    if options.data_dir or options.test_data_path:
+        return options
+    candidates = [Path(options.task_name), Path("data") / options.task_name]
+    found = next((folder for folder in candidates if folder.is_dir()), None)
+    if found is None:
+        raise UsageError(
+            f"missing required flag: --data_dir, the folder of {options.task_name}'s files; without it they are looked "
+            f"for in {' and '.join(map(str, candidates))}, which are not here"
+        )
+    return dataclasses.replace(options, data_dir=str(found))
+
+
 def main(options: Options) -> None:
     """Fine-tune, evaluate and predict as the flags say, once a seed."""
-    from commands.session import Session
-
-    if not (options.do_train or options.do_eval or options.do_predict):
-        raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict")
-    check_needs(options, fine_tuning.NEEDS)
+    if not (options.do_train or options.do_eval or options.do_predict or options.do_export):
+        raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict, --do_export")
+    check_needs(options, NEEDS)
+    options = with_defaults(options)
     seeds.seeds_of(options)
     check_techniques(options)
-    session = Session.check(options, fine_tuning.FILES)
+    session, options = fine_tuning.checked(options)
+    exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
     seeds.run_seeds(session, options, row, files, lambda own: Classification())
 
@@ -164,7 +219,9 @@ class Classification:
         return splits.answers(session.engine, split, batch_size)
 
     def finish(self, session: Session, options: Options, splits: Splits) -> None:
-        """Leave it at that."""
+        """With --do_export write the model as a SavedModel."""
+        if options.do_export:
+            exporting.export(session, options, splits)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,6 @@ NEEDS = (
 
 def main(options: Options) -> None:
     """Fine-tune, evaluate and generate as the flags say, once a seed; then answer standard input."""
-    from commands.session import Session
-
     if not (options.do_train or options.do_eval or options.do_predict or options.do_interactive):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval, --do_predict, --do_interactive")
     check_needs(options, NEEDS)
@@ -93,7 +91,7 @@ def main(options: Options) -> None:
         flag = "--seeds" if options.seeds else "--num_seeds" if options.num_seeds else "--restart_degenerate"
         raise UsageError(f"--do_interactive answers with one model, {flag} trains several: leave one of both out")
     chosen(options)  # refuses what does not go together before anything slow begins
-    session = Session.check(options, fine_tuning.FILES)
+    session, options = fine_tuning.checked(options)
     row, files = find_task(session, options, Generation.verb)
     seeds.run_seeds(session, options, row, files, lambda own: Generation(chosen(own)))
 

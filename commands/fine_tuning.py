@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from commands.flags import Group, flag
 from commands.needs import DEVICE_NEEDS, Need
-from commands.options import TrainingOptions
+from commands.options import SEGMENTATIONS, TrainingOptions
+from commands.other_scripts import FOREIGN
 from commands.resuming import results_name
 from commands.task_files import best_metric, language_options
 
@@ -37,6 +38,7 @@ FILES = ("bert_config_file", "vocab_file", "spm_model_file", "task_file")
 class FineTuningOptions(TrainingOptions):
     """What every verb that trains on labelled data has."""
 
+    foreign: ClassVar = FOREIGN
     _data: ClassVar = Group.DATA
     task_name: str = flag(help="a row of tasks/datasets.toml")
     data_dir: str = flag(
@@ -44,10 +46,22 @@ class FineTuningOptions(TrainingOptions):
         "prepared on this machine"
     )
     bert_config_file: str = flag(
-        help="JSON file of the model's shape", aliases=("albert_config_file",), group=Group.MODEL
+        "",
+        help="JSON file of the model's shape; by default the one beside --init_checkpoint",
+        aliases=("albert_config_file",),
+        group=Group.MODEL,
     )
-    vocab_file: str | None = flag(None, help="WordPiece vocabulary", essential=True)
-    spm_model_file: str | None = flag(None, help="SentencePiece model, in place of --vocab_file")
+    vocab_file: str | None = flag(
+        None, help="WordPiece vocabulary; by default the tokenizer beside --init_checkpoint", essential=True
+    )
+    spm_model_file: str | None = flag(
+        None, help="SentencePiece model, in place of --vocab_file; of ERNIE-M beside it, where that lists its pieces"
+    )
+    segmentation: str | None = flag(
+        None,
+        help="how ERNIE-M's tokenizer, of both files, cuts text; by default as the checkpoint says, else paddlenlp",
+        choices=SEGMENTATIONS,
+    )
     do_lower_case: bool = flag(True, help="lower the case and strip accents, as the vocabulary was made")
     task_file: str | None = flag(None, help="TOML file of task rows of your own, in the form of tasks/datasets.toml")
     init_checkpoint: str | None = flag(
@@ -109,6 +123,7 @@ class FineTuningOptions(TrainingOptions):
         unit="steps",
         minimum=1,
         aliases=("train_step", "max_steps"),
+        unset=("-1",),
     )
     warmup_proportion: float = flag(
         0.1,
@@ -188,6 +203,20 @@ NEEDS = (
     Need(("per_device_train_batch_size",), "--do_train", lambda o: o.do_train),
     Need(("warmup_proportion",), "--num_warmup_steps left out", lambda o: not o.num_warmup_steps),
 )
+
+
+def checked(options: Any) -> tuple[Session, Any]:
+    """Return the session of a verb and the options with what lies beside the weights.
+
+    Raises `UsageError` for what the devices cannot do, and for files that are missing.
+    """
+    from commands.model_folder import with_folder
+    from commands.session import Session
+
+    session = Session.check(options, FILES)
+    options, session.config_beside = session.together(lambda: with_folder(options))
+    session.options = options
+    return session, options
 
 
 @dataclass(frozen=True)
@@ -288,7 +317,10 @@ def read_data(
 
     tokenizer = session.together(
         lambda: load_tokenizer(
-            vocab_file=options.vocab_file, spm_model_file=options.spm_model_file, do_lower_case=options.do_lower_case
+            vocab_file=options.vocab_file,
+            spm_model_file=options.spm_model_file,
+            do_lower_case=options.do_lower_case,
+            segmentation=options.segmentation,
         )
     )
     if row.by_language:
@@ -353,7 +385,7 @@ def run_file(
 def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> dict[str, Sequence[str | Path | None]]:
     """Return the files that the run reads, by flag."""
     return {
-        "--bert_config_file": [options.bert_config_file],
+        "--bert_config_file": [options.bert_config_file or None],
         "--vocab_file": [options.vocab_file],
         "--spm_model_file": [options.spm_model_file],
         "--task_file": [options.task_file],
@@ -504,6 +536,7 @@ def predict(
             found[report] = splits.report_scores(report, scores)
             title = title_of(splits, report, sum(len(splits.labelled(split)) for split in scores), step)
             table = splits.report_table(report, scores, found[report])
+            lists = {**splits.report_names(report, found[report]), **lists}
             session.finish(results_name(report), found[report], title, lists, table, global_step=step)
             session.keep_row(splits.row)
             if report == "dev" and options.do_train:

@@ -54,7 +54,7 @@ class Group(enum.Enum):
     """The headings of `--help` in their order, each with what its flags are about."""
 
     DATA = "input and output"
-    MODEL = "the model, and the weights it starts from"
+    MODEL = "the model, its weights"
     OBJECTIVE = "what is learnt"
     MASKING = "which tokens are hidden"
     EXAMPLES = "sizes and number of the examples"
@@ -84,6 +84,24 @@ class _Declaration:
     aliases: tuple[str, ...]
     essential: bool
     group: Group | None
+    unset: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A flag of another program that is taken, and has no place of its own here.
+
+    Attributes:
+        says: what is said of it, a clause behind its name and value.
+        becomes: its value -> the flags in its place; raises `UsageError` for a value that would mean something else.
+    """
+
+    says: str
+    becomes: Callable[[str], Sequence[str]] = lambda value: ()
+
+
+FOREIGN = "foreign"
+"""The member of an options dataclass that has the flags of other programs by name: `foreign: ClassVar = {...}`."""
 
 
 def flag(
@@ -97,15 +115,18 @@ def flag(
     aliases: Sequence[str] = (),
     essential: bool = False,
     group: Group | None = None,
+    unset: Sequence[str] = (),
 ) -> Any:
     """Declare one field of an options dataclass; without a default the flag is required.
 
     Field types: `str int float bool`, each also as `T | None` (an empty value means None) and as `tuple[T, ...]`
     (values separated by commas). `minimum` and `maximum` are inclusive; `aliases` are other names of the same flag.
     What is `essential` is explained by `--help` at once, as required flags are; `group` is for a flag that stands under
-    the heading of another group.
+    the heading of another group; `unset` are values that mean None, as -1 does in other programs.
     """
-    declaration = _Declaration(help, unit, tuple(choices), minimum, maximum, tuple(aliases), essential, group)
+    declaration = _Declaration(
+        help, unit, tuple(choices), minimum, maximum, tuple(aliases), essential, group, tuple(unset)
+    )
     return dataclasses.field(default=default, metadata={_METADATA: declaration})
 
 
@@ -131,7 +152,7 @@ class _Flag:
             if not isinstance(items, list | tuple):
                 raise self._error(value, f"a list of {_EXPECTED[self.kind]}")
             return self._different(tuple(self._checked_item(item) for item in items))
-        if value in (None, "") and self.optional:
+        if self.optional and (value in (None, "") or str(value) in self.declaration.unset):
             return None
         return self._checked_item(value)
 
@@ -140,7 +161,7 @@ class _Flag:
         if self.many:
             items = [item.strip() for item in text.split(",")]
             return self._different(tuple(self._checked_item(self._read(item)) for item in items if item))
-        if self.optional and not text:
+        if self.optional and (not text or text in self.declaration.unset):
             return None
         return self._checked_item(self._read(text))
 
@@ -244,13 +265,53 @@ def _read_config(path: str, specs: Mapping[str, _Flag]) -> dict[str, Any]:
     return values
 
 
-def parse(options_type: type[Options], arguments: Sequence[str]) -> Options:
+def _translated(
+    specs: Mapping[str, _Flag], foreign: Mapping[str, Foreign], arguments: Sequence[str], say: Callable[[str], object]
+) -> list[str]:
+    """Return the arguments as absl takes them: no foreign flags, and `--name True` as `--name=True`.
+
+    Other programs' parsers take a word behind a flag of true or false as its value. What foreign flags become stands
+    first, so that flags that are given win.
+    """
+    switches = {
+        name
+        for spec in specs.values()
+        if spec.kind is bool and not spec.many
+        for name in (spec.name, *spec.declaration.aliases)
+    }
+    left, own, become = list(arguments), list[str](), list[str]()
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        following = left[0] if left else ""
+        if argument.startswith("-") and name in foreign:
+            if not equals:
+                value = left.pop(0) if following and not following.startswith("-") else "true"
+            become += _foreign(foreign[name], name, value, say)
+        elif argument.startswith("-") and name in switches and not equals and following.lower() in ("true", "false"):
+            own.append(f"{argument}={left.pop(0)}")
+        else:
+            own.append(argument)
+    return [*become, *own]
+
+
+def _foreign(flag: Foreign, name: str, value: str, say: Callable[[str], object]) -> Sequence[str]:
+    become = flag.becomes(value)
+    say(f"--{name}={value[:_SHOWN_CHARACTERS]}: {flag.says}")
+    return become
+
+
+def parse(
+    options_type: type[Options], arguments: Sequence[str], say: Callable[[str], object] = lambda line: None
+) -> Options:
     """Parse command-line `arguments` (without the program name) into an `options_type`.
 
     Precedence: command line, then the file of `--config`, then the declared defaults. Raises `UsageError` of one line
-    for an unknown flag, a wrong value, a stray argument or missing required flags.
+    for an unknown flag, a wrong value, a stray argument or missing required flags. `say` gets a line for each flag of
+    another program.
     """
     specs = _flags_of(options_type)
+    arguments = _translated(specs, getattr(options_type, FOREIGN, {}), arguments, say)
     values = _FlagValues()
     for spec in specs.values():
         if spec.kind is bool and not (spec.many or spec.optional):
@@ -328,7 +389,7 @@ def help_text(options_type: type, program: str, topic: str = "") -> str:
         lines += ["", f"{group.word}: {group.value}"]
         for name in sorted(names, key=lambda name: _rank(specs[name])):
             lines += _paragraph(specs[name])
-    return "\n".join([*lines, *(["", *_CONFIG_HELP] if topic == "all" else [])])
+    return "\n".join([*lines, *(["", *_CONFIG_HELP, *_foreign_help(options_type)] if topic == "all" else [])])
 
 
 _WIDTH = 118
@@ -336,6 +397,18 @@ _CONFIG_HELP = [
     f"  --{_CONFIG}=FILE",
     "      JSON file of flags, as a run writes it beside its output; flags given here win",
 ]
+
+
+def _foreign_help(options_type: type) -> list[str]:
+    """Return the lines about the flags of other programs."""
+    foreign: Mapping[str, Foreign] = getattr(options_type, FOREIGN, {})
+    if not foreign:
+        return []
+    listed = "; ".join(f"{name} {each.says}" for name, each in foreign.items())
+    return [
+        "",
+        *textwrap.wrap(f"taken from the commands of other programs: {listed}", _WIDTH, subsequent_indent=" " * 6),
+    ]
 
 
 def _rank(spec: _Flag) -> int:
@@ -437,7 +510,7 @@ def run(
             print(help_text(options_type, program, topic))
         code = 0
         if topic is None:
-            options = parse(options_type, given)
+            options = parse(options_type, given, print)
             code = main(options)
         sys.stdout.flush()  # here, where a reader that left is no error
     except UsageError as error:

@@ -11,6 +11,8 @@ from commands.flags import Group, flag
 
 SPIKE_ACTIONS = ("ignore", "warn", "skip", "rollback")
 OPTIMIZERS = ("adamw", "lamb", "lamb_paper", "lamb_albert_zh")
+SEGMENTATIONS = ("paddlenlp", "hf", "ernie_repo")
+"""How ERNIE-M's tokenizer cuts text: the names of `data.tokenizers.ernie_m.SEGMENTATIONS`, the first the default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SAME, FIXED, START, NAMED, FREE = "same", "fixed", "start", "named", "free"
 LOCK = ".divan.lock"
-_RUN = "run.json"
+RUN = "run.json"
 
 _SHARED = {
     SAME: "bert_config_file",
@@ -55,7 +55,7 @@ _PRETRAINING = {
     FREE: "init_sentence_head",
 }
 _FINE_TUNING = {
-    SAME: "data_dir do_lower_case encoding spm_model_file task_file task_name vocab_file",
+    SAME: "data_dir do_lower_case encoding segmentation spm_model_file task_file task_name vocab_file",
     # The best score so far is compared with those that follow.
     FIXED: "dev_share metric_for_best_model",
     NAMED: "early_stopping_evaluations eval_steps num_train_epochs num_warmup_steps warmup_proportion",
@@ -64,14 +64,14 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    SAME: "plug_in pooling pooling_layer",
+    SAME: "plug_in pooling pooling_layer test_data_path",
     FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
     "in_batch_temperature",
     # Which of the candidates is the answer belongs to an evaluation.
-    FREE: "margin_neighbours max_answer_length n_best_size null_score_diff_threshold retrieval_margin threshold "
-    "version_2_with_negative",
+    FREE: "do_export export_model_dir margin_neighbours max_answer_length n_best_size null_score_diff_threshold "
+    "overwrite_output_dir retrieval_margin threshold version_2_with_negative",
 }
 _GENERATION = {
     NAMED: "label_smoothing max_target_length",
@@ -93,14 +93,14 @@ RULES = {
 """The rule of every flag of the training verbs; a test keeps it total."""
 
 _RUN_NAMES = (
-    "config.json model_config.json run.json vocab.txt spiece.model metrics.jsonl report.html tensorboard checkpoints "
-    "best replay submission"
+    "config.json model_config.json run.json vocab.txt spiece.model sentencepiece.bpe.model metrics.jsonl report.html "
+    "tensorboard checkpoints best replay submission"
 )
 _PREDICTIONS = (
     "predictions.tsv predictions.jsonl predictions.json nbest_predictions.json null_odds.json embeddings.npy "
     "report.html"
 )
-_INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file or --do_lower_case"
+_INPUT, _TOKENIZER = "--input_file", "--vocab_file, --spm_model_file, --segmentation or --do_lower_case"
 # What a run writes into its own folder is what it read there, since `compare` finds no difference.
 _READ_OF_OWN = ("--config", "--bert_config_file", "--vocab_file", "--spm_model_file")
 
@@ -114,7 +114,7 @@ def results_name(split: str) -> str:
 def holds_run(folder: Path) -> bool:
     """Whether what lies in a folder is a run's, by its own files."""
     states = (folder / "checkpoints").glob("step_*/state.json")
-    return (folder / _RUN).is_file() or any(states) or any(folder.glob("seed_*/" + _RUN))
+    return (folder / RUN).is_file() or any(states) or any(folder.glob("seed_*/" + RUN))
 
 
 def targets(folder: Path, splits: Iterable[str] = ()) -> list[Target]:
@@ -134,7 +134,7 @@ def targets(folder: Path, splits: Iterable[str] = ()) -> list[Target]:
             folder / name,
             "--output_dir",
             lambda path: own,
-            f"{folder} holds no {_RUN}",
+            f"{folder} holds no {RUN}",
             folder=name in ("checkpoints", "best", "replay", "tensorboard", "submission"),
             reads_own=_READ_OF_OWN,
         )
@@ -158,7 +158,7 @@ def compare(folder: Path, options: Any, run: RunFile, *, trains: bool, goes_on: 
     from tasks.run_file import RunFile
 
     changes: list[str] = []
-    if (folder / _RUN).exists():
+    if (folder / RUN).exists():
         former = RunFile.read(folder)
         for (flag, name), (old, new) in _facts(former, run).items():
             if old != new:

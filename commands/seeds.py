@@ -65,6 +65,8 @@ def run_seeds(
         folder = str(Path(options.output_dir) / f"seed_{seed}")
         session.say(f"seed {seed} -> {folder}")
         own = dataclasses.replace(options, seed=seed, seeds=(), num_seeds=None, restart_degenerate=0, output_dir=folder)
+        if getattr(options, "export_model_dir", None):
+            own = dataclasses.replace(own, export_model_dir=str(Path(options.export_model_dir) / f"seed_{seed}"))
         return fine_tune(session.with_options(own), own, row, files, course(own))
 
     with session.entered_for_seeds(reads(options, files)):

@@ -61,11 +61,13 @@ class Session:
         devices: where the run computes.
         config: of the model, once the session is started.
         engine: once the session is built.
+        config_beside: of the model, as it lies beside its weights, where no --bert_config_file is given.
         weights: what became of every tensor of --init_checkpoint, for the preamble.
     """
 
     config: Config
     engine: AnyEngine
+    config_beside: Config | None = None
     _run: RunFile
     _is_kept: bool
 
@@ -84,8 +86,10 @@ class Session:
         return session
 
     def with_options(self, options: TrainingOptions) -> Session:
-        """Return a session of other flags on the same devices."""
-        return Session(options, self.devices)
+        """Return a session of other flags on the same devices, from the same weights."""
+        session = Session(options, self.devices)
+        session.config_beside = self.config_beside
+        return session
 
     @property
     def writes(self) -> bool:
@@ -101,6 +105,13 @@ class Session:
         """Call `function` in every process; a user's mistake in one ends all, in one line that names the process."""
         return self.devices.processes.together(function)
 
+    @property
+    def config_path(self) -> str:
+        """Where the config comes from, for messages."""
+        if self.config_beside is not None:
+            return getattr(self.options, "init_checkpoint", None) or self.options.output_dir
+        return self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
+
     # -- model and engine ----------------------------------------------------------------------------------------------
 
     def start(self) -> Config:
@@ -108,8 +119,8 @@ class Session:
         self.devices.start()
         from modeling import load_config
 
-        path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
-        self.config = load_config(path)
+        path = self.config_path
+        self.config = self.config_beside or load_config(path)
         check_cuts(self.config, path, self.options.model_parallel)
         if found_devices()[0] == "CPU":
             check_model(self.config, path)
@@ -129,7 +140,7 @@ class Session:
 
         Its ids have to lie in the vocabulary, its lengths within the positions.
         """
-        path: str = self.options.bert_config_file  # pyright: ignore[reportAttributeAccessIssue]
+        path = self.config_path
         if self.config.vocab_size != vocab_size:
             raise UsageError(
                 f"{vocabulary} has {vocab_size:,} entries but {path} has vocab_size={self.config.vocab_size:,}: "
@@ -266,6 +277,9 @@ class Session:
                 check_outputs(reads, resuming.targets(folder, run.row.files if run.row else ()))
                 if not self.options.dry_run:
                     stack.enter_context(self.held())
+                if self.overwrites:
+                    self.overwrite(folder, reads)
+                    return
                 checkpoints = list_checkpoints(folder)
                 changes = resuming.compare(folder, self.options, run, trains=trains, goes_on=bool(checkpoints))
                 if trains:
@@ -280,6 +294,23 @@ class Session:
 
             self.together(enter)
             yield
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether a run that lies in the output folder makes room for this one."""
+        return bool(getattr(self.options, "overwrite_output_dir", False))
+
+    def overwrite(self, folder: Path, reads: Mapping[str, Iterable[str | Path | None]]) -> None:
+        """Remove the former run of the output folder; a dry run says that it would. Raises `UsageError`."""
+        from commands.overwriting import remove_former_run
+        from commands.resuming import holds_run
+
+        if self.options.dry_run:
+            said = f"--overwrite_output_dir: the run in {folder} would be removed" if holds_run(folder) else ""
+        else:
+            said = remove_former_run(folder, reads)
+        if said:
+            self.say(said)
 
     def check_state(self, checkpoints: Sequence[Path]) -> None:
         """Raise `UsageError` unless the newest whole checkpoint has the tensors of this run; no numbers are read."""
@@ -403,7 +434,7 @@ class Session:
         self.together(lambda: check_writable(chosen.output_dir))
         summary, step = dict(chosen.summary), 0
         if work:
-            step = step_to_continue_from(chosen, self.options.seed)
+            step = 0 if self.overwrites else step_to_continue_from(chosen, self.options.seed)
             device, count = found_devices()
             chip = find_chip("cpu") if device == "CPU" else chip_of(device)
             summary |= estimate(self.config, self.options, work, chip, device, 1 if device == "CPU" else count)
@@ -455,7 +486,7 @@ class Session:
         name: str,
         scores: Mapping[str, float],
         title: str,
-        lists: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        lists: Mapping[str, Any] = MappingProxyType({}),
         table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
         **further: float,
     ) -> None:
@@ -476,7 +507,7 @@ class Session:
         print_table(title, columns, rows)
 
     def write_results(
-        self, name: str, results: Mapping[str, float], lists: Mapping[str, Sequence[Any]] = MappingProxyType({})
+        self, name: str, results: Mapping[str, float], lists: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         """Write results as JSON, an entry a line."""
         if self.writes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,17 @@ def find_task(
     check_needs(options, needs_of_kinds(verb, row.kind))
     row = dataclasses.replace(row, encoding=find_encoding(options.encoding or row.encoding), asked=asked(options, row))
     row = with_row_flags(session, options, row)
-    evaluates = options.do_train or options.do_eval
+    evaluates = options.do_train or options.do_eval or exports(options)
     wanted = {
         "train": options.do_train or (evaluates and options.dev_share),
         "dev": evaluates and not options.dev_share,
         "test": options.do_predict,
     }
     chosen = [split for split, is_wanted in wanted.items() if is_wanted]
-    row, files = session.together(lambda: find_files(row, options.data_dir, chosen))
+    given = {split: path for split, path in given_files(options).items() if split in chosen}
+    searched = [split for split in chosen if split not in given]
+    row, files = session.together(lambda: find_files(without_counts(row, given), options.data_dir, searched))
+    files |= {split: (path,) for split, path in given.items()}
     if options.dev_share:
         session.together(lambda: refuse_dev_file(options, row))
     if getattr(options, "languages", ()):
@@ -56,6 +59,30 @@ def find_task(
     row = session.together(lambda: settled(session, options, row, files))
     best_metric(options, row)
     return row, files
+
+
+def exports(options: Any) -> bool:
+    """Return whether a model is to be written, whose answers to the development file are then compared."""
+    return getattr(options, "do_export", False)
+
+
+def given_files(options: Any) -> dict[str, Path]:
+    """Return the file of --test_data_path by the split that it stands for: test, or all where there is no --data_dir.
+
+    Raises `UsageError` where it is not there, or no JSON lines.
+    """
+    if not getattr(options, "test_data_path", None):
+        return {}
+    path = Path(options.test_data_path)
+    if not path.is_file() or path.suffix not in (".json", ".jsonl"):
+        wrong = "it is not called so" if path.is_file() else "no such file"
+        raise UsageError(f"--test_data_path={path}: {wrong}; expected a .json or .jsonl file, an object a line")
+    return dict.fromkeys(("test",) if options.data_dir else ("train", "dev", "test"), path)
+
+
+def without_counts(row: DatasetRow, splits: Collection[str]) -> DatasetRow:
+    """Return the row without the sizes of released files of some splits."""
+    return dataclasses.replace(row, counts={name: count for name, count in row.counts.items() if name not in splits})
 
 
 def with_row_flags(session: Session, options: Any, row: DatasetRow) -> DatasetRow:
@@ -129,6 +156,12 @@ def find_language_task(
     if (right := find_kind(source.kind).verb) != verb:
         raise UsageError(f"--task_name={options.task_name} is a row of {source.kind}: run {right}.py")
     check_needs(options, needs_of_kinds(verb, source.kind))
+    given = given_files(options)
+    if given:
+        of_file = source.source_language or source.language
+        family = {**family, of_file: without_counts(family[of_file], given)}
+        # There are no files of other languages.
+        family = family if options.data_dir else {of_file: family[of_file]}
     check_several_languages(options, family)
     further = {"encoding": find_encoding(options.encoding or source.encoding), "asked": asked(options, source)}
     further |= {
@@ -145,12 +178,12 @@ def find_language_task(
     )
     wanted = {
         "train": options.do_train,
-        "dev": options.do_train or options.do_eval,
+        "dev": options.do_train or options.do_eval or exports(options),
         "test": options.do_predict,
     }
     chosen = [split for split, is_wanted in wanted.items() if is_wanted]
     strict = bool(options.languages)
-    row, files = session.together(lambda: task.find(options.data_dir, chosen, strict=strict))
+    row, files = session.together(lambda: task.find(options.data_dir, chosen, strict=strict, given=given))
     if hasattr(find_kind(row.kind), "tuned") and not options.do_train and options.threshold is None:
         row = with_thresholds(row, former_rows(options, row))
     training = {"train": tuple(path for split, paths in files.items() if split.startswith("train") for path in paths)}

@@ -5,6 +5,7 @@ config.json, tokenizer_config.json and tokenizer.json, which for WordPiece stand
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -12,12 +13,14 @@ from typing import Any, NotRequired, TypedDict
 from absl.app import UsageError
 
 from conversion.readers import Checkpoint
-from conversion.tokenizer_files import VocabularyFile, wordpiece_of_json
+from conversion.tokenizer_files import SEGMENTATION, VocabularyFile, wordpiece_of_json
 from ground.documents import check_shape, read_json
+from ground.pieces import lists_pieces
 
 LABELS = "labels.json"
 _RUN, _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "run.json", "config.json", "tokenizer.json", "tokenizer_config.json"
 _VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
+_ERNIE_M_MODEL = "sentencepiece.bpe.model"
 _DEFAULT_LABEL = "LABEL_"
 _LABELS_FIX = "restore it, or name the classes with --labels"
 _CASE_FIX = "restore it, or give --do_lower_case"
@@ -35,11 +38,25 @@ class _RunShape(TypedDict):
     row: _RowShape | None
 
 
-def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[VocabularyFile]:
-    """Return the vocabulary: the given one, else the first beside the checkpoint or in the run's folder; or none."""
-    if given is not None:
-        return [VocabularyFile.read(Path(given))]
+def find_vocabulary(
+    checkpoint: Checkpoint, given: str | None, model: str | None = None, segmentation: str | None = None
+) -> list[VocabularyFile]:
+    """Return the vocabulary: the given one, else the first beside the checkpoint or in the run's folder; or none.
+
+    Args:
+        checkpoint: beside which it may lie.
+        given: a vocabulary or a SentencePiece model.
+        model: a SentencePiece model; with `given` the two are ERNIE-M's.
+        segmentation: of ERNIE-M's tokenizer; by default as the files beside the checkpoint say.
+    """
+    if given is not None and model is not None:
+        return [_ernie_m(checkpoint, Path(model), Path(given), segmentation)]
+    if given is not None or model is not None:
+        return [VocabularyFile.read(Path(given or model or ""))]
     for folder in checkpoint.folders:
+        pair = (folder / _ERNIE_M_MODEL, folder / "vocab.txt")
+        if pair[0].is_file() and lists_pieces(pair[1]):
+            return [_ernie_m(checkpoint, *pair, segmentation)]
         path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
         if path is not None:
             return [VocabularyFile.read(path)]
@@ -50,6 +67,32 @@ def find_vocabulary(checkpoint: Checkpoint, given: str | None) -> list[Vocabular
     return [VocabularyFile(path, "vocab.txt", wordpiece_of_json(content, path))]
 
 
+def _ernie_m(checkpoint: Checkpoint, model: Path, vocabulary: Path, segmentation: str | None) -> VocabularyFile:
+    found = segmentation or segmentation_of(checkpoint)
+    return dataclasses.replace(VocabularyFile.read(model), ids=VocabularyFile.read(vocabulary), segmentation=found)
+
+
+def segmentation_of(checkpoint: Checkpoint) -> str:
+    """Return how ERNIE-M's tokenizer cut the text of a checkpoint.
+
+    What a run or a conversion says, else the way of the program whose names the tensors have: transformers' is "hf",
+    and "paddlenlp" is PaddleNLP's and of all others. Raises `UsageError` for a file that nobody can have written.
+    """
+    for folder in checkpoint.folders:
+        for name, place in ((_RUN, ("tokenizer", SEGMENTATION)), (_TOKENIZER_CONFIG, (SEGMENTATION,))):
+            if found := _told(folder / name, place, str, "restore it, or give --segmentation"):
+                return found
+    return "hf" if checkpoint.source_format == "ernie_m" else "paddlenlp"
+
+
+def _told(path: Path, place: Sequence[str], kind: Any, fix: str) -> Any:
+    """Return what a JSON file has at a place, of a type; None where there is no such file, or nothing at the place."""
+    value: Any = read_json(path, dict[str, Any], what=f"a {path.name}", fix=fix) if path.is_file() else {}
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value is None else check_shape(value, kind, where=f"{'.'.join(place)} of {path}", fix=fix)
+
+
 def is_lowered(checkpoint: Checkpoint) -> bool:
     """Return whether the model's text was lower-cased; True, as in BERT's and ALBERT's code, where nothing tells.
 
@@ -57,12 +100,9 @@ def is_lowered(checkpoint: Checkpoint) -> bool:
     """
     for folder in checkpoint.folders:
         for name, place in ((_RUN, ("tokenizer", "do_lower_case")), (_TOKENIZER_CONFIG, ("do_lower_case",))):
-            path = folder / name
-            value: Any = read_json(path, dict[str, Any], what=f"a {name}", fix=_CASE_FIX) if path.is_file() else {}
-            for key in place:
-                value = value.get(key) if isinstance(value, dict) else None
+            value = _told(folder / name, place, bool, _CASE_FIX)
             if value is not None:
-                return check_shape(value, bool, where=f"{'.'.join(place)} of {path}", fix=_CASE_FIX)
+                return value
     path = checkpoint.folder / _TOKENIZER
     if not path.is_file():
         return True

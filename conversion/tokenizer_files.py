@@ -1,12 +1,14 @@
 """A vocabulary as the tokenizer.json that stock transformers and `tokenizers` read: WordPiece, and two Unigram forms.
 
 WordPiece is BERT's; SentencePiece unigram models are ALBERT's, whose ids are the model's, and XLM-R's, shifted by one.
+ERNIE-M's two files have no such form, because no fast tokenizer cuts text as theirs do; they are written as they are.
 
 Written because transformers' own readers lose U+2028, entry 343 of BERT's Chinese vocabulary, and cannot open a
 SentencePiece model beside TensorFlow, whose protobuf is older than the one that they expect.
 """
 
 import dataclasses
+import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,8 @@ from ground.files import check_plain
 _GIVE = "give --vocab_file"
 _VARINT, _BYTES, _FIXED32, _FIXED64 = 0, 2, 5, 1
 _UNKNOWN_PIECE = 2
-
+SEGMENTATION = "segmentation"
+"""The key of tokenizer_config.json that names the way in which ERNIE-M's tokenizer cuts text."""
 
 _XLMR_FIRST = ("<unk>", "<s>", "</s>")
 
@@ -62,16 +65,25 @@ class VocabularyFile:
         path: where, for messages.
         name: file name, whose suffix tells the kind: `.txt` for WordPiece, `.model` for SentencePiece.
         content: bytes.
+        ids: the vocab.txt that decides the ids of a SentencePiece model, where one does (ERNIE-M).
+        segmentation: how that tokenizer cuts text, a key of `data.tokenizers.ernie_m.SEGMENTATIONS`.
     """
 
     path: Path
     name: str
     content: bytes
+    ids: "VocabularyFile | None" = None
+    segmentation: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "VocabularyFile":
         """Return the file at `path`."""
         return cls(path, path.name, check_plain(path).read_bytes())
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file, and the one that decides its ids."""
+        return [self.path, *(self.ids.paths if self.ids else ())]
 
 
 def wordpiece_of_json(tokenizer: Mapping[str, Any], path: Path) -> bytes:
@@ -230,6 +242,23 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
 
 def _pieces_count(model: bytes) -> int:
     return len(sentencepiece_pieces(model)[0])
+
+
+def ernie_m_files(file: VocabularyFile, vocab_size: int) -> dict[str, bytes]:
+    """Return contents by file name of ERNIE-M's tokenizer; raise `UsageError` for another number of tokens.
+
+    transformers 4 opens them; its class is named, so that one without it says so rather than cut text in another way.
+    """
+    assert file.ids is not None
+    sentencepiece_pieces(file.content)
+    if (count := len(wordpiece_entries(file.ids.content))) != vocab_size:
+        raise UsageError(f"{count} entries, the config says {vocab_size}")
+    described = {"tokenizer_class": "ErnieMTokenizer", "do_lower_case": False, SEGMENTATION: file.segmentation}
+    return {
+        "sentencepiece.bpe.model": file.content,
+        "vocab.txt": file.ids.content,
+        "tokenizer_config.json": (json.dumps(described, indent=2) + "\n").encode(),
+    }
 
 
 WORDPIECE = VocabularyForm(

@@ -24,7 +24,14 @@ from conversion.containers.tf1_files import save_tf1
 from conversion.containers.torch_files import save_torch
 from conversion.lazy import Array, Tensors
 from conversion.rules import Naming, Translation
-from conversion.tokenizer_files import ALBERT_PIECES, WORDPIECE, XLMR_PIECES, VocabularyFile, VocabularyForm
+from conversion.tokenizer_files import (
+    ALBERT_PIECES,
+    WORDPIECE,
+    XLMR_PIECES,
+    VocabularyFile,
+    VocabularyForm,
+    ernie_m_files,
+)
 from ground.outputs import RECORD, is_left_over, note_written, was_written
 from ground.words import few_names
 from modeling.config import Config
@@ -318,6 +325,9 @@ def _vocabulary(
         found = file if isinstance(file, VocabularyFile) else VocabularyFile.read(Path(file))
         content = found.content
         try:
+            if found.ids:
+                contents |= ernie_m_files(found, config.vocab_size)
+                continue
             kinds = [form for form in forms if form.is_sentencepiece == found.name.endswith(".model")]
             if not kinds:
                 raise UsageError(

@@ -135,6 +135,7 @@ class FlagsShape(TypedDict, total=False):
     vocab_file: str | None
     spm_model_file: str | None
     do_lower_case: bool
+    segmentation: str | None
 
 
 class FeatureShape(TypedDict):

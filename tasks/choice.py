@@ -105,5 +105,5 @@ class ChoiceTask:
 
 def _by_example(logits_R1: Tensor, real_BC: Tensor) -> Tensor:
     """Return the logits of the rows by example, float32 [B, C]; lower than any where there is no choice."""
-    logits_BC = ops.reshape(ops.cast(logits_R1, "float32"), (-1, real_BC.shape[-1]))
+    logits_BC = ops.reshape(ops.cast(logits_R1, "float32"), (-1, ops.shape(real_BC)[-1]))
     return ops.where(real_BC > 0, logits_BC, _NO_CHOICE)

@@ -11,7 +11,7 @@ ROW_FEATURES = ("input_ids", "input_mask", "segment_ids")
 
 def rows_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the features of every row, int32 [B * C, L]: what a model of texts and pairs is called with."""
-    length = batch["input_ids"].shape[-1]
+    length = ops.shape(batch["input_ids"])[-1]
     return {name: ops.reshape(batch[name], (-1, length)) for name in ROW_FEATURES}
 
 

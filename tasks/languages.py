@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl.app import UsageError
@@ -79,7 +80,9 @@ class LanguageTask:
             )
         )
 
-    def find(self, data_dir: str, wanted: Sequence[str], *, strict: bool) -> tuple[DatasetRow, Files]:
+    def find(
+        self, data_dir: str, wanted: Sequence[str], *, strict: bool, given: Mapping[str, Path] = MappingProxyType({})
+    ) -> tuple[DatasetRow, Files]:
         """Return one row for all languages, and the files by split and language: `dev_fr`.
 
         A language that lacks a file is left out, unless it trains or selects alone.
@@ -88,6 +91,7 @@ class LanguageTask:
             data_dir: the folder.
             wanted: train, dev or test.
             strict: whether every language of `languages` has to have a file to be scored on.
+            given: files of the source language that stand for those of a split in all languages.
 
         Raises:
             UsageError: there is no file of a split, or none that is needed; the message names the candidates.
@@ -95,6 +99,9 @@ class LanguageTask:
         files: Files = {}
         complaints: dict[str, UsageError] = {}
         for split in (split for split in SPLITS if split in wanted):
+            if split in given:
+                files[f"{split}_{self.source}"] = (given[split],)
+                continue
             for language in self.languages_of(split, "train" in wanted):
                 try:
                     files[f"{split}_{language}"] = self._own_files(language, Path(data_dir), split)
@@ -316,6 +323,12 @@ class LanguageSplits(Splits):
                 result[f"{name}_average_without_{source}"] = without = sum(others) / len(others)
                 result[f"{name}_transfer_gap"] = values[source] - without
         return result
+
+    def report_names(self, report: str, scores: Scores) -> Scores:
+        """Return the scores of dev by language under the names of ERNIE-M's script, as `eval_accuracy_fr`."""
+        names = getattr(self.kind, "by_language", (self.row.metric,))
+        told = {key: value for key, value in scores.items() if any(key.startswith(f"{name}_") for name in names)}
+        return {f"eval_{key}": value for key, value in told.items()} if report == "dev" else {}
 
     def report_table(self, report: str, found: Mapping[str, Scores], scores: Scores) -> Table:
         """Return a line for each language, and one for their average."""

@@ -47,6 +47,8 @@ class _TokenizerShape(Struct, forbid_unknown_fields=True):
     fingerprint: str = ""
     do_lower_case: bool = True
     max_seq_length: Annotated[int, Meta(ge=0, le=int(BOUNDS["max_seq_length"].most))] = 0
+    vocabulary: Annotated[str, Meta(pattern=r"^[^/\\\x00]*$")] = ""
+    segmentation: str = ""
 
 
 class _ComputationShape(Struct, forbid_unknown_fields=True):
@@ -78,22 +80,32 @@ class TokenizerFile:
         fingerprint: SHA-256 of all that decides the tokens.
         do_lower_case: whether text is lower-cased.
         max_seq_length: tokens to which input is cut, specials counted.
+        vocabulary: the file that decides the ids of the SentencePiece model's pieces, where one does (ERNIE-M).
+        segmentation: how that tokenizer cuts text.
     """
 
     file: str = ""
     fingerprint: str = ""
     do_lower_case: bool = True
     max_seq_length: int = 512
+    vocabulary: str = ""
+    segmentation: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as `run.json` has them: those of ERNIE-M alone stand only where they say something."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value or name not in ("vocabulary", "segmentation")}
 
     def load(self, folder: Path) -> Tokenizer:
         """Return the tokenizer; raises `UsageError` if its file is missing from `folder` or is another one."""
         from data.tokenizers import load_tokenizer
 
         path = folder / self.file
-        if not self.file or not path.is_file():
-            raise UsageError(f"{folder} holds no vocabulary: copy the one that the run was made with into it")
         named = {"vocab_file": path} if path.suffix == ".txt" else {"spm_model_file": path}
-        tokenizer = load_tokenizer(**named, do_lower_case=self.do_lower_case)
+        named |= {"vocab_file": folder / self.vocabulary} if self.vocabulary else {}
+        if not self.file or not all(file.is_file() for file in named.values()):
+            raise UsageError(f"{folder} holds no vocabulary: copy the one that the run was made with into it")
+        tokenizer = load_tokenizer(**named, do_lower_case=self.do_lower_case, segmentation=self.segmentation or None)
         if tokenizer.fingerprint != self.fingerprint:
             raise UsageError(
                 f"{path} is not the vocabulary of this run (fingerprint {tokenizer.fingerprint[:8]}, expected "
@@ -129,7 +141,7 @@ class RunFile:
 
     def write(self, folder: Path) -> None:
         """Write `run.json`; raises `OSError`."""
-        content = {"version": _VERSION, **dataclasses.asdict(self)}
+        content = {"version": _VERSION, **dataclasses.asdict(self), "tokenizer": self.tokenizer.as_json()}
         write_atomically(folder / NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -169,10 +181,12 @@ class RunFile:
 def describe_tokenizer(
     tokenizer: Tokenizer, folder: Path, *, do_lower_case: bool, max_seq_length: int
 ) -> TokenizerFile:
-    """Save the tokenizer's file in `folder` and return its description."""
-    (path,) = tokenizer.save(folder)
+    """Save the tokenizer's file or files in `folder` and return their description."""
+    path, *vocabulary = tokenizer.save(folder)
     return TokenizerFile(
         file=path.name,
+        vocabulary="".join(each.name for each in vocabulary),
+        segmentation=getattr(tokenizer, "segmentation", ""),
         fingerprint=tokenizer.fingerprint,
         do_lower_case=do_lower_case,
         max_seq_length=max_seq_length,

@@ -98,6 +98,10 @@ class Splits:
         """Return the results of a report from the scores of its splits."""
         return found[report]
 
+    def report_names(self, report: str, scores: Scores) -> Scores:
+        """Return scores under further names, for the JSON file alone; none of one language."""
+        return {}
+
     def report_lists(self, report: str, answers: Mapping[str, Sequence[Any]]) -> dict[str, list]:
         """Return what the results of a test file list, as ERNIE-M's `test_results.json` has it; see `confidences`."""
         return self.confidences(answers[report]) if report.startswith("test") else {}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from commands.flags import FOREIGN
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "ground": set(),
@@ -24,7 +26,7 @@ MAY_IMPORT = {
     "tasks": {"ground", "modeling", "data", "generation"},
     "conversion": {"ground", "modeling", "training"},
     "serving": {"ground", "modeling", "data", "tasks", "conversion"},
-    "commands": {"ground", "modeling", "data", "optimization", "training", "tasks", "conversion"},
+    "commands": {"ground", "modeling", "data", "optimization", "training", "tasks", "conversion", "serving"},
 }
 VERBS = sorted(path.stem for path in ROOT.glob("*.py"))
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
@@ -239,8 +241,9 @@ def test_flags_that_pages_name_exist(page: str):
 
 
 def all_names(verb: str) -> set[str]:
-    fields = dataclasses.fields(importlib.import_module(verb).Options)
-    return {name for field in fields for name in (field.name, *field.metadata["flag"].aliases)}
+    options = importlib.import_module(verb).Options
+    names = {name for field in dataclasses.fields(options) for name in (field.name, *field.metadata["flag"].aliases)}
+    return names | getattr(options, FOREIGN, {}).keys()
 
 
 def test_the_readme_is_short_and_every_page_of_docs_is_linked_there():

@@ -22,6 +22,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from language_files import write_xnli
+from test_ernie_m_command import make_model
 
 from commands.flags import parse, run
 from conversion.readers import read_checkpoint
@@ -109,7 +111,10 @@ def call(words: list[str], *, dry: bool) -> int:
     if any(flag.startswith("--eval_fraction") for flag in flags):
         # Of a few documents more are held out, so that there are two of a file.
         flags = [*flags, "--eval_fraction=0.4"]
-    flags = [*flags, *FEWER.get(words[1], []), *(["--dry_run"] if dry and words[1] in TRAINING else [])]
+    fewer = FEWER.get(words[1], [])
+    if any("per_device_train" in flag for flag in flags):
+        fewer = [flag for flag in fewer if "train_batch_size" not in flag]
+    flags = [*flags, *fewer, *(["--dry_run"] if dry and words[1] in TRAINING else [])]
     # plan_training.py sets KERAS_BACKEND for its process, which is also that of the commands to come.
     with pytest.raises(SystemExit) as stopped, mock.patch.dict(os.environ):
         run(module.main, module.Options, flags)
@@ -142,6 +147,8 @@ def make_small_world(folder: Path) -> None:
     for name in ("reviews", "entities", "answers", "choices", "parallel"):
         shutil.copytree(ROOT / "data/samples" / name, folder / "data/samples" / name)
     make_configs_and_pairs_of_a_reader(folder)
+    make_model(folder / "ernie-m-base", positions=300)
+    write_xnli(folder / "xnli")
     (folder / "data/samples/questions").mkdir()
     for split in ("train", "dev", "test"):
         lines = (ROOT / f"data/samples/questions/{split}.tsv").read_text(encoding="utf-8").splitlines()[:9]

@@ -11,6 +11,7 @@ import numpy as np
 from absl.app import UsageError
 
 from data.tokenizers.template import Template
+from ground.pieces import lists_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,30 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(
-    *, vocab_file: Path | str | None = None, spm_model_file: Path | str | None = None, do_lower_case: bool = True
+    *,
+    vocab_file: Path | str | None = None,
+    spm_model_file: Path | str | None = None,
+    do_lower_case: bool = True,
+    segmentation: str | None = None,
 ) -> Tokenizer:
-    """Load the tokenizer of a WordPiece vocabulary or of a SentencePiece model; the model wins where both are given.
+    """Load the tokenizer of a WordPiece vocabulary, of a SentencePiece model, or of both files of ERNIE-M.
 
-    The commands of Google's ALBERT give vocab_file even with spm_model_file, hence that order.
+    The commands of Google's ALBERT give vocab_file even with spm_model_file, so of the two the model wins, unless the
+    vocabulary lists SentencePiece's pieces: then it decides the ids, and `segmentation` says how text is cut.
 
     Raises:
-        UsageError: neither is given, or the file is not such a vocabulary or model.
+        UsageError: neither is given, or the file is not such a vocabulary or model; or a segmentation without both.
         FileNotFoundError: there is no such file.
     """
+    if segmentation and not (spm_model_file and vocab_file):
+        raise UsageError(
+            f"--segmentation={segmentation} is of ERNIE-M's tokenizer, which has two files: give --spm_model_file "
+            "(sentencepiece.bpe.model) and --vocab_file (vocab.txt)"
+        )
+    if spm_model_file and vocab_file and (segmentation or lists_pieces(Path(vocab_file))):
+        from data.tokenizers.ernie_m import DEFAULT, ErnieMTokenizer
+
+        return ErnieMTokenizer.load(Path(spm_model_file), Path(vocab_file), segmentation or DEFAULT)
     if spm_model_file:
         from data.tokenizers.sentencepiece import SentencePieceTokenizer
 

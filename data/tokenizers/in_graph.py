@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow
 import tensorflow_text
+from absl.app import UsageError
 
 from data.tokenizers import Tokenizer
+from data.tokenizers.ernie_m import ErnieMTokenizer
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
 from data.tokenizers.template import kept_lengths
 from data.tokenizers.vocabulary import SPECIAL_TOKENS
@@ -314,7 +316,9 @@ class InGraphSentencePiece(InGraphTokenizer):
 
 
 def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:
-    """Return the tokenizer as a graph that yields the same ids."""
+    """Return the tokenizer as a graph that yields the same ids; raises `UsageError` for ERNIE-M's, which has none."""
+    if isinstance(tokenizer, ErnieMTokenizer):
+        raise UsageError("the tokenizer of ERNIE-M has no graph: tokenise outside, and give the model ids")
     if isinstance(tokenizer, WordPieceTokenizer):
         return InGraphWordPiece(tokenizer)
     assert isinstance(tokenizer, SentencePieceTokenizer)

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl.app import UsageError
@@ -21,13 +21,25 @@ from absl.app import UsageError
 from data.tokenizers import Encoding
 from data.tokenizers.template import Template
 from ground.files import check_plain, write_atomically
+from ground.pieces import MARK
 from ground.ragged import span_indices
 
-MARK = "▁"
 _ALBERT_SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
 _XLMR_FIRST = ("<unk>", "<s>", "</s>")
-_NOT_TEXT = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK|unused\d+)\]|<(?:pad|unk|s|/s|mask|cls|sep)>")
+NOT_TEXT = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK|unused\d+)\]|<(?:pad|unk|s|/s|mask|cls|sep)>")
 _PREPARED_SPACE = 255
+
+
+def load_processor(model: bytes) -> Any:
+    """Return sentencepiece's own processor of the content of a `.model` file; raises `UsageError` for another."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError as error:
+        raise UsageError("not a SentencePiece model") from error
+    return processor
 
 
 def prepare(text: str, *, do_lower_case: bool) -> str:
@@ -61,14 +73,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes, *, do_lower_case: bool = True):
-        import sentencepiece
-
         self.model = model
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise UsageError("not a SentencePiece model") from error
+        self._processor = load_processor(model)
         self._own_pieces = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
         self.prepares = "[CLS]" in self._own_pieces
         layout = self._albert_layout() if self.prepares else self._xlmr_layout()
@@ -79,7 +85,7 @@ class SentencePieceTokenizer:
         self.template = template(self.cls_id, self.sep_id)
         self.do_lower_case = do_lower_case
         named = {self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id}
-        self.special_ids = frozenset(named | {i for i, p in enumerate(self.vocabulary) if _NOT_TEXT.fullmatch(p)})
+        self.special_ids = frozenset(named | {i for i, p in enumerate(self.vocabulary) if NOT_TEXT.fullmatch(p)})
         settings = f"sentencepiece 1 lower={do_lower_case if self.prepares else 'by the model'}\n"
         self.fingerprint = hashlib.sha256(settings.encode() + model).hexdigest()
 
@@ -127,7 +133,7 @@ class SentencePieceTokenizer:
         """
         parts: dict[int, list[tuple[int, int]]] = {}
         for i, piece in enumerate(self._own_pieces):
-            if _NOT_TEXT.fullmatch(piece) and i != self._processor.unk_id():
+            if NOT_TEXT.fullmatch(piece) and i != self._processor.unk_id():
                 strings = [*self._unmarked(piece[0]), *self._unmarked(piece[1:])]
             elif self.prepares and piece.endswith(",") and piece[-2:-1].isdigit():
                 number = piece[:-1].removeprefix(MARK)

@@ -13,13 +13,13 @@ from pathlib import Path
 from absl.app import UsageError
 
 from ground.files import check_plain
+from ground.pieces import ID, MARK
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 MAX_TOKENS = 1 << 21
 """Eight times XLM-R's; the embeddings of a larger one are a mistake long before they are a model."""
 MAX_BYTES = 1 << 26
-_SENTENCEPIECE_MARK = "▁"
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -28,13 +28,63 @@ def read_vocabulary(path: Path) -> list[str]:
     Raises:
         UsageError: the file is no such vocabulary, or a line of it is blank, a repetition or of several columns.
     """
+    lines = _read_lines(path)
+    tokens = [_token(path, number, line) for number, line in enumerate(lines)]
+    _check_different(path, tokens)
+    if tokens and all(token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token) for token in tokens):
+        raise UsageError(
+            f"{path}: {len(tokens):,} special tokens and none of text; expected a vocabulary, such as "
+            "train_tokenizer.py makes"
+        )
+    return tokens
+
+
+def read_numbered_vocabulary(path: Path) -> list[str]:
+    """Return the tokens of a file by id: the number behind a TAB, or where a line has none the place of the line.
+
+    ERNIE-M's vocab.txt, whose tokens are SentencePiece's pieces.
+
+    Raises:
+        UsageError: the file is no such vocabulary, a token comes twice, or the ids are not 0, 1, 2 ...
+    """
+    numbered = [_numbered(path, number, line) for number, line in enumerate(_read_lines(path))]
+    _check_different(path, [token for token, _ in numbered])
+    tokens = [""] * len(numbered)
+    first: dict[int, int] = {}
+    for line, (token, number) in enumerate(numbered, start=1):
+        if number >= len(tokens) or first.setdefault(number, line) != line:
+            wrong = f"line {first[number]} has it too" if number in first else f"there are {len(tokens):,} tokens"
+            raise UsageError(
+                f"{path}, line {line}: the id {number:,} of {token!r:.60}, but {wrong}; expected every id from 0 once"
+            )
+        tokens[number] = token
+    return tokens
+
+
+def _numbered(path: Path, number: int, line: str) -> tuple[str, int]:
+    """Return token and id of a line of a numbered vocabulary."""
+    token, *further = line.split("\t")
+    if len(further) > 1 or not all(ID.fullmatch(each) for each in further):
+        raise UsageError(
+            f"{path}, line {number + 1}: {line!r:.60}; expected a token, or a token, a TAB and its id, as in ERNIE-M's "
+            "vocab.txt"
+        )
+    return token.strip(" "), int(further[0]) if further else number
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a vocabulary of a bearable size."""
     size = check_plain(path).stat().st_size
     if size > MAX_BYTES:
         raise UsageError(f"{path}: {size:,} bytes; expected a vocabulary, a token a line, of at most {MAX_BYTES:,}")
     lines = _lines(path, path.read_bytes())
     if len(lines) > MAX_TOKENS:
         raise UsageError(f"{path}: {len(lines):,} lines; expected a vocabulary of at most {MAX_TOKENS:,} tokens")
-    tokens = [_token(path, number, line) for number, line in enumerate(lines)]
+    return lines
+
+
+def _check_different(path: Path, tokens: list[str]) -> None:
+    """Raise `UsageError` for the first token that is blank or comes twice."""
     first: dict[str, int] = {}
     for number, token in enumerate(tokens, start=1):
         wrong = "" if token else "blank"
@@ -43,14 +93,8 @@ def read_vocabulary(path: Path) -> list[str]:
         if wrong:
             raise UsageError(
                 f"{path}, line {number}: {wrong}; expected a token in every line, and each once: write "
-                f"[unused{len(lines) + number}] there, so that the ids behind it stay"
+                f"[unused{len(tokens) + number}] there, so that the ids behind it stay"
             )
-    if tokens and all(token in SPECIAL_TOKENS or UNUSED_TOKEN.fullmatch(token) for token in tokens):
-        raise UsageError(
-            f"{path}: {len(tokens):,} special tokens and none of text; expected a vocabulary, such as "
-            "train_tokenizer.py makes"
-        )
-    return tokens
 
 
 def _lines(path: Path, content: bytes) -> list[str]:
@@ -77,7 +121,7 @@ def _token(path: Path, number: int, line: str) -> str:
     """Return the token of a line; its id is `number`."""
     token, *further = line.split("\t")
     where = f"{path}, line {number + 1}"
-    if further and (further != [str(number)] or _SENTENCEPIECE_MARK in token):
+    if further and (further != [str(number)] or MARK in token):
         raise UsageError(
             f"{where}: columns with a TAB between, {line!r:.60}; expected a token a line: if this is SentencePiece's "
             ".vocab, give the .model beside it as --spm_model_file"

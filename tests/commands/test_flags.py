@@ -1,15 +1,18 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from absl.app import UsageError
 
-from commands.flags import flag, nearest, parse, run, write_config
+from commands.flags import Foreign, _translated, flag, help_text, nearest, parse, run, write_config
+from commands.other_scripts import FOREIGN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ def test_booleans(text, value):
         (["--num_train_steps=1001"], "--num_train_steps=1001: expected at most 1000"),
         (["--do_train=perhaps"], "--do_train=perhaps: expected true or false"),
         (["--optimizer=sgd"], "--optimizer=sgd: expected one of lamb, adamw"),
-        (["--do_train", "True"], "unexpected argument 'True'; write flags as --name=value"),
+        (["--do_train", "perhaps"], "unexpected argument 'perhaps'; write flags as --name=value"),
+        (["True"], "unexpected argument 'True'; write flags as --name=value"),
         (["--learning_rate"], "Missing value for flag --learning_rate"),
         (["--output_dir="], "missing required flag: --output_dir"),
         (["--output_dir= "], "--output_dir=' ': only white space; expected text"),
@@ -199,3 +203,66 @@ def test_a_verb_settles_its_environment_unless_the_user_has(monkeypatch, given):
     with pytest.raises(SystemExit):
         run(lambda options: seen.update({name: os.environ.get(name) for name in usual}), Options, NEEDED)
     assert seen == usual | given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taking(Options):
+    """Takes flags of other programs."""
+
+    foreign: ClassVar = {
+        "fp16": Foreign("is --learning_rate", lambda value: [f"--learning_rate={0.5 if value == 'true' else 0.25}"]),
+        "quiet": Foreign("means nothing here"),
+    }
+    most: int | None = flag(None, help="length", minimum=1, unset=("-1",), aliases=("max_steps",))
+
+
+def test_flags_of_other_programs_are_taken_and_said():
+    said: list[str] = []
+
+    def taken(*arguments: str) -> Taking:
+        said.clear()
+        return parse(Taking, [*NEEDED, *arguments], said.append)
+
+    assert taken("--quiet", "--fp16", "False", "--do_train", "True").learning_rate == 0.25
+    assert said == ["--quiet=true: means nothing here", "--fp16=False: is --learning_rate"]
+    assert taken("--quiet", "False", "--do_train").do_train
+    assert taken("--fp16").learning_rate == 0.5
+    assert taken("--fp16", "--learning_rate=1").learning_rate == 1  # what is given wins, wherever it stands
+    assert taken("--learning_rate=1", "--fp16=true").learning_rate == 1
+    assert not taken("--do_train", "False").do_train
+    assert taken("--do_train", "true", "--max_steps", "-1").most is None
+    assert taken("--max_steps=-1").most is None
+    assert taken("--max_steps=7").most == 7
+    with pytest.raises(UsageError, match="--most=-2: expected at least 1"):
+        taken("--max_steps=-2")
+    with pytest.raises(UsageError, match="unknown flag --quiet"):
+        parse(Options, [*NEEDED, "--quiet"])
+    assert "taken from the commands of other programs: fp16 is --learning_rate; quiet" in help_text(Taking, "x", "all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["--fp16"], ["--precision=float16"]),
+        (["--fp16=False"], []),
+        (["--bf16", "True"], ["--precision=bfloat16"]),
+        (["--fp16_opt_level=O1", "--scale_loss=32768", "--remove_unused_columns", "False", "--device=gpu:0"], []),
+        (["--save_total_limit=2"], ["--keep_checkpoint_max=2"]),
+        (["--lr_scheduler_type", "linear", "--evaluation_strategy=steps"], []),
+    ],
+)
+def test_flags_of_paddlenlp(arguments: list[str], flags: list[str]):
+    assert _translated({}, FOREIGN, arguments, print) == flags
+
+
+@pytest.mark.parametrize("argument", ["--device=xpu", "--fp16=perhaps", "--fp16_opt_level=O2", "--save_strategy=epoch"])
+def test_a_foreign_flag_that_would_mean_something_else_is_one_line(argument: str):
+    with pytest.raises(UsageError, match=re.escape(f"{argument}: expected ")):
+        _translated({}, FOREIGN, [argument], print)
+
+
+def test_the_cpu_is_chosen_before_anything_looks_for_devices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert _translated({}, FOREIGN, ["--device=cpu"], print) == []
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["JAX_PLATFORMS"]) == ("", "cpu")

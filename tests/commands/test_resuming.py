@@ -83,7 +83,7 @@ OTHER_RUNS = [
     ),
     (
         run_of(tokenizer=TokenizerFile(fingerprint="1" * 64)),
-        r"--vocab_file, --spm_model_file or --do_lower_case: .*a tokenizer 000000000000, this run has 1",
+        r"--spm_model_file, --segmentation or --do_lower_case: .*a tokenizer 000000000000, this run has 1",
     ),
     (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), labels=("1", "0"))), r"labels 0,1, this run has 1,0"),
     (run_of(row=dataclasses.replace(find_row("lcqmc_pair"), pooling="cls")), r"pooling mean, this run has cls"),

@@ -120,8 +120,8 @@ def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch
     monkeypatch.setattr(of_session, "check_batch", lambda *values: seen.append(values))
     monkeypatch.setattr(of_session, "found_devices", lambda: ("CPU", 1))
     flags = {"do_train": True, "do_eval": True, "do_predict": False, "gradient_accumulation_steps": 4}
-    options = types.SimpleNamespace(bert_config_file="x", train_batch_size=64, eval_batch_size=8, **flags)
-    session: Any = types.SimpleNamespace(config=Config(**SHAPE), options=options)
+    options = types.SimpleNamespace(train_batch_size=64, eval_batch_size=8, **flags)
+    session: Any = types.SimpleNamespace(config=Config(**SHAPE), options=options, config_path="x")
     fits: dict[str, Any] = {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 512}
     Session.check_fit(session, **fits)
     Session.check_fit(session, **fits, scored=7)

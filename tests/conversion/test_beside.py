@@ -10,14 +10,24 @@ from conversion_cases import CONFIGS, random_tensors
 from tokenizers import Tokenizer
 
 from conversion.beside import find_vocabulary, is_lowered, labels_of
+from conversion.containers.safetensors_files import save_safetensors
+from conversion.namings import NAMINGS
 from conversion.readers import read_checkpoint
+from conversion.rules import Translation
+from conversion.tokenizer_files import sentencepiece_pieces
 from conversion.writers import write_ours, write_transformers
+from data.tokenizers import load_tokenizer
+from data.tokenizers.training import train_sentencepiece
 
 # BERT's Chinese vocabulary in small: StructBERT's has two of the unused slots renamed, and the rest is the same.
 SPECIALS = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ENTRIES = [*SPECIALS, "[SLR]", "[BYR]", "\u2028", *(chr(0x4E00 + i) for i in range(21)), "ok", "##ok"]
 VOCABULARY = "".join(f"{entry}\n" for entry in ENTRIES).encode()
 LABELS = ("矛盾", "中立", "蕴含")
+SHAPE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range"),
+)
 
 
 @pytest.fixture
@@ -105,3 +115,55 @@ def test_files_that_nobody_wrote_are_one_line(
     with pytest.raises(UsageError, match=message) as error:
         (labels_of(checkpoint), is_lowered(checkpoint), find_vocabulary(checkpoint, None))
     assert "\n" not in str(error.value)
+
+
+def _ernie_m(folder: Path, naming_name: str) -> Path:
+    """Write a folder of ERNIE-M with its two tokenizer files, as transformers 4 or PaddleNLP has them."""
+    naming = next(naming for naming in NAMINGS if naming.name == naming_name)
+    tensors = {n: v for n, v in random_tensors("no_types").items() if n.startswith("backbone/")}
+    named, _ = Translation(naming).exported(tensors)
+    folder.mkdir()
+    save_safetensors(folder / "model.safetensors", named)
+    values = {name: getattr(CONFIGS["no_types"], name) for name in SHAPE}
+    (folder / "config.json").write_text(
+        json.dumps(values | {"model_type": "ernie_m", "pad_token_id": 1, "hidden_act": "gelu"})
+    )
+    texts = ["the cat sat on the mat", "a dog ate the cat", "in 1999, that toad sang"] * 20
+    model = train_sentencepiece(texts, vocab_size=28, layout="xlmr")
+    pieces = [piece for piece, _, _ in sentencepiece_pieces(model)[0]][3:]
+    tokens = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *pieces, "[MASK]"]
+    tokens += [f"[unused{i}]" for i in range(CONFIGS["no_types"].vocab_size - len(tokens))]
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    (folder / "vocab.txt").write_text("".join(f"{token}\t{i}\n" for i, token in enumerate(tokens)))
+    return folder
+
+
+@pytest.mark.parametrize(("naming", "own"), [("ernie_m", "hf"), ("ernie_m_paddle", "paddlenlp")])
+def test_both_files_of_ernie_m_travel_with_the_way_that_its_text_was_cut(naming: str, own: str, tmp_path: Path):
+    checkpoint = read_checkpoint(_ernie_m(tmp_path / "a", naming))
+    assert checkpoint.source_format == naming
+    for given, wanted in ((None, own), ("ernie_repo", "ernie_repo")):
+        (found,) = find_vocabulary(checkpoint, None, segmentation=given)
+        assert found.segmentation == wanted
+        folder = tmp_path / wanted
+        assert checkpoint.config is not None
+        write_ours(folder, checkpoint.config, checkpoint.tensors, [found])
+        (again,) = find_vocabulary(read_checkpoint(folder), None)
+        assert again.ids is not None
+        assert found.ids is not None
+        assert (again.content, again.ids.content, again.segmentation) == (found.content, found.ids.content, wanted)
+        tokenizer = load_tokenizer(
+            spm_model_file=again.path, vocab_file=again.ids.path, segmentation=again.segmentation
+        )
+        assert tokenizer.vocab_size == checkpoint.config.vocab_size
+    (named,) = find_vocabulary(checkpoint, str(found.paths[1]), str(found.paths[0]))
+    assert (named.segmentation, named.content) == (own, found.content)
+
+
+def test_a_damaged_segmentation_is_one_line(tmp_path: Path):
+    folder = _ernie_m(tmp_path / "a", "ernie_m")
+    (folder / "tokenizer_config.json").write_text('{"segmentation": 3}')
+    with pytest.raises(
+        UsageError, match=r"segmentation of .*tokenizer_config\.json: .*restore it, or give --segmentat"
+    ):
+        find_vocabulary(read_checkpoint(folder), None)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow
+from absl.app import UsageError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_sentencepiece import TEXT
 
 from data import labelled
 from data.tokenizers import Tokenizer
+from data.tokenizers.ernie_m import ErnieMTokenizer
 from data.tokenizers.in_graph import InGraphFeatures, in_graph
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
 from data.tokenizers.training import train_sentencepiece
@@ -251,3 +253,9 @@ def test_saved_classifiers_take_raw_strings_in_another_process(tokenizers, tmp_p
         (batch,) = dataset.evaluation_batches(2)
         expected = tf.nn.softmax(served.model(batch)["logits"]).numpy()
         np.testing.assert_allclose(found[short][dataset.evaluation_order()], expected, atol=1e-6)
+
+
+def test_the_tokenizer_of_ernie_m_has_no_graph_and_says_so():
+    model = train_sentencepiece(["a b c", "b a c"] * 9, vocab_size=10, layout="xlmr")
+    with pytest.raises(UsageError, match="the tokenizer of ERNIE-M has no graph: tokenise outside, and give the model"):
+        in_graph(ErnieMTokenizer(model, ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "▁a", "[MASK]"]))

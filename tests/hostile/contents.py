@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.hostile.case import Case, Expectation, change
-from tests.hostile.seeds import BASES, PIECES, TEXT, VOCABULARY
+from tests.hostile.seeds import BASES, NUMBERED, PIECES, TEXT, VOCABULARY
 
 MIB = 2**20
 
@@ -63,6 +63,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "in/records/zh.manifest.json": ("pretrain", "inspect_show_records", "inspect_verify_records"),
     "in/vocab.txt": ("create", "classify", "inspect_show_records"),
     "in/spiece.model": ("create_pieces",),
+    "in/pieces.txt": ("create_numbered",),
+    "in/pieces.model": ("create_numbered",),
     "in/text.txt": ("create", "train_wordpiece", "train_unigram"),
     "in/text.jsonl": ("create_json",),
     "in/pairs/train.txt": ("classify",),
@@ -305,8 +307,30 @@ def vocabulary(random: Random, seeds: Path) -> Case:
     return change(base, "vocabulary", name, expect, names, files={VOCABULARY: content})
 
 
+_NUMBERS: dict[str, Callable[[list[str]], list[str]]] = {
+    "ids beside": lambda v: [f"{token}\t{i}" for i, token in enumerate(v)],
+    "ids backwards": lambda v: [f"{token}\t{len(v) - 1 - i}" for i, token in enumerate(v)],
+    "an id twice": lambda v: [f"{token}\t{i // 2 * 2}" for i, token in enumerate(v)],
+    "ids from one": lambda v: [f"{token}\t{i + 1}" for i, token in enumerate(v)],
+    "an id of twenty digits": lambda v: [f"{v[0]}\t{'9' * 20}", *v[1:]],
+    "an id below 0": lambda v: [f"{v[0]}\t-1", *v[1:]],
+    "scores": lambda v: [f"{token}\t{-i / 10}" for i, token in enumerate(v)],
+    "three columns": lambda v: [f"{token}\t{i}\t0" for i, token in enumerate(v)],
+    "a token twice": lambda v: [*v, v[9]],
+    "no [MASK]": lambda v: v[:-1],
+    "specials alone": lambda v: [*v[:4], v[-1]],
+    "one token fewer": lambda v: [*v[:-2], v[-1]],
+}
+
+
 def pieces(random: Random, seeds: Path) -> Case:
-    """The SentencePiece model is damaged, or another file."""
+    """The SentencePiece model is damaged, or another file; or the list of its pieces has other ids."""
+    if random.random() < 0.4:
+        way = random.choice(list(_NUMBERS))
+        tokens = (seeds / NUMBERED[0]).read_text(encoding="utf-8").split("\n")[:-1]
+        names = ("pieces.txt", "vocab_file", "vocab", "text.txt", "entries")
+        files = {NUMBERED[0]: _lines_of(_NUMBERS[way](tokens))}
+        return change(BASES["create_numbered"], "pieces", f"the list has {way}", "either", names, files=files)
     base = BASES["create_pieces"]
     content = (seeds / PIECES).read_bytes()
     way, other = random.choice(

@@ -14,6 +14,7 @@ from tests.hostile.case import Base
 CONFIG = "in/shared.json"
 TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
 OTHER_TEXT = "in/text.gb18030"
+NUMBERED = ("in/pieces.txt", "in/pieces.model")
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
 CREATE = {
@@ -94,6 +95,7 @@ BASES: Mapping[str, Base] = {
     for base in (
         _create("create", (TEXT, VOCABULARY)),
         _create("create_pieces", (TEXT, PIECES), vocab_file="", spm_model_file=PIECES),
+        _create("create_numbered", (TEXT, *NUMBERED), vocab_file=NUMBERED[0], spm_model_file=NUMBERED[1]),
         _create("create_json", ("in/text.jsonl", VOCABULARY), input_file="in/text.jsonl", eval_fraction="0.3"),
         _create("create_words", (TEXT, VOCABULARY), objective="structbert", do_whole_word_mask="true", ngram="3"),
         _create("create_dynamic", (TEXT, VOCABULARY), masking="dynamic"),

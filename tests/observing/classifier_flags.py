@@ -31,6 +31,7 @@ CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
 )
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
+PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
 TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
 TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
 MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
@@ -52,6 +53,20 @@ ROWS = (
         "gb18030",
         {"error": ABSENT, "training": DIFFERENT, "predicted": DIFFERENT},
         {"data_dir": "{world}/gb18030_pairs"},
+    ),
+    Row(
+        "test_data_path",
+        "{world}/trial.jsonl",
+        {f"files/out/test_{name}": DIFFERENT for name in ("results", "predictions", "report")}
+        | {"predicted (2)": DIFFERENT},
+    ),
+    Row("do_export", "true", {"export": "out/export"}),
+    Row("export_model_dir", "best_models", {"export": "best_models/export"}, {"do_export": "true"}),
+    Row(
+        "overwrite_output_dir",
+        "true",
+        {"error": ABSENT},
+        {"output_dir": "{world}/another_run", "dry_run": "true"},
     ),
     Row("text_column", "other", TOLD, TABLE),
     Row("text_pair_column", "other", {**TOLD, f"{RUN_FILE}/row/columns": ("text_a", "label", "text_b")}, TABLE),
@@ -88,6 +103,12 @@ ROWS = (
         },
     ),
     Row("spm_model_file", "{world}/spiece.model", {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}),
+    Row(
+        "segmentation",
+        "ernie_repo",
+        {"training": DIFFERENT, "predicted": DIFFERENT, f"{RUN_FILE}/tokenizer": DIFFERENT},
+        PIECES,
+    ),
     Row(
         "do_lower_case",
         "false",

@@ -17,6 +17,7 @@ import convert_albert_tf_checkpoint_to_pytorch
 import convert_checkpoint
 
 PRINTED = {"printed": DIFFERENT}
+PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
 BARE = {"input": "{world}/shared/model.safetensors"}
 
 
@@ -53,6 +54,17 @@ CONVERT = Verb(
             "{world}/reversed.txt",
             {"files/out/vocab.txt": DIFFERENT, "files/out/tokenizer.json": DIFFERENT},
         ),
+        Row(
+            "spm_model_file",
+            "{world}/pieces.model",
+            {
+                "files/out/sentencepiece.bpe.model": DIFFERENT,
+                "files/out/tokenizer_config.json": DIFFERENT,
+                "files/out/tokenizer.json": ABSENT,
+            },
+            {"vocab_file": "{world}/pieces.txt"},
+        ),
+        Row("segmentation", "hf", {"files/out/tokenizer_config.json/segmentation": "hf"}, PIECES),
         Row("model_type", "bert", {"files/out": DIFFERENT, "files/out/config.json/model_type": "bert", **PRINTED}),
         Row("pytorch_model_bin", "true", {"files/out/pytorch_model.bin": DIFFERENT}),
         Row(

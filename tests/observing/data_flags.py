@@ -51,11 +51,13 @@ def one_worker(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     stand_in(patch, "data.writing.beam", create_examples_with_beam=with_beam)
 
 
+PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
 CREATE_ROWS = (
     Row("input_file", "{world}/other.txt", BOTH),
     Row("output_file", "a.tfrecord,b.tfrecord", {"files": DIFFERENT}),
     Row("vocab_file", "{world}/reversed.txt", {RECORDS: DIFFERENT}),
     Row("spm_model_file", "{world}/spiece.model", BOTH),
+    Row("segmentation", "ernie_repo", BOTH, PIECES),
     Row("do_lower_case", "false", BOTH),
     Row("objective", "bert", makes("objective", "bert")),
     Row("trigram_rate", "0.2", {**makes("word_order", DIFFERENT), f"{RECIPE}/word_order/rate": 0.2}),

@@ -19,6 +19,7 @@ from observing.plain import digest
 from observing.rows import Notes, stand_in
 
 import commands.devices
+import commands.exporting
 import commands.session
 import conversion.loading
 import tasks.fisher
@@ -110,6 +111,11 @@ def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     patch.setattr(tasks.text_generator, "TextGenerator", generator_of(notes))
     patch.setattr(tasks.fisher, "fisher_information", fisher_of(notes))
     patch.setattr(conversion.loading, "load_into", loader_of(notes))
+    patch.setattr(
+        commands.exporting,
+        "export",
+        lambda session, options, splits: notes.add("export", str(commands.exporting.target_of(options))),
+    )
 
 
 def _placement(*, model_parallel: int, fsdp: bool) -> Any:

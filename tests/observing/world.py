@@ -15,10 +15,13 @@ import numpy as np
 
 import create_pretraining_data
 from commands.flags import parse
+from conversion.tokenizer_files import sentencepiece_pieces
 from conversion.writers import write_ours, write_tf1
 from data.tokenizers.training import train_sentencepiece, train_wordpiece
 from data.tokenizers.wordpiece import is_ideograph, vocabulary_bytes
 from modeling import ClassifierModel, Config, PretrainingModel, variable_shapes
+from tasks.datasets import find_row
+from tasks.run_file import RunFile, TokenizerFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "data/samples"
@@ -86,6 +89,7 @@ def make_world(folder: Path) -> None:
     (folder / "vocab.txt").write_bytes(vocabulary_bytes(vocabulary))
     (folder / "reversed.txt").write_bytes(vocabulary_bytes([*vocabulary[:104], *reversed(vocabulary[104:])]))
     (folder / "spiece.model").write_bytes(train_sentencepiece((text + other).splitlines(), vocab_size=VOCAB_SIZE))
+    make_pieces(folder, (text + other).splitlines())
     for name, config in CONFIGS.items():
         (folder / f"{name}.json").write_text(config.to_json())
     (folder / "tasks.toml").write_text(TASK_FILE)
@@ -94,6 +98,14 @@ def make_world(folder: Path) -> None:
     make_questions(folder)
     make_answers(folder)
     make_checkpoints(folder)
+
+
+def make_pieces(folder: Path, lines: list[str]) -> None:
+    """Write the two files of ERNIE-M's tokenizer: a SentencePiece model, and the ids of its pieces."""
+    model = train_sentencepiece(lines, vocab_size=VOCAB_SIZE, layout="xlmr")
+    pieces = [piece for piece, _, _ in sentencepiece_pieces(model)[0]][3:]
+    (folder / "pieces.model").write_bytes(model)
+    (folder / "pieces.txt").write_bytes(vocabulary_bytes(["[CLS]", "[PAD]", "[SEP]", "[UNK]", *pieces, "[MASK]"]))
 
 
 def documents(name: str) -> str:
@@ -174,6 +186,9 @@ def make_pairs(folder: Path) -> None:
         for split in ("train", "dev"):
             name = folder / f"translations/{split}.deu-eng.{end}"
             name.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    rows = [line.split("\t") for line in (folder / "other_pairs/test.txt").read_text(encoding="utf-8").splitlines()]
+    trial = ({"premise": a, "hypothesis": b, "label": int(label)} for a, b, label in rows)
+    (folder / "trial.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in trial), encoding="utf-8")
     (folder / "gb18030_pairs").mkdir()
     for path in (folder / "pairs").iterdir():
         text = path.read_text(encoding="utf-8")
@@ -212,6 +227,11 @@ def make_checkpoints(folder: Path) -> None:
     write_ours(folder / "run/best", CONFIGS["shared"], tensors(CONFIGS["shared"], seed=1))
     write_ours(folder / "run/checkpoints/step_00000002", CONFIGS["shared"], shared)
     write_ours(folder / "classifier", CONFIG, tensors(CONFIG, classes=2))
+    (folder / "another_run").mkdir()
+    another = RunFile(
+        kind="classification", config=CONFIG, computation={}, tokenizer=TokenizerFile(), row=find_row("sst_2")
+    )
+    another.write(folder / "another_run")
     write_ours(folder / "ended/best", CONFIG, tensors(CONFIG, classes=2, seed=1))
     write_ours(folder / "ended/checkpoints/step_00000000", CONFIG, tensors(CONFIG, classes=2))
     lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}

@@ -1,5 +1,6 @@
 """Laws of layer-wise decay, freezing and gradual unfreezing, over the names of real models."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -107,3 +108,16 @@ def test_more_layers_than_there_are():
     with pytest.raises(UsageError) as error:
         frozen_expressions(BERT, 13)
     assert str(error.value) == "--freeze_layers=13: the model has 12 layers; freeze at most so many"
+
+
+def test_the_rates_of_ernie_m_are_those_of_its_script():
+    """Layer k of n has decay^(n - k), embeddings decay^(n + 1), pooler and classifier 1."""
+    for layers, wanted in ((12, {0: 0.0687, 11: 0.8, None: 0.0550}), (24, {0: 0.0047, 23: 0.8, None: 0.0038})):
+        rules = learning_rate_multipliers(dataclasses.replace(BERT, num_hidden_layers=layers), 0.8, 0.0, 100)
+        places = {k: f"backbone/encoder/attention_{k}/query/kernel" for k in range(layers)}
+        names = {None: "backbone/embeddings/word_embeddings", **places}
+        for k, name in names.items():
+            (factor,) = [factor for expression, factor, start in rules if re.search(expression, name) and start == 0]
+            assert factor == pytest.approx(0.8 ** (layers + 1 if k is None else layers - k))
+            assert k not in wanted or round(factor, 4) == wanted[k]
+        assert not [rule for rule in rules if re.search(rule[0], "backbone/pooler/kernel classifier/kernel")]

@@ -1,0 +1,314 @@
+"""A trained model as a SavedModel on ids, which TensorFlow alone loads: written, loaded in a bare process, compared.
+
+    EXPORT/saved_model.pb, variables/   input_ids, attention_mask (token_type_ids) -> what the task predicts, float32
+    EXPORT/vocab.txt, ...               the tokenizer's files
+    EXPORT/labels.json                  names of the classes, in the order of the outputs
+    EXPORT/export.json                  inputs, outputs, tokenizer, template, sizes of all files
+
+Batch and length of the inputs are free. Needs Keras on TensorFlow; `python -m serving.exporting JOB.json` is the whole
+of it in a process of its own, for runs on another backend or device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from absl.app import UsageError
+
+from ground.documents import read_json
+from ground.outputs import plain_file
+from tasks.inputs import IDS, INPUTS, MASK, TYPES
+
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+    from tasks.run_file import RunFile
+
+Arrays = Mapping[str, np.ndarray]
+Samples = Sequence[tuple[Arrays, Arrays]]
+"""Batches as a run has them, each with what its weights predicted."""
+
+NAME, LABELS, FORMAT = "export.json", "labels.json", "divan export"
+_VERSION = 1
+TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.1, "mixed_float16": 0.05}
+"""By the precision that a run computed in; the export computes in float32."""
+_CHECK = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+signature = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+given, found = np.load(sys.argv[2]), {}
+for key in given.files:
+    number, name = key.split("/")
+    found.setdefault(number, {})[name] = tf.constant(given[key])
+answers = {f"{number}/{name}": value for number, inputs in found.items() for name, value in signature(**inputs).items()}
+np.savez(sys.argv[3], **answers)
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: of the export.
+        num_bytes: of all files.
+        examples: whose answers were compared; of several rows each counts.
+        difference: the largest, relative to 1 + the answer.
+    """
+
+    folder: Path
+    num_bytes: int
+    examples: int
+    difference: float
+
+
+class _ExportShape(TypedDict):
+    format: str
+    files: dict[str, int]
+    inputs: dict[str, list[int | None]]
+
+
+class _JobShape(TypedDict):
+    run_folder: str
+    weights: str
+    samples: str
+    target: str
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder is an export of ours, and holds nothing else: `export.json` has each file by its size."""
+    try:
+        content = read_json(folder / NAME, _ExportShape, what="an export.json")
+    except (OSError, UsageError):
+        return False
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    sizes = content["files"]
+    listed = {*files} - {NAME} == {*sizes} and all(plain_file(files[name], size) for name, size in sizes.items())
+    return content["format"] == FORMAT and listed
+
+
+def inputs_of(content: RunFile) -> dict[str, list[int | None]]:
+    """Return the inputs of the SavedModel of a run with their shapes; None for an axis that is free.
+
+    Raises `UsageError` for a run whose answers are not of one pass over ids.
+    """
+    if content.row is None or content.row.kind == "generation":
+        raise UsageError("only runs of run_classifier.py are written as a SavedModel on ids")
+    pairs = content.row.kind in ("matching", "mining") or content.row.plug_in
+    rows: list[int | None] = [2] if pairs else [None] if content.row.kind == "choice" else []
+    has_types = content.config.type_vocab_size > 1
+    return {name: [None, *rows, None] for name, ours in INPUTS.items() if has_types or ours != TYPES}
+
+
+def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, content: RunFile) -> None:
+    """Write the SavedModel and what belongs to it into the empty `folder`; the model computes in float32."""
+    import tensorflow
+
+    tf: Any = tensorflow
+    shapes = inputs_of(content)
+
+    class Served(tf.Module):
+        """The model and the function that answers."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec(shapes[name], tf.int32, name) for name in shapes])
+        def answers(self, *inputs: Any) -> dict[str, Any]:
+            features = {INPUTS[name]: value for name, value in zip(shapes, inputs, strict=True)}
+            features.setdefault(TYPES, tf.zeros_like(features[IDS]))
+            return dict(task.predictions(self._whole, features))
+
+        def _whole(self, features: Any, training: bool = False, scores_only: bool = False) -> Any:
+            # Heads that read the first position alone have a shorter way, whose last layer needs a known length.
+            return self.model(features, training=training)
+
+    served = Served()
+    tf.saved_model.save(served, str(folder), signatures=served.answers)
+    outputs = served.answers.get_concrete_function().structured_outputs
+    names = [path.name for path in tokenizer.save(folder)]
+    described = describe(content, tokenizer, names)
+    described |= {"inputs": shapes, "outputs": {name: value.shape.as_list() for name, value in sorted(outputs.items())}}
+    if content.row is not None and content.row.labels:
+        _write_json(folder / LABELS, described["labels"])
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+    _write_json(folder / NAME, described | {"files": dict(sorted(files.items()))})
+
+
+def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> dict[str, Any]:
+    """Return what whoever makes inputs and reads outputs has to know; `files` are the tokenizer's."""
+    row, template = content.row, tokenizer.template
+    assert row is not None
+    known = dataclasses.asdict(content.tokenizer)
+    return {
+        "format": FORMAT,
+        "version": _VERSION,
+        "task": row.name,
+        "kind": row.kind,
+        "labels": list(class_names(content)),
+        "threshold": row.threshold,
+        "max_seq_length": content.tokenizer.max_seq_length,
+        "tokenizer": {name: known[name] for name in ("fingerprint", "do_lower_case", "segmentation")}
+        | {"files": files},
+        "template": {**dataclasses.asdict(template), "pad": tokenizer.pad_id},
+    }
+
+
+def class_names(content: RunFile) -> tuple[str, ...]:
+    """Return what the numbers of a run's classes mean: labels, of a tagger the tags of its types of entities."""
+    assert content.row is not None
+    if content.row.kind != "tagging":
+        return content.row.labels
+    from tasks.kinds.tagging import tag_names
+
+    return tuple(tag_names(content.row.labels))
+
+
+def answers_of(folder: Path, samples: Samples) -> dict[str, np.ndarray]:
+    """Return the answers of an export, as NUMBER/NAME, in a process with TensorFlow alone; raises `UsageError`."""
+    names = read_json(folder / NAME, _ExportShape, what="an export.json")["inputs"]
+    with tempfile.TemporaryDirectory() as scratch:
+        given, answered = Path(scratch) / "given.npz", Path(scratch) / "answered.npz"
+        inputs = [(f"{n}/{name}", each[INPUTS[name]]) for n, (each, _) in enumerate(samples) for name in names]
+        _save_arrays(given, dict(inputs))
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _CHECK, str(folder.resolve()), str(given), str(answered)],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["it ended"])[-1]
+            raise UsageError(f"the SavedModel cannot be used by TensorFlow alone, so none of it is kept: {why[:500]}")
+        return dict(np.load(answered))
+
+
+def compare(found: Arrays, samples: Samples, tolerance: float) -> float:
+    """Return how far answers, as NUMBER/NAME, are from the run's, at most; raises `UsageError` where it is too far."""
+    worst = 0.0
+    for number, (_, wanted) in enumerate(samples):
+        for name, value in wanted.items():
+            apart = np.abs(found[f"{number}/{name}"].astype(np.float64) - value) / (1 + np.abs(value))
+            worst = max(worst, float(np.max(np.where(np.isfinite(apart), apart, np.inf), initial=0.0)))
+    if worst > tolerance:
+        raise UsageError(
+            f"the SavedModel's answers are {worst:.1e} from the run's, {tolerance:.0e} is allowed: none of it is kept"
+        )
+    return worst
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its place at the end; on an error nothing changes.
+
+    Raises `UsageError` where something lies there that is no export.
+    """
+    if target.exists() and not is_export(target):
+        raise UsageError(
+            f"{target} exists and is no export of ours: its {NAME} does not list what it holds; move it away"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            former = folder.with_suffix(".old")
+            target.replace(former)
+            folder.replace(target)
+            shutil.rmtree(former)
+        else:
+            folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def export_run(run_folder: Path, weights: Path, target: Path, samples: Samples) -> Exported:
+    """Write the run of a folder with the weights of a checkpoint to `target`, once its answers are those of the run.
+
+    Raises `UsageError` where they are not; what lay at `target` then stays.
+    """
+    from conversion.loading import load_into
+    from conversion.readers import read_checkpoint
+    from tasks.run_file import RunFile
+
+    content = RunFile.read(run_folder)
+    inputs_of(content)
+    tolerance = TOLERANCE[content.computation.get("dtype", "float32")]
+    plain = {"dtype": "float32", "seed": 0, "remat": False, "scan": False}
+    task = dataclasses.replace(content, computation=plain).task()
+    model = task.build_model()
+    load_into(model, read_checkpoint(weights, config=content.config))
+    with replacing(target) as folder:
+        write_export(folder, task, model, content.tokenizer.load(run_folder), content)
+        difference = compare(answers_of(folder, samples), samples, tolerance)
+        # Of the rows that fill up a batch none has a token.
+        examples = sum(int(np.any(features[MASK], axis=-1).sum()) for features, _ in samples)
+        size = sum(path.stat().st_size for path in _files(folder))
+    return Exported(target, size, examples, difference)
+
+
+def save_samples(path: Path, samples: Samples) -> None:
+    """Write samples as a file that `load_samples` reads."""
+    flat = {
+        f"{n}/{part}/{name}": value
+        for n, pair in enumerate(samples)
+        for part, arrays in enumerate(pair)
+        for name, value in arrays.items()
+    }
+    _save_arrays(path, flat)
+
+
+def load_samples(path: Path) -> Samples:
+    """Return what `save_samples` wrote."""
+    pairs: dict[int, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    for key, value in np.load(path).items():
+        number, part, name = key.split("/")
+        pairs.setdefault(int(number), ({}, {}))[int(part)][name] = value
+    return [pairs[number] for number in sorted(pairs)]
+
+
+def _save_arrays(path: Path, arrays: Arrays) -> None:
+    save: Any = np.savez  # whose keywords are the names of the arrays, but for one
+    save(path, **arrays)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(job_file: str) -> int:
+    """Do the job that a JSON file describes; print what was made as JSON, or one line on stderr and return 2."""
+    try:
+        job = read_json(job_file, _JobShape, what="a job of exporting")
+        samples = load_samples(Path(job["samples"]))
+        made = export_run(Path(job["run_folder"]), Path(job["weights"]), Path(job["target"]), samples)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps({**dataclasses.asdict(made), "folder": str(made.folder)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
