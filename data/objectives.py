@@ -6,7 +6,7 @@ Only the standard library is imported, so that flags offer the names before NumP
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +126,15 @@ OBJECTIVES: Mapping[str, Objective] = {
         streams=2,
     ),
 }
+
+# What a row says of its paper and of what is learnt, and not of its records.
+_NOT_OF_RECORDS = ("paper", "summary", "losses", "streams")
+
+
+def same_records(one: str, other: str) -> bool:
+    """Whether the examples of one row are those of the other, so that either learns from records made for the other."""
+    if one == other:
+        return True
+    rows = [OBJECTIVES[name] for name in (one, other) if name in OBJECTIVES]
+    names = [field.name for field in fields(Objective) if field.name not in _NOT_OF_RECORDS]
+    return len(rows) == 2 and all(getattr(rows[0], name) == getattr(rows[1], name) for name in names)
