@@ -15,7 +15,7 @@ from absl.app import UsageError
 
 import run_pretraining
 from commands import session as of_session
-from commands.records import Records
+from commands.records import AllRecords, Records
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
 from commands.weights import restore
 from data.objectives import OBJECTIVES
@@ -154,7 +154,9 @@ def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatc
     )
     records.scored = Records.scored.fget(records)  # pyright: ignore[reportOptionalCall]
     session = types.SimpleNamespace(
-        together=lambda function: records, start=lambda: Config(**SHAPE), check_fit=check_fit
+        together=lambda function: AllRecords({"albert": records}, {"albert": 1.0}),
+        start=lambda: Config(**SHAPE),
+        check_fit=check_fit,
     )
     monkeypatch.setattr(Session, "check", lambda *values: session)
     options = run_pretraining.Options(do_train=True, input_file=("x",), output_dir="x", bert_config_file="x")
@@ -203,9 +205,10 @@ def test_several_languages_are_scored_apart_and_on_average():
 
     session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
     options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
-    records: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    part: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    records = AllRecords({"albert": part}, {"albert": 1.0})
     assert run_pretraining.evaluate(session, options, records) == evaluate([3.0])
-    records.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
+    part.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
     assert run_pretraining.evaluate(session, options, records) == {
         **evaluate([4.0]),
         "loss_en": 3.0,
