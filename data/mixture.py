@@ -38,7 +38,12 @@ def marked(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
     What is compiled for a batch depends on the names and shapes of its features. So two members whose batches are alike
     have programs of their own, each of which knows its member.
     """
-    return {**batch, _MARK + name: np.zeros(len(next(iter(batch.values()))), np.int32)}
+    return {**batch, mark_name(name): np.zeros(len(next(iter(batch.values()))), np.int32)}
+
+
+def mark_name(name: str) -> str:
+    """Return the feature by which a batch says that it is of the member of that name; int32 [B]."""
+    return _MARK + name
 
 
 def mark_of(batch: Mapping[str, Any]) -> str:
