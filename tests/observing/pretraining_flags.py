@@ -35,6 +35,7 @@ ROWS = (
     Row("input_file", "{world}/other/*.tfrecord", {"training": DIFFERENT, "held out": DIFFERENT}),
     Row("eval_input_file", "{world}/other/zh.held_out.tfrecord", {"held out": DIFFERENT}),
     Row("objective", "bert", {"task": DIFFERENT, f"{RUN_FILE}/objective": "bert"}, BARE),
+    Row("objective", "albert:2", {}, reason="one objective has all steps, whatever its share"),
     Row(
         "objective",
         "albert:0.25,palm:0.75",
