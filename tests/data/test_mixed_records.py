@@ -157,9 +157,9 @@ def test_objectives_may_share_records_and_read_them_in_orders_of_their_own(folde
     assert not same_records("masked_lm", "no row")
     for files in (("masked_lm/x.en*.tfrecord",), tuple(f"{n}=masked_lm/x.en*.tfrecord" for n in ("masked_lm", "twin"))):
         found = records({"masked_lm": 0.5, "twin": 0.5}, *files)
-        datasets = [part.training for part in found.parts.values()]
-        assert datasets[0].paths == datasets[1].paths
-        assert not np.array_equal(*(dataset.batch(0)["input_ids"] for dataset in datasets))
+        one, other = (part.training for part in found.parts.values())
+        assert one.paths == other.paths
+        assert not np.array_equal(one.batch(0)["input_ids"], other.batch(0)["input_ids"])
         assert len(found.paths()) == 1
     assert records({"twin": 1.0}, "masked_lm/x.en*.tfrecord").first.objective == "twin"
     # What is named is read by the named one alone.

@@ -92,13 +92,24 @@ def alone_and_mixed(name: str, **arguments: Any) -> dict[str, np.ndarray]:
     return found | first_step("mixed", task(), marked(batch, name), **arguments)
 
 
+def over_devices() -> dict[str, Any]:
+    """Calls of two steps, on JAX on two devices."""
+    if keras.config.backend() != "jax":
+        return {"steps_per_call": 2}
+    import jax
+
+    from training.placement import create_placement
+
+    return {"steps_per_call": 2, "placement": create_placement(jax.devices()[:2])}
+
+
 def cases() -> dict[str, np.ndarray]:
     """Everything, for a comparison of backends."""
-    found = {f"turns/{key}": x for key, x in in_turn().items()}
+    found = {f"turns/{key}": x for key, x in in_turn(**over_devices()).items()}
     for name in OBJECTIVES:
         found |= {f"first/{name}/{key}": x for key, x in alone_and_mixed(name).items()}
     return found | {f"initial/{key}": x for key, x in engine(task()).state().items()}
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **cases())
+    np.savez(sys.argv[1], allow_pickle=False, **cases())

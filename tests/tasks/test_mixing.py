@@ -122,7 +122,7 @@ def test_schedules_and_predictions_are_those_of_the_objective():
 def on_jax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     path = tmp_path_factory.mktemp("jax") / "found.npz"
     command = [sys.executable, "-W", "error", str(Path(mixing_cases.__file__)), str(path)]
-    done = subprocess.run(command, env=environment_on_jax(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment_on_jax(devices=2), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(np.load(path))
 
@@ -169,7 +169,7 @@ def test_what_an_objective_does_not_train_keeps_its_value(on_jax):
 
 
 @pytest.mark.slow
-def test_alike_batches_swap_no_names_however_calls_and_micro_batches_cut_them_on_both_backends(on_jax):
+def test_alike_batches_swap_no_names_however_calls_devices_and_micro_batches_cut_them_on_both_backends(on_jax):
     expected = below(on_jax, "turns/")
     for n, name in enumerate((*SEQUENCE, *mixing_cases.ALIKE)):
         assert {key for key in expected if key.startswith(f"{n}/") and key.endswith(("_loss", "_accuracy"))} == {

@@ -92,10 +92,12 @@ def test_the_engine_has_the_limit_of_the_kind_of_its_batches(on_spike: str):
             return [{"loss": 1.0} for _ in batches]
 
     progress = LoopProgress(limits_of_kinds={"a": 3.0})
-    plan = RunPlan(num_steps=9, output_dir=Path(), config={}, on_spike=on_spike, kind_of=lambda batch: batch["kind"])
+    plan = RunPlan(
+        num_steps=9, output_dir=Path(), config={}, on_spike=on_spike, kind_of=lambda batch: str(batch["kind"])
+    )
     run = SimpleNamespace(engine=Engine(), plan=plan, progress=progress, limits={})
     loop: Any = SimpleNamespace(run=run)
-    results = _Loop._trained(loop, [{"kind": kind} for kind in "aabaa"])
+    results = _Loop._trained(loop, [{"kind": np.array(kind)} for kind in "aabaa"])
     assert len(results) == 5
     skips = [(3.0, 2), (float("inf"), 1), (3.0, 2)]
     assert seen == (skips if on_spike == "skip" else [(float("inf"), 5)])
