@@ -412,20 +412,18 @@ def evaluate(session: Session, options: Options, records: AllRecords) -> dict[st
     """Return the losses and accuracies of the present weights on the held-out records.
 
     Of several languages each is scored by itself: `NAME_en` is the loss of one, NAME the mean over all. Of several
-    objectives each has losses of its own name, and `loss` is the mean by their shares.
+    objectives each has losses under its own name, and `loss` is the mean by their shares.
     """
     found = {name: evaluate_part(session, options, records, name) for name in records.parts}
     if not records.are_mixed:
         return found[next(iter(found))]
-    loss = sum(records.shares[name] * scores["loss"] for name, scores in found.items())
-    # What only some languages of an objective give, as `loss_en`, would be of none.
-    own = [{name: x for name, x in scores.items() if not is_whole(name)} for scores in found.values()]
-    return {"loss": loss} | {name: x for scores in own for name, x in scores.items()}
-
-
-def is_whole(name: str) -> bool:
-    """Whether a score is the weighted sum of losses, of all or of one language."""
-    return name == "loss" or name.startswith("loss_")
+    all_scores = {"loss": sum(records.shares[name] * scores["loss"] for name, scores in found.items())}
+    for objective, scores in found.items():
+        # The sum of its losses, `loss` and `loss_en`, has the objective's name unless its only loss has that already.
+        wholes = {name: x for name, x in scores.items() if name == "loss" or name.startswith("loss_")}
+        own = {name: x for name, x in scores.items() if name not in wholes}
+        all_scores |= {f"{objective}_{name}": x for name, x in wholes.items()} | own
+    return all_scores
 
 
 def evaluate_part(session: Session, options: Options, records: AllRecords, objective: str) -> dict[str, float]:

@@ -160,6 +160,7 @@ def open_records(options: Any) -> AllRecords:
     if options.eval_input_file:
         held_out = files_of_objectives(options.eval_input_file, objectives, "--eval_input_file")
     parts = {name: open_part(options, name, shards[name], held_out.get(name)) for name in objectives}
+    check_lengths(options, parts)
     check_one_vocabulary(parts.values())
     check_language_flags(options, parts)
     if options.pooled_loss and not any(part.shuffled for part in parts.values()):
@@ -228,7 +229,8 @@ def open_dataset(
         shards,
         batch_size,
         seed=options.seed if seed is None else seed,
-        max_seq_length=options.max_seq_length,
+        # Of several objectives each has a length of its own (`check_lengths`).
+        max_seq_length=options.max_seq_length if len(options.shares) == 1 else None,
         max_predictions_per_seq=options.max_predictions_per_seq,
         bounds=Bounds(num_labels=len(OBJECTIVES[objective].labels) or None),
     )
@@ -297,6 +299,16 @@ def check_language_flags(options: Any, parts: Mapping[str, Records]) -> None:
             f"--language_alpha={options.language_alpha:g} but the records are of one language: make them with "
             "create_pretraining_data.py --input_file=en=TEXT,zh=TEXT, or leave it out"
         )
+
+
+def check_lengths(options: Any, parts: Mapping[str, Records]) -> None:
+    """Raise `UsageError` where the records of one of several objectives have another length than is asked for."""
+    for name, part in parts.items():
+        if options.max_seq_length not in (None, found := part.training.max_seq_length):
+            raise UsageError(
+                f"--max_seq_length={options.max_seq_length} but the records of {name} have max_seq_length={found}: "
+                "leave it out, and each objective has its own"
+            )
 
 
 def check_one_vocabulary(parts: Iterable[Records]) -> None:

@@ -236,6 +236,10 @@ class _Loop:
         shift = run.progress.batches_passed_over
         batches = self.prefetcher.take(first + shift, count, plan.num_steps + shift)
         results = self._trained(batches)
+        for batch, result in zip(batches, results, strict=True):
+            if kind := plan.kind_of(batch):
+                # The mean of `loss` over steps is one over kinds; a kind that has no loss of its name has this one.
+                result.setdefault(f"{kind}_loss", result["loss"])
         self._measure(batches, time.monotonic() - started)
         for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
             decision = decide(run.progress, step, result, plan, plan.kind_of(batch))

@@ -18,6 +18,7 @@ from commands import session as of_session
 from commands.records import AllRecords, Records
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
 from commands.weights import restore
+from data.mixture import mark_of
 from data.objectives import OBJECTIVES
 from modeling import Config
 from training import checkpoints, processes
@@ -215,4 +216,38 @@ def test_several_languages_are_scored_apart_and_on_average():
         "masked_lm_loss_en": 6.0,
         "loss_en-zh": 5.0,
         "masked_lm_loss_en-zh": 10.0,
+    }
+
+
+def test_several_objectives_are_scored_apart_and_on_average():
+    def evaluate(batches: Any) -> dict[str, float]:
+        (batch,) = batches
+        objective = mark_of(batch)
+        found = float(batch["x"][0])
+        names = ("veco_masked_lm_loss", "veco_crossed_loss") if objective == "veco" else (f"{objective}_loss",)
+        return {"loss": found, **dict.fromkeys(names, found / 2), f"{objective}_accuracy": 0.5}
+
+    def of(**values: float) -> Any:
+        def dataset(value: float) -> Any:
+            return types.SimpleNamespace(evaluation_batches=lambda size: iter([{"x": np.array([value])}]))
+
+        return types.SimpleNamespace(held_out_languages={name: dataset(value) for name, value in values.items()})
+
+    session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
+    options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
+    records = AllRecords({"tlm": of(en_zh=4.0), "veco": of(en=6.0, zh=10.0)}, {"tlm": 0.75, "veco": 0.25})
+    assert run_pretraining.evaluate(session, options, records) == {
+        "loss": 0.75 * 4 + 0.25 * 8,
+        "tlm_loss": 2.0,
+        "tlm_accuracy": 0.5,
+        "veco_loss": 8.0,
+        "veco_loss_en": 6.0,
+        "veco_loss_zh": 10.0,
+        "veco_masked_lm_loss": 4.0,
+        "veco_masked_lm_loss_en": 3.0,
+        "veco_masked_lm_loss_zh": 5.0,
+        "veco_crossed_loss": 4.0,
+        "veco_crossed_loss_en": 3.0,
+        "veco_crossed_loss_zh": 5.0,
+        "veco_accuracy": 0.5,
     }

@@ -212,6 +212,14 @@ def test_files_that_do_not_match_are_one_line(folder: Path, shares: dict[str, fl
     assert "\n" not in str(error.value)
 
 
+def test_each_objective_has_its_own_length(folder: Path):
+    with pytest.raises(
+        UsageError, match=r"--max_seq_length=16 but the records of tlm have max_seq_length=24: leave it"
+    ):
+        records(HALVES, *BOTH, max_seq_length=16)
+    assert records(HALVES, *BOTH).max_seq_length == 24
+
+
 def test_what_is_named_may_have_no_manifest(folder: Path):
     found = records(HALVES, "masked_lm=bare/b.tfrecord", "tlm/*.tfrecord", do_eval=False)
     assert found.parts["masked_lm"].training.manifest is None

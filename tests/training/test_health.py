@@ -104,6 +104,23 @@ def test_the_engine_has_the_limit_of_the_kind_of_its_batches(on_spike: str):
     assert run.limits == ({"a": 3.0, "b": float("inf")} if on_spike == "skip" else {})
 
 
+@pytest.mark.slow
+def test_a_step_has_the_loss_of_its_kind(tmp_path):
+    def kind(batch):
+        return "ab"[int(batch["ids"][0, 0]) % 2]
+
+    seen = []
+
+    class Watching(Hook):
+        def steps(self, run, batches, results):
+            seen.extend((kind(batch), result) for batch, result in zip(batches, results, strict=True))
+
+    run(tmp_path, ToyDataset(), hooks=[Watching()], num_steps=6, kind_of=kind)
+    assert {name for name, _ in seen} == {"a", "b"}
+    for name, result in seen:
+        assert {key: result[key] for key in ("a_loss", "b_loss") if key in result} == {f"{name}_loss": result["loss"]}
+
+
 class Recorder(Hook):
     def __init__(self):
         self.losses, self.skipped, self.went_back_to, self.ends = {}, [], [], []
