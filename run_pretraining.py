@@ -237,7 +237,7 @@ def run_file(session: Session, options: Options, records: AllRecords) -> RunFile
     from commands.resuming import data_of_records
     from tasks.run_file import PRETRAINING, MixedObjective, RunFile, TokenizerFile
 
-    tokenizer = records.first.tokenizer_facts(session.config, options.bert_config_file)
+    tokenizer = records.tokenizer_facts(session.config, options.bert_config_file)
     mixed = {
         name: MixedObjective(share=share, shuffles_words=records.parts[name].shuffled)
         for name, share in records.shares.items()

@@ -126,6 +126,11 @@ class AllRecords:
         """Whether there is something to evaluate on."""
         return self.first.held_out is not None
 
+    def tokenizer_facts(self, config: Config, config_file: str) -> dict[str, Any]:
+        """Return those of the one vocabulary, as far as any manifest tells them; see `Records.tokenizer_facts`."""
+        found = [part.tokenizer_facts(config, config_file) for part in self.parts.values()]
+        return next((facts for facts in found if facts["fingerprint"]), found[0])
+
     def paths(self, *, held_out: bool = False) -> list[Path]:
         """Return the files of all objectives."""
         found = [part.held_out if held_out else part.training for part in self.parts.values()]
