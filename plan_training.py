@@ -20,6 +20,7 @@ from absl.app import UsageError
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 from commands.options import OPTIMIZERS
+from commands.shares import as_text, shares_of
 from data.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ class Options:
     _objective: ClassVar = Group.OBJECTIVE
     objective: str = flag(
         "albert",
-        help="what is learnt",
+        help="what is learnt; of several, as masked_lm:0.5,tlm:0.5, the largest step decides the memory, and "
+        "operations and time are means by their shares",
         choices=tuple(OBJECTIVES),
+        mixed=True,
     )
     _examples: ClassVar = Group.EXAMPLES
     max_seq_length: int = flag(512, help="of the records", unit="tokens", minimum=1, essential=True)
@@ -101,6 +104,16 @@ class Options:
     )
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Share of the steps by objective; raises `UsageError`."""
+        return shares_of(self.objective, OBJECTIVES, "objective")
+
+    @property
+    def alone(self) -> dict[str, Options]:
+        """The options of every objective by itself; what follows here is of one objective."""
+        return {name: dataclasses.replace(self, objective=name) for name in self.shares}
+
+    @property
     def masked_positions(self) -> int:
         """Masked tokens of an example."""
         return self.max_predictions_per_seq or math.ceil(0.15 * self.max_seq_length)
@@ -110,21 +123,31 @@ class Options:
         """Positions of an example that are scored over the vocabulary."""
         from data.forms import scored_per_prediction
 
-        return self.masked_positions * scored_per_prediction(self.objective) + self.max_word_order_per_seq
+        return self.masked_positions * scored_per_prediction(as_text(self.shares)) + self.max_word_order_per_seq
 
     @property
     def other_positions(self) -> int:
         """Tokens of a second text that is read; 0 without one."""
         from data.forms import FORMS, texts_read
 
-        return self.max_seq_length * (texts_read(FORMS[OBJECTIVES[self.objective].form]) - 1)
+        return self.max_seq_length * (texts_read(FORMS[OBJECTIVES[as_text(self.shares)].form]) - 1)
+
+    @property
+    def lengths(self) -> tuple[int, int, int, int]:
+        """Tokens, scored positions, positions of the decoder and tokens of a second text of an example."""
+        return self.max_seq_length, self.predictions, self.target_positions, self.other_positions
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.train_batch_size * (self.max_seq_length + self.target_positions + self.other_positions)
 
     @property
     def target_positions(self) -> int:
         """Positions of the decoder; 0 without one."""
         from data.continuation import Continuation
 
-        continuing = OBJECTIVES[self.objective].continuing
+        continuing = OBJECTIVES[as_text(self.shares)].continuing
         if continuing is None:
             return 0
         found = Continuation.of(continuing, self.max_seq_length, max_target_length=self.max_target_length)
@@ -136,7 +159,8 @@ class Options:
 class Plan:
     """The needs of one choice of flags on one kind of chip; bytes are per chip, of the state between steps by name.
 
-    `peak_bytes` is None where the compiler found that it does not fit and did not say by how much.
+    `peak_bytes` is None where the compiler found that it does not fit and did not say by how much. Of several
+    objectives `parts` has the plan of each with its share of the steps.
     """
 
     options: Options
@@ -145,6 +169,27 @@ class Plan:
     capacity_bytes: float
     collectives: Mapping[str, float]
     facts: Mapping[str, str]
+    parts: tuple[tuple[float, Plan], ...] = ()
+
+    @classmethod
+    def of_parts(cls, options: Options, plans: Sequence[Plan]) -> Plan:
+        """Return the plan of several objectives: each step has to fit, and traffic is the mean by shares."""
+        parts = tuple(zip(options.shares.values(), plans, strict=True))
+        peaks = [plan.peak_bytes for plan in plans]
+        sent: dict[str, float] = {}
+        for share, plan in parts:
+            for kind, size in plan.collectives.items():
+                sent[kind] = sent.get(kind, 0.0) + share * size
+        facts = {f"{name}, {plan.options.objective}": fact for plan in plans for name, fact in plan.facts.items()}
+        return cls(
+            options,
+            max((plan.held_bytes for plan in plans), key=lambda held: sum(held.values())),
+            None if None in peaks else max(peak for peak in peaks if peak is not None),
+            plans[0].capacity_bytes,
+            sent,
+            facts,
+            parts,
+        )
 
     @property
     def fits(self) -> bool:
@@ -157,7 +202,7 @@ NEEDS = (
     Need(
         ("max_target_length",),
         f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
-        lambda o: OBJECTIVES[o.objective].continuing,
+        lambda o: any(OBJECTIVES[name].continuing for name in o.shares),
     ),
 )
 Planner = Callable[[Options], Plan]
@@ -189,10 +234,14 @@ def main(options: Options) -> int:
     elif options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     check_cuts(options, config, chips)
-    if OBJECTIVES[options.objective].continuing:
+    if any(OBJECTIVES[name].continuing for name in options.shares):
         from modeling.heads import check_decoder
 
         check_decoder(config)
+    if len(options.shares) > 1:
+        from modeling import declared
+
+        declared(task_of(options, config).build_model)
 
     with planner(options, config, chip, chips) as plan_of:
         chosen = largest_that_fits(options, chips, plan_of) if options.find_batch else options
@@ -290,21 +339,22 @@ def planner(options: Options, config: Config, chip: Chip, chips: int) -> Iterato
     known: dict[Options, Plan] = {}
     with contextlib.ExitStack() as stack:
         make = (
-            (lambda choice: plan_by_accounting(choice, config, chip, chips))
+            (lambda choice, whole: plan_by_accounting(choice, config, chip, chips, whole))
             if options.topology is None
             else stack.enter_context(compiling_planner(chip))
         )
 
         def plan_of(choice: Options) -> Plan:
             if choice not in known:
-                known[choice] = make(choice)
+                plans = [make(alone, choice) for alone in choice.alone.values()]
+                known[choice] = Plan.of_parts(choice, plans) if len(plans) > 1 else plans[0]
             return known[choice]
 
         yield plan_of
 
 
-def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int) -> Plan:
-    """Plan by `modeling/accounting.py`, without compiling."""
+def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int, whole: Options) -> Plan:
+    """Plan the steps of one objective of `whole` by `modeling/accounting.py`, without compiling."""
     from modeling.accounting import Layout, collective_bytes, step_memory
 
     layout = Layout(
@@ -326,24 +376,25 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
     memory = step_memory(config, layout)
     facts = {}
     if options.compile:
-        compiled = compiled_here(options)
+        compiled = compiled_here(options, whole)
         peak = compiled.peak_bytes or math.nan
         facts["peak by XLA's own analysis"] = f"{gib(peak)} in {compiled.compile_seconds:.0f} s"
     return Plan(options, memory.held, memory.peak, chip.memory_bytes, collective_bytes(config, layout), facts)
 
 
 @contextlib.contextmanager
-def compiling_planner(chip: Chip) -> Iterator[Planner]:
+def compiling_planner(chip: Chip) -> Iterator[Callable[[Options, Options], Plan]]:
     """Plan by compiling in a process of its own: if that needs more memory than is free, it alone dies."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    def plan_of(options: Options) -> Plan:
+    def plan_of(options: Options, whole: Options) -> Plan:
         cuts = difference(dataclasses.replace(options, remat=False, fsdp=False, model_parallel=1), options)
+        cuts += "" if options == whole else f"of {options.objective} "
         print(f"compiling a batch of {options.train_batch_size} {cuts} ...", file=sys.stderr, flush=True)
         try:
-            compiled = worker.submit(compiled_for_slice, options, chip.memory_bytes).result()
+            compiled = worker.submit(compiled_for_slice, options, whole, chip.memory_bytes).result()
         except BrokenProcessPool:
             hint = "" if options.scan_layers else "; --scan_layers needs far less"
             raise UsageError(f"the compiler needed more than the memory that is free on this machine{hint}") from None
@@ -354,20 +405,23 @@ def compiling_planner(chip: Chip) -> Iterator[Planner]:
         yield plan_of
 
 
-def compiled_for_slice(options: Options, capacity_bytes: float) -> Compiled:
-    """Compile the step for --topology; runs in a process of its own."""
+def compiled_for_slice(options: Options, whole: Options, capacity_bytes: float) -> Compiled:
+    """Compile the step of an objective of `whole` for --topology; runs in a process of its own."""
     from training import planning
 
     planning.prepare_environment()
     os.environ["KERAS_BACKEND"] = "jax"
     devices = planning.topology_devices(options.topology or "")
-    step, batch = abstract_step(options, devices)
+    step, batch = abstract_step(options, devices, whole)
     planning.limit_memory()
     return planning.compile_step(step, batch, capacity_bytes)
 
 
-def compiled_here(options: Options) -> Compiled:
-    """Compile the step for this machine's own devices; raises `UsageError` where they are not those of --device."""
+def compiled_here(options: Options, whole: Options) -> Compiled:
+    """Compile the step of an objective of `whole` for this machine's own devices.
+
+    Raises `UsageError` where they are not those of --device.
+    """
     import jax
 
     from training import planning
@@ -379,24 +433,35 @@ def compiled_here(options: Options) -> Compiled:
             f"--compile: this machine has {len(devices)} x {kind}, not {options.num_devices} x {options.device}; "
             "leave --compile away"
         )
-    step, batch = abstract_step(options, devices[: options.num_devices])
+    step, batch = abstract_step(options, devices[: options.num_devices], whole)
     return planning.compile_step(step, batch, math.inf)
 
 
-def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Mapping[str, Any]]:
-    """The train step of the options on `devices`, and the shapes of a batch; allocates no weights."""
-    from modeling import DTYPES, Computation, declared, load_config
-    from optimization import Constant, create_optimizer
+def task_of(options: Options, config: Config) -> Any:
+    """Return the task of all objectives of the options; raises `UsageError` where one model cannot learn them."""
+    from modeling import DTYPES, Computation
+    from tasks.mixing import MixedTask
     from tasks.pretraining import PretrainingTask
+
+    computation = Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers)
+    weights = {"word_order": 1.0} if options.max_word_order_per_seq else {}
+    tasks = {name: PretrainingTask(config, name, weights=weights, computation=computation) for name in options.shares}
+    return MixedTask(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
+
+
+def abstract_step(
+    options: Options, devices: Sequence[Any], whole: Options | None = None
+) -> tuple[JaxStep, Mapping[str, Any]]:
+    """The train step of the options on `devices`, and the shapes of a batch; allocates no weights.
+
+    Where `options` are of one objective of several, `whole` are the options of all.
+    """
+    from modeling import declared, load_config
+    from optimization import Constant, create_optimizer
     from training.jax_step import JaxStep
     from training.placement import create_placement
 
-    task = PretrainingTask(
-        load_config(options.bert_config_file),
-        options.objective,
-        weights={"word_order": 1.0} if options.max_word_order_per_seq else {},
-        computation=Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers),
-    )
+    task = task_of(whole or options, load_config(options.bert_config_file))
     step = JaxStep(
         task,
         create_optimizer(options.optimizer, Constant(1e-4)),
@@ -406,33 +471,66 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
         micro_batches=options.gradient_accumulation_steps,
         ema_decay=options.ema_decay or None,
     )
-    return step, abstract_batch(options)
+    return step, abstract_batch(options, is_marked=whole is not None and len(whole.shares) > 1)
 
 
-def abstract_batch(options: Options) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """Return shape and type of every feature of the batches that the reader yields with these lengths."""
+def abstract_batch(options: Options, *, is_marked: bool = False) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Return shape and type of every feature of the batches that the reader yields with these lengths.
+
+    A batch that `is_marked` says which of several objectives it is of.
+    """
     import jax
     import numpy as np
 
     from data.forms import FORMS
+    from data.mixture import mark_name
     from data.schema import shapes
 
     form = FORMS[OBJECTIVES[options.objective].form]
     further = {"target": options.target_positions} if options.target_positions else {}
     lengths = form.lengths(options.max_seq_length, options.masked_positions, options.max_word_order_per_seq, **further)
     features = shapes(form.schema, lengths, options.train_batch_size)
+    if is_marked:
+        features[mark_name(options.objective)] = ((options.train_batch_size,), "int32")
     return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in features.items()}
+
+
+def operations_of(options: Options, config: Config) -> int:
+    """Return the floating-point operations of a step of one objective."""
+    from modeling.accounting import flops_per_example
+
+    return options.train_batch_size * flops_per_example(config, *options.lengths)
+
+
+def times_of(plan: Plan, config: Config, chip: Chip, chips: int) -> tuple[float, float]:
+    """Return the fast and the slow end of the seconds of a step, of several objectives the mean by shares."""
+    from training.planning import roofline_of_step
+
+    fast = slow = 0.0
+    for share, part in plan.parts or ((1.0, plan),):
+        options = part.options
+        bound = roofline_of_step(
+            chip,
+            options.precision,
+            operations_of(options, config) / chips,
+            sum(part.held_bytes.values()),
+            part.peak_bytes or 0.0,
+            options.gradient_accumulation_steps,
+            part.collectives,
+        )
+        fast, slow = fast + share * bound.fast_seconds, slow + share * bound.slow_seconds
+    return fast, slow
 
 
 def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
     """Print the table of one plan."""
     from ground.tables import print_table
-    from modeling.accounting import flops_per_example, parameter_count
-    from training.planning import EFFICIENCY, roofline_of_step
+    from modeling.accounting import parameter_count
+    from training.planning import EFFICIENCY
 
     options = plan.options
-    lengths = options.max_seq_length, options.predictions, options.target_positions, options.other_positions
-    flops = options.train_batch_size * flops_per_example(config, *lengths)
+    parts = plan.parts or ((1.0, plan),)
+    flops = sum(share * operations_of(part.options, config) for share, part in parts)
     rows = [[f"{name}, a chip", gib(size)] for name, size in plan.held_bytes.items()]
     held = sum(plan.held_bytes.values())
     if plan.peak_bytes is None:
@@ -441,14 +539,14 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
         if held:
             rows.append(["activations, gradients and workspace, a chip", gib(plan.peak_bytes - held)])
         share = f"{plan.peak_bytes / plan.capacity_bytes:.0%} of {gib(plan.capacity_bytes)}"
+        for _, part in plan.parts:
+            rows.append([f"peak of {part.options.objective}, a chip", gib(part.peak_bytes or 0.0)])
         rows.append(["peak, a chip", f"{gib(plan.peak_bytes)}, {share}{'' if plan.fits else ': DOES NOT FIT'}"])
     rows.append(["operations of a step", f"{flops / 1e12:,.2f} TFLOP"])
     rows += [[f"{kind} of a step, a chip", gib(size)] for kind, size in plan.collectives.items()]
     if plan.fits:
-        peak, micro_batches = plan.peak_bytes or 0.0, options.gradient_accumulation_steps
-        bound = roofline_of_step(chip, options.precision, flops / chips, held, peak, micro_batches, plan.collectives)
-        fast, slow = bound.fast_seconds, bound.slow_seconds
-        tokens = options.train_batch_size * sum(lengths[:1] + lengths[2:])
+        fast, slow = times_of(plan, config, chip, chips)
+        tokens = sum(share * part.options.tokens for share, part in parts)
         share = flops / chips / slow / chip.flops(options.precision)
         rows += [
             ["time of a step, from the roofline", f"{1000 * fast:,.1f} to {1000 * slow:,.1f} ms"],

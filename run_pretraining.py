@@ -15,6 +15,7 @@ from absl.app import UsageError
 from commands.flags import Group, flag, run
 from commands.needs import DEVICE_NEEDS, Need, check_needs
 from commands.options import OPTIMIZERS, SPIKE_ACTIONS, TrainingOptions
+from commands.shares import numbers_of, shares_of
 from data.languages import ALPHA
 from data.objectives import OBJECTIVES
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from commands.estimate import Work
-    from commands.records import Records
+    from commands.records import AllRecords, Records
     from commands.session import Session
+    from data.objectives import Objective
     from data.reading import PretrainingDataset
+    from tasks.pretraining import PretrainingTask
     from tasks.run_file import RunFile
 
 
@@ -35,10 +38,13 @@ class Options(TrainingOptions):
     _model: ClassVar = Group.MODEL
     bert_config_file: str = flag(help="JSON file of the model's shape", aliases=("albert_config_file",))
     _data: ClassVar = Group.DATA
-    input_file: tuple[str, ...] = flag(help="record shards: paths or patterns, separated by commas")
+    input_file: tuple[str, ...] = flag(
+        help="record shards: paths or patterns, separated by commas; of several objectives each learns from what was "
+        "made for it, unless masked_lm=PATTERN says what from"
+    )
     eval_input_file: tuple[str, ...] = flag(
         (),
-        help="record shards to evaluate on; by default those that the manifest of --input_file calls held out",
+        help="record shards to evaluate on, as --input_file; by default those that its manifest calls held out",
         group=Group.EVALUATION,
     )
     language_alpha: float = flag(
@@ -58,9 +64,13 @@ class Options(TrainingOptions):
     objective: str = flag(
         "albert",
         help="what is learnt; must be what the records were made for; the order of words is learnt besides where they "
-        "hold shuffled ones",
+        "hold shuffled ones; or several, one at a step, with their shares: masked_lm:0.5,tlm:0.5",
         choices=tuple(OBJECTIVES),
+        mixed=True,
         essential=True,
+    )
+    objective_weights: str | None = flag(
+        None, help="of several objectives: factor of all losses of some, as tlm:2; each is 1 by default"
     )
     masked_lm_loss_weight: float = flag(1.0, help="weight of the masked-token loss", minimum=0)
     word_order_loss_weight: float = flag(1.0, help="weight of the loss of shuffled words", minimum=0)
@@ -135,6 +145,21 @@ class Options(TrainingOptions):
     )
     max_eval_steps: int = flag(100, help="batches of one evaluation, at most", unit="batches", minimum=1)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the steps by objective; raises `UsageError`."""
+        return shares_of(self.objective, OBJECTIVES, "objective")
+
+    @property
+    def rows(self) -> list[Objective]:
+        """What is known of the objectives."""
+        return [OBJECTIVES[name] for name in self.shares]
+
+    @property
+    def weights_of_objectives(self) -> dict[str, float]:
+        """Factor of the losses of the objectives that have one; raises `UsageError`."""
+        return numbers_of(self.objective_weights, self.shares, "objective_weights") if self.objective_weights else {}
+
 
 NEEDS = (
     *DEVICE_NEEDS,
@@ -145,23 +170,24 @@ NEEDS = (
     Need(
         ("sentence_loss_weight",),
         f"an --objective of pairs ({', '.join(name for name, row in OBJECTIVES.items() if row.labels)})",
-        lambda o: OBJECTIVES[o.objective].labels,
+        lambda o: any(row.labels for row in o.rows),
     ),
     Need(
         ("crossed_loss_weight",),
         f"an --objective of two sides ({', '.join(name for name, row in OBJECTIVES.items() if row.streams > 1)})",
-        lambda o: OBJECTIVES[o.objective].streams > 1,
+        lambda o: any(row.streams > 1 for row in o.rows),
     ),
     Need(
         ("next_tokens_loss_weight", "label_smoothing"),
         f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
-        lambda o: OBJECTIVES[o.objective].continuing,
+        lambda o: any(row.continuing for row in o.rows),
     ),
     Need(
         ("masked_lm_until",),
         "an --objective that learns more than masked tokens",
-        lambda o: len(OBJECTIVES[o.objective].losses) > 1,
+        lambda o: any(len(row.losses) > 1 for row in o.rows),
     ),
+    Need(("objective_weights",), "several objectives, as --objective=masked_lm:0.5,tlm:0.5", lambda o: len(o.rows) > 1),
 )
 
 
@@ -172,73 +198,107 @@ def main(options: Options) -> None:
     if not (options.do_train or options.do_eval):
         raise UsageError("nothing to do: give at least one of --do_train, --do_eval")
     check_needs(options, NEEDS)
+    factors = options.weights_of_objectives
     session = Session.check(options, ["bert_config_file"])
 
     from commands.records import check_ids, open_records
 
     records = session.together(lambda: open_records(options))
     config = session.start()
-    tokenizer = records.tokenizer_facts(config, options.bert_config_file)
-    session.check_fit(
-        vocab_size=tokenizer["vocab_size"],
-        vocabulary=tokenizer["file"],
-        max_seq_length=records.training.max_seq_length,
-        max_target_length=records.training.max_target_length,
-        scored=records.scored,
-    )
-    check_ids(records.training, config.vocab_size, options.bert_config_file)
+    for part in records.parts.values():
+        tokenizer = part.tokenizer_facts(config, options.bert_config_file)
+        session.check_fit(
+            vocab_size=tokenizer["vocab_size"],
+            vocabulary=tokenizer["file"],
+            max_seq_length=part.training.max_seq_length,
+            max_target_length=part.training.max_target_length,
+            scored=part.scored,
+        )
+        check_ids(part.training, config.vocab_size, options.bert_config_file)
 
-    build(session, options, records)
+    build(session, options, records, factors)
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
         load_weights(session, options)
         if options.dry_run:
-            work = work_of(options, records) if options.do_train else None
-            session.show_plan(work=work, **plan_of(session, options, records))
+            works = works_of(options, records) if options.do_train else ()
+            session.show_plan(works=works, **plan_of(session, options, records))
             return
         session.describe(lambda folder: run_file(session, options, records).tokenizer)
         scores = train(session, options, records) if options.do_train else {}
-        if records.held_out is None:
+        if not records.has_held_out:
             return
         scores = scores or evaluate(session, options, records)
         scores = {"global_step": float(session.engine.step), **scores, **floors(options, records)}
         session.finish("eval_results", scores, "held-out records")
 
 
-def run_file(session: Session, options: Options, records: Records) -> RunFile:
+def run_file(session: Session, options: Options, records: AllRecords) -> RunFile:
     """Return what the run is made of."""
     from commands.resuming import data_of_records
-    from tasks.run_file import PRETRAINING, RunFile, TokenizerFile
+    from tasks.run_file import PRETRAINING, MixedObjective, RunFile, TokenizerFile
 
     tokenizer = records.tokenizer_facts(session.config, options.bert_config_file)
+    mixed = {
+        name: MixedObjective(share=share, shuffles_words=records.parts[name].shuffled)
+        for name, share in records.shares.items()
+    }
     return RunFile(
         kind=PRETRAINING,
         config=session.config,
         computation=dataclasses.asdict(session.computation()),
-        tokenizer=TokenizerFile(fingerprint=tokenizer["fingerprint"], max_seq_length=records.training.max_seq_length),
-        objective=options.objective,
-        shuffles_words=records.shuffled,
+        tokenizer=TokenizerFile(fingerprint=tokenizer["fingerprint"], max_seq_length=records.max_seq_length),
+        objective=",".join(records.parts),
+        shuffles_words=any(part.shuffled for part in records.parts.values()),
+        objectives=mixed if records.are_mixed else {},
         data=data_of_records(records),
     )
 
 
-def reads(options: Options, records: Records) -> dict[str, Sequence[str | Path | None]]:
+def reads(options: Options, records: AllRecords) -> dict[str, Sequence[str | Path | None]]:
     """Return the files that the run reads, by flag."""
     return {
         "--bert_config_file": [options.bert_config_file],
-        "--input_file": records.training.paths,
-        "--eval_input_file": records.held_out.paths if records.held_out else (),
+        "--input_file": records.paths(),
+        "--eval_input_file": records.paths(held_out=True),
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
     }
 
 
-def build(session: Session, options: Options, records: Records) -> None:
-    """Build the task of the objective, its schedule and its engine."""
+def build(session: Session, options: Options, records: AllRecords, factors: Mapping[str, float]) -> None:
+    """Build the task of the objectives, its schedule and its engine; `factors` multiply the losses of an objective."""
     from optimization import create_schedule
+    from tasks.mixing import MixedTask
+
+    tasks = {name: task_of(session, options, part) for name, part in records.parts.items()}
+    for name, one in tasks.items():
+        if not any(one.loss_weights.values()):
+            raise UsageError(
+                f"--objective={options.objective}: all losses of {name} ({', '.join(one.loss_weights)}) weigh 0; give "
+                "one a weight above 0"
+            )
+    task = MixedTask(tasks, factors) if records.are_mixed else next(iter(tasks.values()))
+    schedule = create_schedule(
+        options.schedule,
+        rate=options.learning_rate,
+        total_steps=options.num_train_steps,
+        warmup_steps=options.num_warmup_steps,
+        power=options.poly_power,
+        start_warmup_step=options.start_warmup_step,
+    )
+    # A call of the engine takes steps of one objective: longer ones would be filled up with steps that are not taken.
+    most = records.order(options.seed).longest_turn if records.are_mixed else None
+    session.build(task, schedule, batch_size=options.train_batch_size, most_steps_per_call=most)
+
+
+def task_of(session: Session, options: Options, records: Records) -> PretrainingTask:
+    """Return the task of one objective."""
     from tasks.pretraining import PretrainingTask
 
-    task = PretrainingTask(
+    # Beside other objectives, one that learns nothing but masked tokens would from that step on learn nothing.
+    ends = options.masked_lm_until < 1 and len(OBJECTIVES[records.objective].losses) > 1
+    return PretrainingTask(
         session.config,
-        options.objective,
+        records.objective,
         weights={
             "masked_lm": options.masked_lm_loss_weight,
             "pair": options.sentence_loss_weight,
@@ -249,24 +309,15 @@ def build(session: Session, options: Options, records: Records) -> None:
         pooled=options.pooled_loss,
         label_smoothing=options.label_smoothing,
         until=dict.fromkeys(("masked_lm", "word_order"), round(options.masked_lm_until * options.num_train_steps))
-        if options.masked_lm_until < 1
+        if ends
         else None,
         computation=session.computation(),
     )
-    schedule = create_schedule(
-        options.schedule,
-        rate=options.learning_rate,
-        total_steps=options.num_train_steps,
-        warmup_steps=options.num_warmup_steps,
-        power=options.poly_power,
-        start_warmup_step=options.start_warmup_step,
-    )
-    session.build(task, schedule, batch_size=options.train_batch_size)
 
 
 def load_weights(session: Session, options: Options) -> None:
     """Load the weights to train from, or those of the finished run to score."""
-    from commands.records import check_pair_head, keep_pair_head
+    from commands.records import check_pair_head, keep_pair_head, pair_labels
     from tasks.kinds import DECODER, PRETRAINING_HEADS
 
     if options.do_train:
@@ -278,71 +329,111 @@ def load_weights(session: Session, options: Options) -> None:
         )
         return
     # Any pretrained model can be scored on masked tokens alone.
-    unused = () if OBJECTIVES[options.objective].labels else PRETRAINING_HEADS[1:]
+    unused = () if pair_labels(options.shares) else PRETRAINING_HEADS[1:]
     session.engine.step = session.restore(
         options.init_checkpoint,
         allow_unexpected=unused,
-        adjust=lambda tensors: check_pair_head(tensors, options.objective),
+        adjust=lambda tensors: check_pair_head(tensors, options),
     )
 
 
-def train(session: Session, options: Options, records: Records) -> Mapping[str, float]:
+def train(session: Session, options: Options, records: AllRecords) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
     outcome = session.train(
         records.mixture(session.rows_of_process(), options.train_batch_size, options.seed),
-        (lambda: evaluate(session, options, records)) if records.held_out else None,
+        (lambda: evaluate(session, options, records)) if records.has_held_out else None,
         **plan_of(session, options, records),
     )
     return outcome.evaluation
 
 
-def plan_of(session: Session, options: Options, records: Records) -> dict[str, Any]:
+def plan_of(session: Session, options: Options, records: AllRecords) -> dict[str, Any]:
     """Return the facts of the preamble, and what `training.run.RunPlan` has to know of pretraining."""
+    from data.mixture import mark_of
     from modeling.accounting import flops_per_example
 
-    training, held_out, work = records.training, records.held_out, work_of(options, records)
-    epochs = options.num_train_steps * options.train_batch_size / training.num_examples
-    lengths = training.max_seq_length, training.max_target_length, training.max_other_length
-    tokens_per_step = options.train_batch_size * sum(lengths)
-    facts = {"data": records.facts} | ({"languages": drawn} if (drawn := records.drawn) else {})
-    if options.do_train:
-        facts["step"] = (
-            f"{options.train_batch_size} examples, {tokens_per_step:,} tokens; "
-            f"{options.num_train_steps:,} steps are {epochs:.1f} epochs"
-        )
+    works = works_of(options, records)
+    tokens = {name: options.train_batch_size * work.tokens for name, work in zip(records.parts, works, strict=True)}
+    flops = sum(
+        work.share
+        * options.train_batch_size
+        * flops_per_example(session.config, work.length, work.predictions, work.target, work.other)
+        for work in works
+    )
+    only = next(iter(tokens))
     return {
-        "facts": facts,
+        "facts": facts_of(options, records, tokens),
         "num_steps": options.num_train_steps,
         "save_every_steps": options.save_checkpoints_steps,
-        "eval_every_steps": (options.eval_steps or options.save_checkpoints_steps) if held_out else 0,
-        "best_metric": "loss" if held_out else None,
+        "eval_every_steps": (options.eval_steps or options.save_checkpoints_steps) if records.has_held_out else 0,
+        "best_metric": "loss" if records.has_held_out else None,
         "lower_is_better": True,
         "unit": "tokens",
-        "count_units": lambda batch: tokens_per_step,
-        "flops_per_unit": options.train_batch_size
-        * flops_per_example(session.config, work.length, work.predictions, work.target, work.other)
-        / tokens_per_step,
+        "count_units": lambda batch: tokens[mark_of(batch) or only],
+        "kind_of": mark_of,
+        "flops_per_unit": flops / sum(records.shares[name] * count for name, count in tokens.items()),
     }
 
 
-def work_of(options: Options, records: Records) -> Work:
-    """Return what the run computes, for a plan of memory and time."""
+def facts_of(options: Options, records: AllRecords, tokens: Mapping[str, int]) -> dict[str, str]:
+    """Return the lines of the preamble about the records; `tokens` are those of a step of each objective."""
+    facts: dict[str, str] = {}
+    if records.are_mixed:
+        order = records.order(options.seed)
+        facts["objectives"] = ", ".join(f"{name} {float(order.shares[name]):.1%}" for name in records.parts)
+    for name, part in records.parts.items():
+        of = f" of {name}" if records.are_mixed else ""
+        facts[f"data{of}"] = part.facts
+        if drawn := part.drawn:
+            facts[f"languages{of}"] = drawn
+        if options.do_train:
+            steps = options.num_train_steps * records.shares[name]
+            epochs = steps * options.train_batch_size / part.training.num_examples
+            size = f"{options.train_batch_size} examples, {tokens[name]:,} tokens"
+            facts[f"step{of}"] = f"{size}; {steps:,.0f} steps are {epochs:.1f} epochs"
+    return facts
+
+
+def works_of(options: Options, records: AllRecords) -> list[Work]:
+    """Return what a step of each objective computes, for a plan of memory and time."""
     from commands.estimate import Work
 
-    training = records.training
-    target = training.max_target_length
-    lengths = training.max_seq_length, records.scored - target
-    return Work(options.train_batch_size, *lengths, options.num_train_steps, target, training.max_other_length)
+    works = []
+    for name, part in records.parts.items():
+        training = part.training
+        target, other = training.max_target_length, training.max_other_length
+        lengths = training.max_seq_length, part.scored - target
+        steps = options.num_train_steps
+        works.append(Work(options.train_batch_size, *lengths, steps, target, other, records.shares[name]))
+    return works
 
 
-def evaluate(session: Session, options: Options, records: Records) -> dict[str, float]:
+def evaluate(session: Session, options: Options, records: AllRecords) -> dict[str, float]:
     """Return the losses and accuracies of the present weights on the held-out records.
 
-    Of several languages each is scored by itself: `NAME_en` is the loss of one, NAME the mean over all.
+    Of several languages each is scored by itself: `NAME_en` is the loss of one, NAME the mean over all. Of several
+    objectives each has losses under its own name, and `loss` is the mean by their shares.
     """
+    found = {name: evaluate_part(session, options, records, name) for name in records.parts}
+    if not records.are_mixed:
+        return found[next(iter(found))]
+    all_scores = {"loss": sum(records.shares[name] * scores["loss"] for name, scores in found.items())}
+    for objective, scores in found.items():
+        # The sum of its losses, `loss` and `loss_en`, has the objective's name unless its only loss has that already.
+        wholes = {name: x for name, x in scores.items() if name == "loss" or name.startswith("loss_")}
+        own = {name: x for name, x in scores.items() if name not in wholes}
+        all_scores |= {f"{objective}_{name}": x for name, x in wholes.items()} | own
+    return all_scores
+
+
+def evaluate_part(session: Session, options: Options, records: AllRecords, objective: str) -> dict[str, float]:
+    """Return the scores of one objective."""
+    from data.mixture import marked
+
+    mark = (lambda batch: marked(batch, objective)) if records.are_mixed else (lambda batch: batch)
     found = {
-        language: session.engine.evaluate(first_batches({language: dataset}, options))
-        for language, dataset in records.held_out_languages.items()
+        language: session.engine.evaluate(map(mark, first_batches({language: dataset}, options)))
+        for language, dataset in records.parts[objective].held_out_languages.items()
     }
     first, *others = found.values()
     if not others:
@@ -358,8 +449,16 @@ def first_batches(languages: Mapping[str, PretrainingDataset], options: Options)
         yield from itertools.islice(dataset.evaluation_batches(options.eval_batch_size), options.max_eval_steps)
 
 
-def floors(options: Options, records: Records) -> dict[str, float]:
+def floors(options: Options, records: AllRecords) -> dict[str, float]:
     """Return the accuracies that a model without any knowledge of the text would have."""
+    of_each = {name: floors_of(options, part) for name, part in records.parts.items()}
+    if not records.are_mixed:
+        return of_each[next(iter(of_each))]
+    return {f"{objective}_{name}": x for objective, found in of_each.items() for name, x in found.items()}
+
+
+def floors_of(options: Options, records: Records) -> dict[str, float]:
+    """Return these accuracies for one objective."""
     from tasks.pretraining import next_tokens_unigram_accuracy, unchanged_share, unigram_accuracy
 
     training, held_out = records.training_languages, records.held_out_languages

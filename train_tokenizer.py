@@ -140,8 +140,12 @@ def main(options: Options) -> None:
     announce(output.parent, VERB, {output.name: len(content)})
     write_atomically(output, content)
 
-    kind = "vocab_file" if options.model_type == "wordpiece" else "spm_model_file"
-    tokenizer = load_tokenizer(**{kind: output}, do_lower_case=options.do_lower_case)
+    pieces = options.model_type != "wordpiece"
+    tokenizer = load_tokenizer(
+        vocab_file=None if pieces else output,
+        spm_model_file=output if pieces else None,
+        do_lower_case=options.do_lower_case,
+    )
     encoding = tokenizer.encode_batch(sample)
     unknown = (encoding.ids == tokenizer.unk_id).mean()
     print(

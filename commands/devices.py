@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
@@ -81,7 +82,14 @@ class Devices:
                 use(TensorFlowProcesses(self._strategy))
         return self._strategy
 
-    def engine(self, task: Task, optimizer: Optimizer, options: TrainingOptions, batch_size: int) -> AnyEngine:
+    def engine(
+        self,
+        task: Task,
+        optimizer: Optimizer,
+        options: TrainingOptions,
+        batch_size: int,
+        most_steps_per_call: int | None = None,
+    ) -> AnyEngine:
         """Return the engine of the backend for a task; raises `UsageError` for a batch that devices cannot share."""
         import keras
 
@@ -92,7 +100,7 @@ class Devices:
             "seed": options.seed,
             "micro_batches": options.gradient_accumulation_steps,
             "ema_decay": options.ema_decay or None,
-            "steps_per_call": steps_per_call(options),
+            "steps_per_call": min(steps_per_call(options), most_steps_per_call or sys.maxsize),
             "loss_scaling": LossScaling() if options.precision == "float16" else None,
         }
         if keras.config.backend() == "jax":

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from commands.options import TrainingOptions
+    from modeling.accounting import Layout
     from modeling.config import Config
     from training.planning import Chip
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes: of an example `predictions` positions are scored over the vocabulary, and all `target`.
+    """What the steps of a run compute that are alike, which are the `share` of all.
 
-    `other` tokens are those of a second text.
+    Of an example `predictions` positions are scored over the vocabulary, and all `target`; `other` tokens are those of
+    a second text.
     """
 
     batch_size: int
@@ -25,26 +27,60 @@ class Work:
     num_steps: int
     target: int = 0
     other: int = 0
+    share: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an example."""
+        return self.length + self.target + self.other
 
 
 def estimate(
-    config: Config, options: TrainingOptions, work: Work, chip: Chip | None, device: str, count: int
+    config: Config, options: TrainingOptions, works: Sequence[Work], chip: Chip | None, device: str, count: int
 ) -> Mapping[str, str]:
     """Return a line about memory and one about time, as the preamble has lines.
 
     Args:
         config: of the model.
         options: of the run.
-        work: what it computes.
+        works: what it computes, in shares of its steps: the largest decides the memory, the mean is the time.
         chip: the rates of one device; None where they are not known.
         device: the name of the devices.
         count: how many there are.
     """
     from ground.progress import format_duration
-    from modeling.accounting import Layout, collective_bytes, flops_per_example, step_memory
+    from modeling.accounting import collective_bytes, flops_per_example, step_memory
     from training.planning import roofline_of_step
 
-    layout = Layout(
+    layouts = [layout_of(options, work, device, count) for work in works]
+    memories = [step_memory(config, layout) for layout in layouts]
+    needed = max(memory.peak for memory in memories)
+    peak = f"about {needed / 2**30:,.2f} GiB a device at the peak of a step"
+    if chip is None:
+        return {"plan": peak, "time": f"the rates of {device} are not known; a few steps will tell"}
+    room = f"{peak}, of {chip.memory_bytes / 2**30:,.1f} GiB"
+    fast = slow = 0.0
+    for work, layout, memory in zip(works, layouts, memories, strict=True):
+        flops = flops_per_example(config, work.length, work.predictions, work.target, work.other)
+        flops, held = work.batch_size * flops / count, sum(memory.held.values())
+        sent = collective_bytes(config, layout)
+        bound = roofline_of_step(chip, options.precision, flops, held, memory.peak, layout.micro_batches, sent)
+        fast += work.share * bound.fast_seconds
+        slow += work.share * bound.slow_seconds
+    steps = works[0].num_steps
+    fits = "" if needed <= chip.memory_bytes else ": DOES NOT FIT; plan_training.py says what makes it fit"
+    return {
+        "plan": room + fits,
+        "time": f"{1000 * fast:,.1f} to {1000 * slow:,.1f} ms a step, {format_duration(steps * fast)} to "
+        f"{format_duration(steps * slow)} for {steps:,} steps, from the roofline",
+    }
+
+
+def layout_of(options: TrainingOptions, work: Work, device: str, count: int) -> Layout:
+    """Return how the arrays of a step lie on `count` devices."""
+    from modeling.accounting import Layout
+
+    return Layout(
         batch_size=work.batch_size,
         length=work.length,
         predictions=work.predictions,
@@ -60,19 +96,3 @@ def estimate(
         fsdp=options.fsdp,
         cpu=device == "CPU",
     )
-    memory = step_memory(config, layout)
-    peak = f"about {memory.peak / 2**30:,.2f} GiB a device at the peak of a step"
-    if chip is None:
-        return {"plan": peak, "time": f"the rates of {device} are not known; a few steps will tell"}
-    room = f"{peak}, of {chip.memory_bytes / 2**30:,.1f} GiB"
-    flops = work.batch_size * flops_per_example(config, work.length, work.predictions, work.target, work.other) / count
-    held, sent = sum(memory.held.values()), collective_bytes(config, layout)
-    bound = roofline_of_step(chip, options.precision, flops, held, memory.peak, layout.micro_batches, sent)
-    milliseconds = [1000 * bound.fast_seconds, 1000 * bound.slow_seconds]
-    whole = [format_duration(work.num_steps * bound.fast_seconds), format_duration(work.num_steps * bound.slow_seconds)]
-    fits = "" if memory.peak <= chip.memory_bytes else ": DOES NOT FIT; plan_training.py says what makes it fit"
-    return {
-        "plan": room + fits,
-        "time": f"{milliseconds[0]:,.1f} to {milliseconds[1]:,.1f} ms a step, {whole[0]} to {whole[1]} for "
-        f"{work.num_steps:,} steps, from the roofline",
-    }

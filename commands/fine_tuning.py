@@ -291,7 +291,7 @@ def fine_tune(
         if options.dry_run:
             target = splits.further.get("max_target_length", 0)
             work = Work(options.train_batch_size * rows, options.max_seq_length, 0, num_steps, target)
-            session.show_plan(work=work if options.do_train else None, **plan_of(options, splits, num_steps, facts))
+            session.show_plan(works=[work] if options.do_train else [], **plan_of(options, splits, num_steps, facts))
             return Finished({})
         session.describe(
             lambda folder: describe_tokenizer(

@@ -33,6 +33,7 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags as absl_flags
 from absl.app import UsageError
 
+from commands.shares import shares_of
 from ground.addresses import without_password
 from ground.bounds import BOUNDS, FINITE
 from ground.documents import SURROGATE, read_json
@@ -85,6 +86,7 @@ class _Declaration:
     essential: bool
     group: Group | None
     unset: tuple[str, ...] = ()
+    mixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +118,18 @@ def flag(
     essential: bool = False,
     group: Group | None = None,
     unset: Sequence[str] = (),
+    mixed: bool = False,
 ) -> Any:
     """Declare one field of an options dataclass; without a default the flag is required.
 
     Field types: `str int float bool`, each also as `T | None` (an empty value means None) and as `tuple[T, ...]`
     (values separated by commas). `minimum` and `maximum` are inclusive; `aliases` are other names of the same flag.
     What is `essential` is explained by `--help` at once, as required flags are; `group` is for a flag that stands under
-    the heading of another group; `unset` are values that mean None, as -1 does in other programs.
+    the heading of another group; `unset` are values that mean None, as -1 does in other programs. Of `mixed` choices
+    there may be several with their shares (`commands.shares`).
     """
     declaration = _Declaration(
-        help, unit, tuple(choices), minimum, maximum, tuple(aliases), essential, group, tuple(unset)
+        help, unit, tuple(choices), minimum, maximum, tuple(aliases), essential, group, tuple(unset), mixed
     )
     return dataclasses.field(default=default, metadata={_METADATA: declaration})
 
@@ -187,7 +191,9 @@ class _Flag:
         if type(value) is not self.kind:
             raise self._error(value, _EXPECTED[self.kind])
         allowed = self.declaration
-        if allowed.choices and value not in allowed.choices:
+        if allowed.mixed:
+            shares_of(value, allowed.choices, self.name)
+        elif allowed.choices and value not in allowed.choices:
             raise self._error(value, "one of " + ", ".join(allowed.choices))
         if self.kind is str and value and (kind := _no_text(value)):
             raise UsageError(f"--{self.name}={value[:_SHOWN_CHARACTERS]!r}: {kind}; expected text, or leave it out")

@@ -1,20 +1,21 @@
-"""The records of a pretraining run: those to train on, those held out, and whether they are what the flags ask for."""
+"""The records of a pretraining run, of every objective: those to train on, those held out, and whether they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from data.objectives import OBJECTIVES
+from commands.objective_files import files_of_objectives, is_named
+from data.objectives import OBJECTIVES, same_records
 from ground.addresses import shown
 
 if TYPE_CHECKING:
     from conversion.lazy import Array
-    from data.mixture import Dataset
+    from data.mixture import Dataset, Mixture
     from data.reading import PretrainingDataset
     from data.shards import Shards
     from modeling.config import Config
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Records:
-    """The data sets of a pretraining run.
+    """The data sets of an objective of a pretraining run.
 
     Attributes:
         training: their examples.
@@ -93,67 +94,160 @@ class Records:
         return {**known, **(self.training.manifest or {}).get("tokenizer", {})}
 
 
-def open_records(options: Any) -> Records:
+@dataclass(frozen=True)
+class AllRecords:
+    """The data sets of a pretraining run.
+
+    Attributes:
+        parts: by objective.
+        shares: of the steps, by objective; the sum is 1.
+    """
+
+    parts: Mapping[str, Records]
+    shares: Mapping[str, float]
+
+    @property
+    def first(self) -> Records:
+        """Of the first objective; of the only one, where there is one."""
+        return next(iter(self.parts.values()))
+
+    @property
+    def are_mixed(self) -> bool:
+        """Whether several objectives are learnt, so that batches say of which they are."""
+        return len(self.parts) > 1
+
+    @property
+    def max_seq_length(self) -> int:
+        """The most tokens of a row of any objective."""
+        return max(part.training.max_seq_length for part in self.parts.values())
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return self.first.held_out is not None
+
+    def tokenizer_facts(self, config: Config, config_file: str) -> dict[str, Any]:
+        """Return those of the one vocabulary, as far as any manifest tells them; see `Records.tokenizer_facts`."""
+        found = [part.tokenizer_facts(config, config_file) for part in self.parts.values()]
+        return next((facts for facts in found if facts["fingerprint"]), found[0])
+
+    def paths(self, *, held_out: bool = False) -> list[Path]:
+        """Return the files of all objectives."""
+        found = [part.held_out if held_out else part.training for part in self.parts.values()]
+        return list(dict.fromkeys(path for dataset in found if dataset for path in dataset.paths))
+
+    def mixture(self, rows: tuple[int, int], batch_size: int, seed: int) -> Dataset:
+        """Return what is trained on; see `Records.mixture`."""
+        from data.mixture import Marked
+
+        if not self.are_mixed:
+            return self.first.mixture(rows, batch_size, seed)
+        parts = {name: Marked(part.mixture(rows, batch_size, seed), name) for name, part in self.parts.items()}
+        return self.order(seed, parts)
+
+    def order(self, seed: int, datasets: Mapping[str, Dataset] | None = None) -> Mixture:
+        """Return which objective each step learns; with `datasets` of the objectives also what from."""
+        from data.mixture import Mixture
+
+        of = datasets or {name: part.training for name, part in self.parts.items()}
+        return Mixture({name: (of[name], share) for name, share in self.shares.items()}, seed)
+
+
+def open_records(options: Any) -> AllRecords:
     """Open the records that the flags of run_pretraining.py name.
 
     Raises:
         UsageError: nothing matches, files contradict one another or the flags, or --do_eval finds nothing held out.
     """
-    from data.shards import Shards
-
-    shards = Shards.find(options.input_file)
-    training_shards = shards.where(lambda manifest: not is_held_out(manifest))
-    if not training_shards.paths:
-        raise UsageError(
-            f"all of {', '.join(options.input_file)} is held out: give --input_file the training records too"
-        )
-    held_out_shards = shards.where(is_held_out)
+    objectives = tuple(options.shares)
+    shards = files_of_objectives(options.input_file, objectives, "--input_file")
+    held_out: dict[str, Shards] = {}
     if options.eval_input_file:
-        held_out_shards = Shards.find(options.eval_input_file, "--eval_input_file")
-    if options.do_eval and not held_out_shards.paths:
-        raise UsageError(
-            f"--do_eval: none of {', '.join(options.input_file)} is held out; make the records with --eval_fraction, "
-            "or give --eval_input_file"
-        )
-    training = open_dataset(options, training_shards, options.train_batch_size)
-    held_out = open_dataset(options, held_out_shards, options.eval_batch_size) if options.do_eval else None
-    training_languages = by_language(options, training, training_shards, options.train_batch_size)
-    records = Records(
-        training,
-        held_out,
-        options.objective,
-        training_languages,
-        by_language(options, held_out, held_out_shards, options.eval_batch_size) if held_out else {},
-        shares_of(options, training_shards, training_languages),
-    )
-    check_objective(training, options.objective)
-    if held_out and bool(held_out.max_word_order_per_seq) != records.shuffled:
-        with_words, without = ("--input_file", "the held-out ones")[:: 1 if records.shuffled else -1]
-        raise UsageError(f"{with_words} hold shuffled words but {without} do not: make both with one --trigram_rate")
-    if options.pooled_loss and not records.shuffled:
+        held_out = files_of_objectives(options.eval_input_file, objectives, "--eval_input_file")
+    parts = {name: open_part(options, name, shards[name], held_out.get(name)) for name in objectives}
+    check_lengths(options, parts)
+    check_one_vocabulary(parts.values())
+    check_language_flags(options, parts)
+    if options.pooled_loss and not any(part.shuffled for part in parts.values()):
         raise UsageError(
             "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"
         )
+    return AllRecords(parts, options.shares)
+
+
+def open_part(options: Any, objective: str, shards: Shards, held_out_shards: Shards | None) -> Records:
+    """Open the records of one objective; raises `UsageError` as `open_records`."""
+    of = f" of {objective}" if len(options.shares) > 1 else ""
+    given = ", ".join(options.input_file)
+    training_shards = shards.where(lambda manifest: not is_held_out(manifest))
+    if not training_shards.paths:
+        raise UsageError(f"all{of} of {given} is held out: give --input_file the training records too")
+    held_out_shards = held_out_shards or shards.where(is_held_out)
+    if options.do_eval and not held_out_shards.paths:
+        raise UsageError(
+            f"--do_eval: none{of} of {given} is held out; make the records with --eval_fraction, or give "
+            "--eval_input_file"
+        )
+    sizes = options.train_batch_size, options.eval_batch_size
+    seed = seed_of(options, objective)
+    training = open_dataset(options, objective, training_shards, sizes[0], seed)
+    held_out = open_dataset(options, objective, held_out_shards, sizes[1]) if options.do_eval else None
+    training_languages = by_language(options, objective, training, training_shards, sizes[0], seed)
+    records = Records(
+        training,
+        held_out,
+        objective,
+        training_languages,
+        by_language(options, objective, held_out, held_out_shards, sizes[1]) if held_out else {},
+        shares_of(options, training_shards, training_languages),
+    )
+    if not of and not is_named(options.input_file):
+        check_objective(training, objective)
+    check_form(training, objective)
+    if held_out and bool(held_out.max_word_order_per_seq) != records.shuffled:
+        with_words, without = ("--input_file", "the held-out ones")[:: 1 if records.shuffled else -1]
+        raise UsageError(f"{with_words} hold shuffled words but {without} do not: make both with one --trigram_rate")
     return records
 
 
-def open_dataset(options: Any, shards: Shards, batch_size: int) -> PretrainingDataset:
-    """Open record files with the lengths that the flags ask for."""
+def seed_of(options: Any, objective: str) -> int:
+    """Return what decides the order and the dynamic masks of an objective's examples in training.
+
+    Objectives that read the same records would learn from the same batches one after the other; each has an order of
+    its own. Held-out examples are masked alike, with any objective beside.
+    """
+    if len(options.shares) == 1:
+        return options.seed
+    from data.randomness import keys, stream_number
+
+    return int(keys(options.seed, stream_number(f"order of {objective}"))[0]) >> 1
+
+
+def open_dataset(
+    options: Any, objective: str, shards: Shards, batch_size: int, seed: int | None = None
+) -> PretrainingDataset:
+    """Open record files of an objective with the lengths that the flags ask for; `seed` is --seed by default."""
     from data.forms.ranges import Bounds
     from data.reading import PretrainingDataset
 
     return PretrainingDataset(
         shards,
         batch_size,
-        seed=options.seed,
-        max_seq_length=options.max_seq_length,
+        seed=options.seed if seed is None else seed,
+        # Of several objectives each has a length of its own (`check_lengths`).
+        max_seq_length=options.max_seq_length if len(options.shares) == 1 else None,
         max_predictions_per_seq=options.max_predictions_per_seq,
-        bounds=Bounds(num_labels=len(OBJECTIVES[options.objective].labels) or None),
+        bounds=Bounds(num_labels=len(OBJECTIVES[objective].labels) or None),
     )
 
 
 def by_language(
-    options: Any, dataset: PretrainingDataset, shards: Shards, batch_size: int
+    options: Any,
+    objective: str,
+    dataset: PretrainingDataset,
+    shards: Shards,
+    batch_size: int,
+    seed: int | None = None,
 ) -> dict[str, PretrainingDataset]:
     """Return the examples of each language, opened apart; all of them where there is one.
 
@@ -174,30 +268,15 @@ def by_language(
             "of all with create_pretraining_data.py --input_file=en=TEXT,..."
         )
     parts = {name: shards.where(lambda manifest, name=name: language_of(manifest) == name) for name in languages}
-    return {name: open_dataset(options, part, batch_size) for name, part in parts.items()}
+    return {name: open_dataset(options, objective, part, batch_size, seed) for name, part in parts.items()}
 
 
 def shares_of(options: Any, shards: Shards, languages: Mapping[str, PretrainingDataset]) -> dict[str, float]:
-    """Return how often each language is drawn; nothing where there is one.
-
-    Raises `UsageError` for flags that ask for shares of what is not there.
-    """
-    from data.languages import ALPHA, is_pair, mixed_shares
+    """Return how often each language is drawn; nothing where there is one."""
+    from data.languages import mixed_shares
     from data.manifest import language_of, text_size
 
-    pairs = [name for name in languages if is_pair(name)]
-    if options.parallel_share is not None and not 0 < len(pairs) < len(languages):
-        raise UsageError(
-            f"--parallel_share={options.parallel_share:g}: the records are of {', '.join(languages) or 'no'} language; "
-            "expected some of single languages and some of pairs, as create_pretraining_data.py "
-            "--input_file=en=TEXT,en-zh=TEXT:TEXT makes them"
-        )
     if len(languages) < 2:
-        if options.language_alpha != ALPHA:
-            raise UsageError(
-                f"--language_alpha={options.language_alpha:g} but the records are of one language: make them with "
-                "create_pretraining_data.py --input_file=en=TEXT,zh=TEXT, or leave it out"
-            )
         return {}
     manifests = {id(listing.manifest): listing.manifest for listing in shards.listings.values()}
     sizes = dict.fromkeys(languages, 0.0)
@@ -205,6 +284,46 @@ def shares_of(options: Any, shards: Shards, languages: Mapping[str, PretrainingD
         sizes[language_of(manifest)] += text_size(manifest)
     shares = mixed_shares(sizes, options.language_alpha, options.parallel_share)
     return {name: share for name, share in shares.items() if share > 0}
+
+
+def check_language_flags(options: Any, parts: Mapping[str, Records]) -> None:
+    """Raise `UsageError` for flags that ask for shares of languages where no objective has records of several."""
+    from data.languages import ALPHA, is_pair
+
+    codes = [tuple(part.training_languages) for part in parts.values()]
+    mixed = [names for names in codes if 0 < sum(map(is_pair, names)) < len(names)]
+    if options.parallel_share is not None and not mixed:
+        found = (", ".join(names) or "no" for names in codes)
+        raise UsageError(
+            f"--parallel_share={options.parallel_share:g}: the records are of {'; '.join(found)} language; "
+            "expected some of single languages and some of pairs, as create_pretraining_data.py "
+            "--input_file=en=TEXT,en-zh=TEXT:TEXT makes them"
+        )
+    if options.language_alpha != ALPHA and all(len(names) < 2 for names in codes):
+        raise UsageError(
+            f"--language_alpha={options.language_alpha:g} but the records are of one language: make them with "
+            "create_pretraining_data.py --input_file=en=TEXT,zh=TEXT, or leave it out"
+        )
+
+
+def check_lengths(options: Any, parts: Mapping[str, Records]) -> None:
+    """Raise `UsageError` where the records of one of several objectives have another length than is asked for."""
+    for name, part in parts.items():
+        if options.max_seq_length not in (None, found := part.training.max_seq_length):
+            raise UsageError(
+                f"--max_seq_length={options.max_seq_length} but the records of {name} have max_seq_length={found}: "
+                "leave it out, and each objective has its own"
+            )
+
+
+def check_one_vocabulary(parts: Iterable[Records]) -> None:
+    """Raise `UsageError` where the records of two objectives have other tokens for the same text."""
+    from data.manifest import check_vocabularies
+
+    datasets = [part.training for part in parts]
+    known = [(dataset.paths[0], dataset.manifest) for dataset in datasets if dataset.manifest is not None]
+    for other in known[1:]:
+        check_vocabularies(other, known[0])
 
 
 def is_held_out(manifest: Mapping[str, Any] | None) -> bool:
@@ -215,10 +334,19 @@ def is_held_out(manifest: Mapping[str, Any] | None) -> bool:
 def check_objective(dataset: PretrainingDataset, objective: str) -> None:
     """Raise `UsageError` where the records were made for another objective than is asked for."""
     made_for = (dataset.manifest or {}).get("objective", objective)
-    if made_for != objective:
+    if not same_records(objective, made_for):
         raise UsageError(
             f"--objective={objective} but the records were made with --objective={made_for}: "
             f"give --objective={made_for}, or make others"
+        )
+
+
+def check_form(dataset: PretrainingDataset, objective: str) -> None:
+    """Raise `UsageError` where records without a manifest, which are BERT's, are not what the objective reads."""
+    if dataset.manifest is None and (form := OBJECTIVES[objective].form) != "one_row":
+        raise UsageError(
+            f"--objective={objective} reads examples of the form {form}, but {dataset.paths[0]} has no manifest, and "
+            f"examples without one are BERT's: make them with create_pretraining_data.py --objective={objective}"
         )
 
 
@@ -236,12 +364,17 @@ def check_ids(dataset: PretrainingDataset, vocab_size: int, config_file: str) ->
         )
 
 
+def pair_labels(objectives: Iterable[str]) -> tuple[str, ...]:
+    """Return the classes of the one sentence-pair head of a run; none where no objective has pairs."""
+    return next((labels for name in objectives if (labels := OBJECTIVES[name].labels)), ())
+
+
 def keep_pair_head(tensors: dict[str, Array], options: Any) -> None:
     """Remove the sentence-pair head of --init_checkpoint where it is not wanted, or not learnt.
 
     Raises `UsageError` where it is wanted and has another number of classes than the objective.
     """
-    labels, head = OBJECTIVES[options.objective].labels, tensors.get("sentence_pair/bias")
+    labels, head = pair_labels(options.shares), tensors.get("sentence_pair/bias")
     classes = 0 if head is None else head.shape[0]
     if not (options.init_sentence_head and labels):
         for name in ("sentence_pair/kernel", "sentence_pair/bias"):
@@ -254,13 +387,13 @@ def keep_pair_head(tensors: dict[str, Array], options: Any) -> None:
         )
 
 
-def check_pair_head(tensors: dict[str, Array], objective: str) -> None:
+def check_pair_head(tensors: dict[str, Array], options: Any) -> None:
     """Raise `UsageError` where weights that are to be scored have no sentence-pair head of the objective's classes."""
-    labels, head = OBJECTIVES[objective].labels, tensors.get("sentence_pair/bias")
+    labels, head = pair_labels(options.shares), tensors.get("sentence_pair/bias")
     if labels and (head is None or head.shape[0] != len(labels)):
         got = "no sentence-pair head" if head is None else f"a sentence-pair head of {head.shape[0]} classes"
         raise UsageError(
-            f"the weights have {got}, but --objective={objective} scores {len(labels)} "
+            f"the weights have {got}, but --objective={options.objective} scores {len(labels)} "
             f"({', '.join(labels)}): give the --objective that they were trained with and records made for it, "
             "or train a head with --do_train"
         )

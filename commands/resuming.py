@@ -28,7 +28,8 @@ from ground.locks import is_lock
 from ground.outputs import Target
 
 if TYPE_CHECKING:
-    from commands.records import Records
+    from commands.records import AllRecords
+    from data.reading import PretrainingDataset
     from tasks.run_file import RunFile
 
 SAME, FIXED, START, NAMED, FREE = "same", "fixed", "start", "named", "free"
@@ -49,8 +50,8 @@ _SHARED = {
 _PRETRAINING = {
     SAME: "input_file eval_input_file objective",
     NAMED: "crossed_loss_weight eval_steps label_smoothing language_alpha masked_lm_loss_weight masked_lm_until "
-    "max_eval_steps max_predictions_per_seq next_tokens_loss_weight num_warmup_steps parallel_share poly_power "
-    "pooled_loss schedule sentence_loss_weight start_warmup_step word_order_loss_weight",
+    "max_eval_steps max_predictions_per_seq next_tokens_loss_weight num_warmup_steps objective_weights parallel_share "
+    "poly_power pooled_loss schedule sentence_loss_weight start_warmup_step word_order_loss_weight",
     # Of use with --init_checkpoint alone, whose rule is START.
     FREE: "init_sentence_head",
 }
@@ -165,6 +166,7 @@ def compare(folder: Path, options: Any, run: RunFile, *, trains: bool, goes_on: 
                 raise _another(folder, flag, name, old, new, "give the former one")
         if trains and goes_on:
             changes += _compare_data(folder, former.data, run.data)
+            changes += _compare_shares(former, run)
     if trains and goes_on:
         changes += _compare_flags(folder, options)
     return changes
@@ -202,6 +204,16 @@ def _compare_data(folder: Path, former: Mapping[str, Any], data: Mapping[str, An
                 raise _another(folder, flag, name, former[name], data[name], "give the former data")
             changes.append(f"{name} {former[name]} -> {data[name]}")
     return sorted(changes)
+
+
+def _compare_shares(former: RunFile, run: RunFile) -> list[str]:
+    """Return the changes of how often each objective is learnt."""
+    shares = {
+        name: (former.objectives[name].share, each.share)
+        for name, each in run.objectives.items()
+        if name in former.objectives
+    }
+    return [f"share of {name} {old:g} -> {new:g}" for name, (old, new) in shares.items() if old != new]
 
 
 def _compare_flags(folder: Path, options: Any) -> list[str]:
@@ -283,12 +295,24 @@ def check_steps(folder: Path, reached: int, num_steps: int) -> None:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def data_of_records(records: Records) -> dict[str, Any]:
+def data_of_records(records: AllRecords) -> dict[str, Any]:
     """Return what tells the data of a pretraining run from other data, at no cost: manifests, or names and sizes."""
-    parts = {"training": records.training, "held-out": records.held_out}
-    known = {name: dataset for name, dataset in parts.items() if dataset is not None}
-    return {f"{name} data": _digest(dataset.origins()) for name, dataset in known.items()} | {
-        f"{name} examples": dataset.num_examples for name, dataset in known.items()
+    parts: dict[str, dict[str, Any]] = {
+        "training": {name: part.training for name, part in records.parts.items()},
+        "held-out": {name: part.held_out for name, part in records.parts.items()},
+    }
+    known = {name: found for name, found in parts.items() if None not in found.values()}
+
+    def origins(found: Mapping[str, PretrainingDataset]) -> list[str]:
+        # Which objective learns from what is part of it where there are several.
+        return [
+            f"{objective}: {line}" if records.are_mixed else line
+            for objective, dataset in found.items()
+            for line in dataset.origins()
+        ]
+
+    return {f"{name} data": _digest(origins(found)) for name, found in known.items()} | {
+        f"{name} examples": sum(dataset.num_examples for dataset in found.values()) for name, found in known.items()
     }
 
 

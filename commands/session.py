@@ -169,8 +169,18 @@ class Session:
             dtype=DTYPES[options.precision], seed=options.seed, remat=options.remat, scan=options.scan_layers
         )
 
-    def build(self, task: Task, schedule: Schedule, *, batch_size: int, **behaviour: Any) -> AnyEngine:
+    def build(
+        self,
+        task: Task,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        most_steps_per_call: int | None = None,
+        **behaviour: Any,
+    ) -> AnyEngine:
         """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`.
+
+        `most_steps_per_call` limits the steps of one compiled call beyond what the flags say.
 
         Raises `UsageError` for a batch that the devices cannot share.
         """
@@ -188,7 +198,7 @@ class Session:
             bias_correction=options.adam_bias_correction or None,
             **behaviour,
         )
-        self.engine = self.devices.engine(task, optimizer, options, batch_size)
+        self.engine = self.devices.engine(task, optimizer, options, batch_size, most_steps_per_call)
         return self.engine
 
     # -- weights -------------------------------------------------------------------------------------------------------
@@ -421,8 +431,8 @@ class Session:
 
         return train(self.engine, dataset, self._run_plan(facts, **plan), evaluate=evaluate)
 
-    def show_plan(self, facts: Mapping[str, str], work: Work | None, **plan: Any) -> None:
-        """Print what the run would show first and, unless `work` is None, how much it takes; for --dry_run.
+    def show_plan(self, facts: Mapping[str, str], works: Sequence[Work], **plan: Any) -> None:
+        """Print what the run would show first and, if it has works, how much they take; for --dry_run.
 
         Raises `UsageError` where the run could not write its output folder, or not continue what is there.
         """
@@ -433,11 +443,11 @@ class Session:
         chosen = self._run_plan(facts, **plan)
         self.together(lambda: check_writable(chosen.output_dir))
         summary, step = dict(chosen.summary), 0
-        if work:
+        if works:
             step = 0 if self.overwrites else step_to_continue_from(chosen, self.options.seed)
             device, count = found_devices()
             chip = find_chip("cpu") if device == "CPU" else chip_of(device)
-            summary |= estimate(self.config, self.options, work, chip, device, 1 if device == "CPU" else count)
+            summary |= estimate(self.config, self.options, works, chip, device, 1 if device == "CPU" else count)
         if self.writes:
             print_preamble(summary, step, sys.stdout)
             print("--dry_run: nothing was written; the same command without it starts the run", flush=True)

@@ -253,6 +253,12 @@ def _check_agreement(one: tuple[Path, Manifest], other: tuple[Path, Manifest]) -
                 f"{path} has lengths.{axis}={lengths.get(axis, 0)} but {first_path} has lengths.{axis}="
                 f"{expected.get(axis, 0)}: give --input_file shards of one kind"
             )
+    check_vocabularies(one, other)
+
+
+def check_vocabularies(one: tuple[Path, Manifest], other: tuple[Path, Manifest]) -> None:
+    """Raise `UsageError` where the shards of two manifests, each with one of their files, have other tokenizers."""
+    (path, manifest), (first_path, first) = one, other
     tokenizer, expected = manifest["tokenizer"], first["tokenizer"]
     if tokenizer["fingerprint"] != expected["fingerprint"]:
         raise UsageError(

@@ -29,6 +29,50 @@ class Dataset(Protocol):
     def batch(self, step: int) -> Mapping[str, Any]: ...
 
 
+_MARK = "member:"
+
+
+def marked(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a batch that says of which member it is, by the name of one more feature.
+
+    What is compiled for a batch depends on the names and shapes of its features. So two members whose batches are alike
+    have programs of their own, each of which knows its member.
+    """
+    return {**batch, mark_name(name): np.zeros(len(next(iter(batch.values()))), np.int32)}
+
+
+def mark_name(name: str) -> str:
+    """Return the feature by which a batch says that it is of the member of that name; int32 [B]."""
+    return _MARK + name
+
+
+def mark_of(batch: Mapping[str, Any]) -> str:
+    """Return the member that `marked` noted; empty for any other batch."""
+    return next((name.removeprefix(_MARK) for name in batch if name.startswith(_MARK)), "")
+
+
+def unmarked(batch: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the member of a batch, as `mark_of`, and the batch as it was before `marked`."""
+    name = mark_of(batch)
+    return name, {feature: value for feature, value in batch.items() if feature != _MARK + name} if name else batch
+
+
+class Marked:
+    """A dataset whose batches say of which member they are."""
+
+    def __init__(self, dataset: Dataset, name: str):
+        self._dataset, self._name = dataset, name
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of one epoch."""
+        return self._dataset.num_examples
+
+    def batch(self, step: int) -> Mapping[str, Any]:
+        """Return the batch of optimizer step `step` (from 0)."""
+        return marked(self._dataset.batch(step), self._name)
+
+
 class Mixture:
     """A dataset whose batches are those of its members, each member's in order and without gaps.
 
@@ -65,6 +109,13 @@ class Mixture:
     def num_examples(self) -> int:
         """Examples of all members."""
         return sum(dataset.num_examples for dataset in self._members.values())
+
+    @property
+    def longest_turn(self) -> int:
+        """The most steps that one member has in a row."""
+        changes = np.flatnonzero(self._turns != np.roll(self._turns, 1))
+        # The first turn of a cycle may go on from the last one of the cycle before.
+        return len(self._turns) if not len(changes) else int(np.diff([*changes, changes[0] + len(self._turns)]).max())
 
     def at(self, step: int) -> tuple[str, int]:
         """Return the member of a step, and how many batches it gave in the steps before.

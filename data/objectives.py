@@ -126,3 +126,14 @@ OBJECTIVES: Mapping[str, Objective] = {
         streams=2,
     ),
 }
+
+# What of a row decides its examples; all else is about what is learnt from them.
+_OF_RECORDS = ("pairing", "form", "labels", "shuffles_words", "text", "continuing")
+
+
+def same_records(one: str, other: str) -> bool:
+    """Whether the examples of one row are those of the other, so that either learns from records made for the other."""
+    if one == other:
+        return True
+    rows = [OBJECTIVES[name] for name in (one, other) if name in OBJECTIVES]
+    return len(rows) == 2 and all(getattr(rows[0], name) == getattr(rows[1], name) for name in _OF_RECORDS)

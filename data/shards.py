@@ -38,6 +38,10 @@ class Shards:
         )
         return Shards(kept, {path: listing for path, listing in self.listings.items() if path in kept})
 
+    def joined(self, other: Shards) -> Shards:
+        """Return the files of both, none twice."""
+        return Shards(tuple(dict.fromkeys([*self.paths, *other.paths])), {**self.listings, **other.listings})
+
     def __str__(self) -> str:
         first, last = self.paths[0], self.paths[-1]
         return str(first) if len(self.paths) == 1 else f"{len(self.paths)} files from {first} to {last}"

@@ -23,6 +23,7 @@ from tasks.losses import LOSSES, Settings, Terms
 
 if TYPE_CHECKING:
     from modeling.config import Config
+    from modeling.model import HeadOfModel
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,14 @@ class PretrainingTask:
         self.loss_schedules = {name: Until(step) for name, step in ends if name in self.loss_weights}
         self.metrics = tuple(name for loss in self.losses for name in loss.metrics)
 
+    @property
+    def heads(self) -> dict[str, HeadOfModel]:
+        """Constructors of the heads of all losses, by the name of their variables."""
+        return {name: head for loss in self.losses for name, head in loss.heads.items()}
+
     def build_model(self) -> LanguageModel:
         """Return a new model with the heads of all losses."""
-        heads = {name: head for loss in self.losses for name, head in loss.heads.items()}
-        return LanguageModel(self.config, [*heads.values()], self.computation, name="pretraining_model")
+        return LanguageModel(self.config, [*self.heads.values()], self.computation, name="pretraining_model")
 
     def companions(self) -> Mapping[str, keras.Model]:
         """Return no further models."""

@@ -2,7 +2,8 @@
 
     {"version": 1, "kind": "classification", "row": {...}, "tokenizer": {...}, "config": {...}, "computation": {...}}
 
-`kind` is "pretraining" (then `objective` is a row of `data.objectives.OBJECTIVES`) or a key of `tasks.kinds.KINDS`
+`kind` is "pretraining" (then `objective` is a row of `data.objectives.OBJECTIVES`, or several with commas between, of
+which `objectives` tells more) or a key of `tasks.kinds.KINDS`
 (then `row` is the row of datasets.toml as it was when the run began, labels included).
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from absl.app import UsageError
 from msgspec import Meta, Struct
 
+from data.objectives import OBJECTIVES
 from ground.bounds import BOUNDS
 from ground.documents import check_shape, read_json
 from ground.files import write_atomically
@@ -58,6 +60,11 @@ class _ComputationShape(Struct, forbid_unknown_fields=True):
     scan: bool = False
 
 
+class _MixedShape(Struct, forbid_unknown_fields=True):
+    share: Annotated[float, Meta(gt=0, le=1)]
+    shuffles_words: bool = False
+
+
 class _RunShape(Struct, forbid_unknown_fields=True):
     version: int
     kind: str
@@ -67,6 +74,7 @@ class _RunShape(Struct, forbid_unknown_fields=True):
     row: _RowName | None
     objective: str = ""
     shuffles_words: bool = False
+    objectives: dict[str, _MixedShape] = {}
     data: dict[str, str | int] = {}
 
 
@@ -115,6 +123,19 @@ class TokenizerFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedObjective:
+    """One of several objectives of a run.
+
+    Attributes:
+        share: of the steps.
+        shuffles_words: whether its records hold shuffled words.
+    """
+
+    share: float
+    shuffles_words: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFile:
     """What a run folder holds; see the head of this file."""
 
@@ -124,6 +145,7 @@ class RunFile:
     tokenizer: TokenizerFile
     objective: str = ""
     shuffles_words: bool = False
+    objectives: Mapping[str, MixedObjective] = field(default_factory=dict)
     row: DatasetRow | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -134,14 +156,24 @@ class RunFile:
         computation = Computation(**self.computation)
         if self.row is not None:
             return find_kind(self.kind).task(self.row, self.config, computation, HeadOptions())
+        from tasks.mixing import MixedTask
         from tasks.pretraining import PretrainingTask
 
-        weights = {"word_order": 1.0} if self.shuffles_words else {}
-        return PretrainingTask(self.config, self.objective, weights=weights, computation=computation)
+        shuffling = {name: each.shuffles_words for name, each in self.objectives.items()}
+        tasks = {
+            name: PretrainingTask(
+                self.config, name, weights={"word_order": 1.0} if shuffles else {}, computation=computation
+            )
+            for name, shuffles in (shuffling or {self.objective: self.shuffles_words}).items()
+        }
+        return MixedTask(tasks) if shuffling else tasks[self.objective]
 
     def write(self, folder: Path) -> None:
         """Write `run.json`; raises `OSError`."""
         content = {"version": _VERSION, **dataclasses.asdict(self), "tokenizer": self.tokenizer.as_json()}
+        if not self.objectives:
+            # As before there were several: earlier versions refuse keys that they do not know.
+            del content["objectives"]
         write_atomically(folder / NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -165,12 +197,22 @@ class RunFile:
                 f"{path}: kind is {content['kind']!r}, expected one of {', '.join(kinds)}, with a row but for the "
                 f"first; {_FIX}"
             )
+        names = content.get("objective", "").split(",")
+        mixed = content.get("objectives", {})
+        if (mixed or len(names) > 1) and not ({*names} == mixed.keys() <= OBJECTIVES.keys() and len(names) > 1):
+            raise UsageError(
+                f"{path}: objective is {content['objective']!r} but objectives are {', '.join(mixed) or 'missing'}, "
+                f"expected the same names, of {', '.join(OBJECTIVES)}; {_FIX}"
+            )
         try:
             return cls(
                 **content
                 | {
                     "config": Config.from_json(content["config"]),
                     "tokenizer": TokenizerFile(**content["tokenizer"]),
+                    "objectives": {
+                        name: MixedObjective(**each) for name, each in content.get("objectives", {}).items()
+                    },
                     "row": None if row is None else parse_row(row.pop("name"), row, path),
                 }
             )

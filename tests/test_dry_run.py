@@ -159,8 +159,8 @@ CONFIG = Config(
 def test_the_plan_says_what_does_not_fit_and_what_is_not_known():
     options, work = TrainingOptions(output_dir="out"), Work(4, 16, 2, 1000)
     small, roomy = (Chip(1e12, 1e12, memory, 1e9, 1e9, "") for memory in (1e3, 1e12))
-    assert "DOES NOT FIT; plan_training.py" in estimate(CONFIG, options, work, small, "L4", 1)["plan"]
-    fitting = estimate(CONFIG, options, work, roomy, "L4", 1)
+    assert "DOES NOT FIT; plan_training.py" in estimate(CONFIG, options, [work], small, "L4", 1)["plan"]
+    fitting = estimate(CONFIG, options, [work], roomy, "L4", 1)
     assert "FIT" not in fitting["plan"]
     assert "for 1,000 steps" in fitting["time"]
-    assert "rates of GTX are not known" in estimate(CONFIG, options, work, None, "GTX", 1)["time"]
+    assert "rates of GTX are not known" in estimate(CONFIG, options, [work], None, "GTX", 1)["time"]

@@ -111,7 +111,7 @@ def test_remedies_are_each_possible_tried_once_and_typed_as_shown():
 def test_a_choice_is_compiled_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     compiled = []
 
-    def pretend(choice: Options, config: Config, chip: object, chips: int) -> Plan:
+    def pretend(choice: Options, config: Config, chip: object, chips: int, whole: Options) -> Plan:
         compiled.append(choice)
         return Plan(choice, {}, 1e6 * choice.train_batch_size, 77.5e6, {}, {})
 

@@ -54,7 +54,8 @@ class SkipGuard(Hook):
                 self._batch = batch
             self._streak.append(step)
             finite = math.isfinite(loss) and math.isfinite(norm)
-            why = f"above {run.engine.loss_limit:g}" if finite else f"gradient norm {norm:g}"
+            limit = run.limits.get(run.plan.kind_of(batch), run.engine.loss_limit)
+            why = f"above {limit:g}" if finite else f"gradient norm {norm:g}"
             run.say(f"step {step:,} was skipped: loss {loss:g}, {why}")
             if len(self._streak) >= self._limit:
                 folder = save_replay(run, self._streak[0], self._batch, result, with_state=True)
@@ -85,7 +86,8 @@ def save_replay(run: Run, step: int, batch: Batch, result: Record, *, with_state
         "result": {name: value if math.isfinite(value) else str(value) for name, value in result.items()},
     }
     if not with_state:
-        facts |= {"after_checkpoint": run.progress.return_step, "loss_limit": run.progress.loss_limit}
+        limit = run.progress.limit(run.plan.kind_of(batch))
+        facts |= {"after_checkpoint": run.progress.return_step, "loss_limit": limit}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **batch)
     write_atomically(folder / "batch.npz", buffer.getvalue())

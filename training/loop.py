@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -234,12 +235,14 @@ class _Loop:
         started = time.monotonic()
         shift = run.progress.batches_passed_over
         batches = self.prefetcher.take(first + shift, count, plan.num_steps + shift)
-        if plan.on_spike == "skip":
-            run.engine.loss_limit = engine_limit(run.progress, plan)
-        results = run.engine.train(batches)
+        results = self._trained(batches)
+        for batch, result in zip(batches, results, strict=True):
+            if kind := plan.kind_of(batch):
+                # The mean of `loss` over steps is one over kinds; a kind that has no loss of its name has this one.
+                result.setdefault(f"{kind}_loss", result["loss"])
         self._measure(batches, time.monotonic() - started)
         for step, (batch, result) in enumerate(zip(batches, results, strict=True), first):
-            decision = decide(run.progress, step, result, plan)
+            decision = decide(run.progress, step, result, plan, plan.kind_of(batch))
             if decision.action == "back":
                 self._go_back(decision.spike, step, batch, result)
                 return
@@ -255,6 +258,16 @@ class _Loop:
             for hook in self.hooks:
                 hook.recorded(run, record)
             self._begin_window()
+
+    def _trained(self, batches: Sequence[Batch]) -> list[Record]:
+        """Take a step a batch; where losses are limited, batches of one kind at a time, which have one limit."""
+        run, plan, results = self.run, self.run.plan, []
+        if plan.on_spike != "skip":
+            return run.engine.train(batches)
+        for kind, alike in itertools.groupby(batches, plan.kind_of):
+            run.engine.loss_limit = run.limits[kind] = engine_limit(run.progress, plan, kind)
+            results += run.engine.train([*alike])
+        return results
 
     def _measure(self, batches: Sequence[Batch], seconds: float) -> None:
         """Add a call to the throughput, unless it was the first with a shape, which compiles."""

@@ -26,6 +26,11 @@ def count_examples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def one_kind(batch: Batch) -> str:
+    """Return the kind of a batch where all are of one."""
+    return ""
+
+
 def same_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration of a checkpoint as it was written."""
     return config
@@ -77,6 +82,8 @@ class RunPlan:
     """Plural name of the unit of throughput: tokens, examples."""
     count_units: Callable[[Batch], int] = count_examples
     """Returns the number of units in a batch."""
+    kind_of: Callable[[Batch], str] = one_kind
+    """Returns the kind of a batch: what is a leap of the loss is judged among the batches of one kind."""
     flops_per_unit: float = 0.0
     """Model FLOPs of one unit in training: forward and backward, without recomputation; 0 if unknown."""
     peak_flops_per_second: float = 0.0
@@ -98,12 +105,20 @@ class LoopProgress:
     """Losses of the last steps that were not skipped, oldest first; the limit of a spike is computed from them."""
     loss_limit: float | None = None
     """A loss above this limit is a spike; None while too few losses are known."""
+    losses_of_kinds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """`recent_losses` of each kind of batches that has a name."""
+    limits_of_kinds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """`loss_limit` of each of these kinds, as far as it is known."""
     batches_passed_over: Count = 0
     """Batches that rollbacks passed over: step s learns from batch s + batches_passed_over."""
     return_step: Count = 0
     """Step of the checkpoint that a rollback goes back to: the newest one written at a regular step."""
     rollbacks: Count = 0
     """Rollbacks to that checkpoint so far."""
+
+    def limit(self, kind: str) -> float | None:
+        """Return the loss above which a batch of a kind is a spike; None while too few losses are known."""
+        return self.limits_of_kinds.get(kind) if kind else self.loss_limit
 
     @classmethod
     def of(cls, saved: RunState) -> LoopProgress:
@@ -124,6 +139,8 @@ class Run:
     progress: LoopProgress = dataclasses.field(default_factory=LoopProgress)
     latest: Record = dataclasses.field(default_factory=dict)
     """Means over the steps since the last record, or the last record right after it."""
+    limits: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Losses above which the last call of the engine skipped a step, by the kind of its batch."""
     units_per_second: float = 0.0
     """Throughput since the last record; 0 while unknown."""
     call_ends: tuple[int, ...] = ()

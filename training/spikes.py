@@ -2,9 +2,11 @@
 
 A loss is a spike above median + threshold * spread of the losses of the last 128 steps; the spread is 1.4826 times the
 median absolute deviation (the standard deviation, for a normal distribution), at least 1 % of the median. Medians
-rather than mean and deviation, because one spike must not hide the next. The limit is renewed every 16 steps, so that
-it is a function of the step and not of the number of steps per call. The limit and the losses that it is computed from
-are part of a checkpoint, so that a run that was interrupted decides as one that was not.
+rather than mean and deviation, because one spike must not hide the next.
+The limit is renewed every 16 steps, so that it is a function of the step and not of the number of steps per call.
+Batches of several kinds (`RunPlan.kind_of`), such as of several objectives, have losses of sizes of their own: each
+kind has its limit. The limits and the losses that they are computed from are part of a checkpoint, so that a run that
+was interrupted decides as one that was not.
 """
 
 from __future__ import annotations
@@ -38,13 +40,18 @@ def limit_of(losses: Sequence[float], threshold: float) -> float | None:
     return float(np.float32(median + threshold * max(deviation, 0.01 * abs(median))))
 
 
-def observe(progress: LoopProgress, step: int, result: Record, threshold: float) -> float | None:
+def observe(progress: LoopProgress, step: int, result: Record, threshold: float, kind: str = "") -> float | None:
     """Record the loss of `step` unless the step was skipped; return the limit that it exceeds, None for no spike."""
-    limit, loss = progress.loss_limit, result["loss"]
-    if not result["skipped"]:
-        progress.recent_losses = [*progress.recent_losses, result["loss"]][-WINDOW_STEPS:]
+    limit, loss = progress.limit(kind), result["loss"]
+    if not result["skipped"] and kind:
+        losses = [*progress.losses_of_kinds.get(kind, ()), loss][-WINDOW_STEPS:]
+        progress.losses_of_kinds = progress.losses_of_kinds | {kind: losses}
+    elif not result["skipped"]:
+        progress.recent_losses = [*progress.recent_losses, loss][-WINDOW_STEPS:]
     if (step + 1) % RENEWED_EVERY_STEPS == 0:
         progress.loss_limit = limit_of(progress.recent_losses, threshold)
+        limits = {name: limit_of(losses, threshold) for name, losses in progress.losses_of_kinds.items()}
+        progress.limits_of_kinds = {name: found for name, found in limits.items() if found is not None}
     return limit if limit is not None and limit < loss < math.inf else None
 
 
@@ -58,20 +65,22 @@ class Decision:
     """Description of the spike for a person; empty for an ordinary loss."""
 
 
-def decide(progress: LoopProgress, step: int, result: Record, plan: RunPlan) -> Decision:
+def decide(progress: LoopProgress, step: int, result: Record, plan: RunPlan, kind: str = "") -> Decision:
     """Return the answer of `plan.on_spike` to the result of `step`, and record its loss in `progress`."""
-    exceeded = None if plan.on_spike == "ignore" else observe(progress, step, result, plan.spike_threshold)
+    exceeded = None if plan.on_spike == "ignore" else observe(progress, step, result, plan.spike_threshold, kind)
     if exceeded is None:
         return Decision("keep")
-    spike = f"step {step:,}: loss {result['loss']:.4g} is a spike, above {exceeded:.4g}"
+    of = f" of {kind}" if kind else ""
+    spike = f"step {step:,}: loss {result['loss']:.4g}{of} is a spike, above {exceeded:.4g}"
     if plan.on_spike == "rollback":
         return Decision("back", spike)
     return Decision("skip" if result["skipped"] else "keep", spike)
 
 
-def engine_limit(progress: LoopProgress, plan: RunPlan) -> float:
-    """Return the loss above which the engine skips the steps of the next call; infinite unless spikes are skipped."""
-    return math.inf if plan.on_spike != "skip" or progress.loss_limit is None else progress.loss_limit
+def engine_limit(progress: LoopProgress, plan: RunPlan, kind: str = "") -> float:
+    """Return the loss above which the engine skips batches of a kind; infinite unless spikes are skipped."""
+    limit = progress.limit(kind)
+    return math.inf if plan.on_spike != "skip" or limit is None else limit
 
 
 def roll_back(run: Run, processes: Processes, spike: str, step: int, batch: Batch, result: Record) -> None:

@@ -35,12 +35,12 @@ def test_the_work_of_a_step_is_divided_among_the_devices(monkeypatch: pytest.Mon
     monkeypatch.setattr(planning, "roofline_of_step", noting)
     chip = planning.CHIPS["h100"]
     options = TrainingOptions(output_dir="x", gradient_accumulation_steps=2, precision="bfloat16")
-    lines = estimate(CONFIG, options, Work(64, 32, 5, 1000), chip, "H100", count)
+    lines = estimate(CONFIG, options, [Work(64, 32, 5, 1000)], chip, "H100", count)
     (values,) = seen
     assert values[:3] == (chip, "bfloat16", 64 * flops_per_example(CONFIG, 32, 5) / count)
     assert values[5] == 2
     assert ("all-reduce" in values[6]) is (count > 1)
     assert "DOES NOT FIT" not in lines["plan"]
     assert "for 1,000 steps" in lines["time"]
-    unknown = estimate(CONFIG, options, Work(64, 32, 5, 1000), None, "X", count)
+    unknown = estimate(CONFIG, options, [Work(64, 32, 5, 1000)], None, "X", count)
     assert unknown["plan"] == lines["plan"].partition(", of ")[0]

@@ -17,6 +17,7 @@ import run_classifier
 import run_pretraining
 from commands import resuming
 from commands.flags import write_config
+from commands.records import AllRecords
 from ground.documents import as_json
 from ground.outputs import check_outputs
 from modeling.config import Config
@@ -198,6 +199,17 @@ def test_what_tells_data_apart_stays_as_checkpoints_hold_it(tmp_path: Path):
     part = SimpleNamespace(origins=lambda: ["one", "two"], num_examples=7)
     digest = hashlib.sha256(b"one\ntwo").hexdigest()[:12]
     expected = {"training data": digest, "training examples": 7}
-    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=None)) == expected  # pyright: ignore
+
+    def records(**parts: Any) -> AllRecords:
+        return AllRecords(parts, dict.fromkeys(parts, 1 / len(parts)))
+
+    assert resuming.data_of_records(records(albert=SimpleNamespace(training=part, held_out=None))) == expected
     expected |= {"held-out data": digest, "held-out examples": 7}
-    assert resuming.data_of_records(SimpleNamespace(training=part, held_out=part)) == expected  # pyright: ignore
+    both = SimpleNamespace(training=part, held_out=part)
+    assert resuming.data_of_records(records(albert=both)) == expected
+    # Of several objectives it counts which learns from what.
+    other = SimpleNamespace(training=SimpleNamespace(origins=lambda: ["three"], num_examples=2), held_out=part)
+    one, swapped = (resuming.data_of_records(records(tlm=a, veco=b)) for a, b in ((both, other), (other, both)))
+    assert one["training examples"] == 9
+    assert one["training data"] != swapped["training data"]
+    assert one["held-out data"] == swapped["held-out data"]

@@ -15,9 +15,10 @@ from absl.app import UsageError
 
 import run_pretraining
 from commands import session as of_session
-from commands.records import Records
+from commands.records import AllRecords, Records
 from commands.session import OwnRows, Session, as_json, check_cuts, complete_config
 from commands.weights import restore
+from data.mixture import mark_of
 from data.objectives import OBJECTIVES
 from modeling import Config
 from training import checkpoints, processes
@@ -154,7 +155,9 @@ def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatc
     )
     records.scored = Records.scored.fget(records)  # pyright: ignore[reportOptionalCall]
     session = types.SimpleNamespace(
-        together=lambda function: records, start=lambda: Config(**SHAPE), check_fit=check_fit
+        together=lambda function: AllRecords({"albert": records}, {"albert": 1.0}),
+        start=lambda: Config(**SHAPE),
+        check_fit=check_fit,
     )
     monkeypatch.setattr(Session, "check", lambda *values: session)
     options = run_pretraining.Options(do_train=True, input_file=("x",), output_dir="x", bert_config_file="x")
@@ -203,13 +206,48 @@ def test_several_languages_are_scored_apart_and_on_average():
 
     session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
     options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
-    records: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    part: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    records = AllRecords({"albert": part}, {"albert": 1.0})
     assert run_pretraining.evaluate(session, options, records) == evaluate([3.0])
-    records.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
+    part.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
     assert run_pretraining.evaluate(session, options, records) == {
         **evaluate([4.0]),
         "loss_en": 3.0,
         "masked_lm_loss_en": 6.0,
         "loss_en-zh": 5.0,
         "masked_lm_loss_en-zh": 10.0,
+    }
+
+
+def test_several_objectives_are_scored_apart_and_on_average():
+    def evaluate(batches: Any) -> dict[str, float]:
+        (batch,) = batches
+        objective = mark_of(batch)
+        found = float(batch["x"][0])
+        names = ("veco_masked_lm_loss", "veco_crossed_loss") if objective == "veco" else (f"{objective}_loss",)
+        return {"loss": found, **dict.fromkeys(names, found / 2), f"{objective}_accuracy": 0.5}
+
+    def of(**values: float) -> Any:
+        def dataset(value: float) -> Any:
+            return types.SimpleNamespace(evaluation_batches=lambda size: iter([{"x": np.array([value])}]))
+
+        return types.SimpleNamespace(held_out_languages={name: dataset(value) for name, value in values.items()})
+
+    session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
+    options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
+    records = AllRecords({"tlm": of(en_zh=4.0), "veco": of(en=6.0, zh=10.0)}, {"tlm": 0.75, "veco": 0.25})
+    assert run_pretraining.evaluate(session, options, records) == {
+        "loss": 0.75 * 4 + 0.25 * 8,
+        "tlm_loss": 2.0,
+        "tlm_accuracy": 0.5,
+        "veco_loss": 8.0,
+        "veco_loss_en": 6.0,
+        "veco_loss_zh": 10.0,
+        "veco_masked_lm_loss": 4.0,
+        "veco_masked_lm_loss_en": 3.0,
+        "veco_masked_lm_loss_zh": 5.0,
+        "veco_crossed_loss": 4.0,
+        "veco_crossed_loss_en": 3.0,
+        "veco_crossed_loss_zh": 5.0,
+        "veco_accuracy": 0.5,
     }

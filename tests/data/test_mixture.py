@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from fractions import Fraction
 from typing import Any
@@ -12,7 +14,7 @@ from absl.app import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mixture import MAX_CYCLE_STEPS, Mixture
+from data.mixture import MAX_CYCLE_STEPS, Marked, Mixture, mark_of, marked, unmarked
 
 
 class Numbered:
@@ -95,3 +97,29 @@ def test_a_mixture_of_two_datasets_of_other_features_keeps_each_ones():
     mixed = Mixture({"mono": (Zeros("input_ids"), 2), "parallel": (Zeros("source_ids"), 1)}, seed=1)
     keys = [next(iter(mixed.batch(step))) for step in range(6)]
     assert Counter(keys) == {"input_ids": 4, "source_ids": 2}
+
+
+@settings(max_examples=15, deadline=None)
+@given(several_shares, st.integers(0, 2**40))
+def test_no_member_has_more_steps_in_a_row_than_is_said_and_one_has_as_many(shares, seed):
+    mixed = mixture(shares, seed)
+    turns, runs = (
+        [mixed.at(step)[0] for step in range(3 * math.lcm(*(share.denominator for share in mixed.shares.values())))],
+        [1],
+    )
+    for before, after in itertools.pairwise(turns):
+        runs.append(runs[-1] + 1 if before == after else 1)
+    if len(shares) > 1:
+        assert max(runs) == mixed.longest_turn
+
+
+def test_a_marked_batch_says_of_which_member_it_is_and_is_the_same_otherwise():
+    batch = {"x": np.arange(6).reshape(2, 3)}
+    one, other = marked(batch, "a"), marked(batch, "b")
+    assert one.keys() != other.keys()
+    assert (mark_of(one), mark_of(other), mark_of(batch)) == ("a", "b", "")
+    assert {len(value) for value in one.values()} == {2}
+    assert unmarked(one) == ("a", batch)
+    assert unmarked(batch) == ("", batch)
+    dataset = Marked(Mixture({"z": (Numbered("z"), 1)}), "a")
+    assert dataset.num_examples == 3

@@ -68,6 +68,7 @@ class Declared:
     optional: bool
     many: bool
     choices: tuple[str, ...]
+    mixed: bool
     minimum: float | None
     maximum: float | None
 
@@ -87,7 +88,7 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Declared:
     many = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if many else hint
     told = field.metadata["flag"]
-    return Declared(field.name, kind, optional, many, tuple(told.choices), told.minimum, told.maximum)
+    return Declared(field.name, kind, optional, many, tuple(told.choices), told.mixed, told.minimum, told.maximum)
 
 
 def any_base(random: Random, *, writes: bool = False) -> Base:
@@ -132,6 +133,24 @@ def _others(base: Base) -> tuple[str, ...]:
 
 def _bad_value(random: Random, flag: Declared) -> tuple[str, Expectation]:
     """Return a value, and what is to be said of it."""
+    if flag.mixed and random.random() < 0.5:
+        first, second = random.sample(flag.choices, 2)
+        wrong = (
+            f"{first}:1,{second}",
+            f"{first},{first}",
+            f"{first}:0,{second}:1",
+            f"{first}:nan",
+            f"{first}:1e-9,{second}",
+        )
+        further = (
+            f"{first}:{LONG}",
+            f"{first},",
+            f"{first}:1:2",
+            f":{first}",
+            f"{first}:1e400,{second}:1",
+            f"{first};{second}",
+        )
+        return random.choice((*wrong, *further)), "refuse"
     if flag.choices:
         return random.choice(("nonsense", flag.choices[0].swapcase(), f"{flag.choices[-1]} x", "nan", LONG)), "refuse"
     if flag.kind is bool:

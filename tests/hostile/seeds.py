@@ -147,6 +147,14 @@ BASES: Mapping[str, Base] = {
             objective="veco",
             parallel_share="0.5",
         ),
+        _pretrain(
+            "pretrain_mixed",
+            ("in/records", "in/targets", "in/decodes.json"),
+            input_file="in/records/*.tfrecord,palm=in/targets/*.tfrecord",
+            bert_config_file="in/decodes.json",
+            objective="albert:3,palm:1",
+            objective_weights="palm:2",
+        ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
             "pretrain_resumed",

@@ -21,6 +21,7 @@ TARGETS = {
     "bert_config_file": "{world}/decodes.json",
 }
 SIDES = {"objective": "veco", "input_file": "{world}/sides/*.tfrecord", "bert_config_file": "{world}/sides.json"}
+MIXED = {**TARGETS, "objective": "albert,palm", "input_file": "{world}/records/*.tfrecord,{world}/targets/*.tfrecord"}
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 EVALUATES = {"do_train": "false", **PRETRAINED}
 
@@ -34,6 +35,24 @@ ROWS = (
     Row("input_file", "{world}/other/*.tfrecord", {"training": DIFFERENT, "held out": DIFFERENT}),
     Row("eval_input_file", "{world}/other/zh.held_out.tfrecord", {"held out": DIFFERENT}),
     Row("objective", "bert", {"task": DIFFERENT, f"{RUN_FILE}/objective": "bert"}, BARE),
+    Row("objective", "albert:2", {}, reason="one objective has all steps, whatever its share"),
+    Row(
+        "objective",
+        "albert:0.25,palm:0.75",
+        {
+            "training": DIFFERENT,
+            "plan/flops_per_unit": DIFFERENT,
+            f"{RUN_FILE}/objectives/albert/share": 0.25,
+            f"{RUN_FILE}/objectives/palm/share": 0.75,
+        },
+        MIXED,
+    ),
+    Row(
+        "objective_weights",
+        "palm:2",
+        {"task/loss_weights/palm_masked_lm": 2.0, "task/loss_weights/palm_next_tokens": 2.0},
+        MIXED,
+    ),
     Row("masked_lm_loss_weight", "0.5", {"task/loss_weights/masked_lm": 0.5, "task/losses": 0.5}),
     Row("word_order_loss_weight", "0.5", {"task/loss_weights/word_order": 0.5, "task/losses": 0.5}, SHUFFLED),
     Row("sentence_loss_weight", "0.5", {"task/loss_weights/sentence_order": 0.5, "task/losses": 0.5}),

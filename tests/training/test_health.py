@@ -3,6 +3,8 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from commands import devices
 from commands.options import HealthOptions
 from ground.progress import format_flops
 from optimization import Constant, create_optimizer
-from training.checkpoints import list_checkpoints, read_state
+from training.checkpoints import RunState, list_checkpoints, read_state
 from training.engine import brick_of
 from training.health import DivergedError
 from training.hooks import Hook, read_metrics
-from training.run import LoopProgress
+from training.run import LoopProgress, RunPlan
 from training.spikes import LEAST_STEPS, MAX_ROLLBACKS, WINDOW_STEPS, limit_of, observe
 from training.tensorflow_engine import TensorFlowEngine
 
@@ -57,6 +59,66 @@ def test_normal_noise_is_no_spike_and_a_leap_is():
     assert observe(progress, 5000, {"loss": 4.0, "skipped": 1.0}, 10.0) == before.loss_limit
     assert progress == before
     assert observe(progress, 5001, {"loss": float("nan"), "skipped": 1.0}, 10.0) is None
+
+
+def test_each_kind_of_batches_has_a_limit_of_its_own():
+    generator, progress = np.random.default_rng(0), LoopProgress()
+    for step in range(600):
+        kind, size = ("veco", 20.0) if step % 10 == 0 else ("tlm", 5.0)
+        result = {"loss": size + generator.normal(0, 0.1), "skipped": 0.0}
+        assert observe(progress, step, result, 10.0, kind) is None, step
+    assert progress.recent_losses == []
+    assert progress.loss_limit is None
+    limits = {kind: progress.limit(kind) for kind in ("veco", "tlm", "unknown", "")}
+    assert limits == {**progress.limits_of_kinds, "unknown": None, "": None}
+    # Half the usual loss of the one is a leap of the other.
+    assert observe(progress, 600, {"loss": 10.0, "skipped": 1.0}, 10.0, "tlm") == limits["tlm"]
+    assert observe(progress, 601, {"loss": 10.0, "skipped": 1.0}, 10.0, "veco") is None
+    # All of it is in a checkpoint.
+    assert LoopProgress.of(RunState(1, 2, {}, dataclasses.asdict(progress), {})) == progress
+
+
+@pytest.mark.parametrize("on_spike", ["skip", "warn"])
+def test_the_engine_has_the_limit_of_the_kind_of_its_batches(on_spike: str):
+    from training.loop import _Loop
+
+    seen = []
+
+    class Engine:
+        loss_limit = float("inf")
+
+        def train(self, batches):
+            seen.append((self.loss_limit, len(batches)))
+            return [{"loss": 1.0} for _ in batches]
+
+    progress = LoopProgress(limits_of_kinds={"a": 3.0})
+    plan = RunPlan(
+        num_steps=9, output_dir=Path(), config={}, on_spike=on_spike, kind_of=lambda batch: str(batch["kind"])
+    )
+    run = SimpleNamespace(engine=Engine(), plan=plan, progress=progress, limits={})
+    loop: Any = SimpleNamespace(run=run)
+    results = _Loop._trained(loop, [{"kind": np.array(kind)} for kind in "aabaa"])
+    assert len(results) == 5
+    skips = [(3.0, 2), (float("inf"), 1), (3.0, 2)]
+    assert seen == (skips if on_spike == "skip" else [(float("inf"), 5)])
+    assert run.limits == ({"a": 3.0, "b": float("inf")} if on_spike == "skip" else {})
+
+
+@pytest.mark.slow
+def test_a_step_has_the_loss_of_its_kind(tmp_path):
+    def kind(batch):
+        return "ab"[int(batch["ids"][0, 0]) % 2]
+
+    seen = []
+
+    class Watching(Hook):
+        def steps(self, run, batches, results):
+            seen.extend((kind(batch), result) for batch, result in zip(batches, results, strict=True))
+
+    run(tmp_path, ToyDataset(), hooks=[Watching()], num_steps=6, kind_of=kind)
+    assert {name for name, _ in seen} == {"a", "b"}
+    for name, result in seen:
+        assert {key: result[key] for key in ("a_loss", "b_loss") if key in result} == {f"{name}_loss": result["loss"]}
 
 
 class Recorder(Hook):
