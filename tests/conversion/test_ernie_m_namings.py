@@ -56,11 +56,12 @@ def test_what_is_published_is_read_as_its_family(naming: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_what_is_written_opens_in_transformers_as_xlmr(tmp_path: Path):
-    for name, heads in (
-        ("masked_lm", {"num_pair_labels": 0}),
-        ("classes", {"num_labels": 3}),
-        ("spans", {"tokens": "span"}),
-    ):
+    heads_of: dict[str, dict[str, Any]] = {
+        "masked_lm": {"num_pair_labels": 0},
+        "classes": {"num_labels": 3},
+        "spans": {"tokens": "span"},
+    }
+    for name, heads in heads_of.items():
         found = checkpoint(ERNIE, **heads)
         write_transformers(tmp_path / name, ERNIE, found.tensors)
         differences = largest_differences(found, tmp_path / name)
