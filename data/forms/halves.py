@@ -1,7 +1,7 @@
 """Two texts of one sequence in a row each, to be recovered from one another (ERNIE-M's CAMLM, Ouyang et al. 2021).
 
-The rows are `[CLS] A [SEP]` and `[SEP] B [SEP]`: one behind the other they are XLM-R's pair, whatever the tokenizer's own
-template. Every predicted token is shown as [MASK]: one that stayed, or a random one, would be read by itself.
+The rows are `[CLS] A [SEP]` and `[SEP] B [SEP]`: one behind the other they are XLM-R's pair, whatever the template of
+the tokenizer is. Every predicted token is shown as [MASK]: one that stayed, or a random one, would be read by itself.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Halves(TwoSides):
         super().check(recipe)
         if recipe.masking.permute:
             raise UsageError(
-                f"--do_permutation: --objective={recipe.objective} shows every predicted token as [MASK], since a token "
-                "that is shown is read by itself; leave it out"
+                f"--do_permutation: --objective={recipe.objective} shows every predicted token as [MASK], since one "
+                "that is shown as another reads that one; leave it out"
             )
 
     def join(self, tokens: np.ndarray, pairs: Pairs, recipe: Recipe, vocabulary: Vocabulary) -> Segments:
