@@ -119,6 +119,14 @@ class Options:
 
         return self.max_seq_length * (texts_read(FORMS[OBJECTIVES[self.objective].form]) - 1)
 
+    def written_positions(self, config: Config) -> int:
+        """Tokens that the model itself writes behind a text; 0 with objectives that write none."""
+        from tasks.across import pseudo_length
+
+        if not OBJECTIVES[self.objective].writes:
+            return 0
+        return pseudo_length(self.max_seq_length, 1.0, config.max_sequence_length)
+
     @property
     def target_positions(self) -> int:
         """Positions of the decoder; 0 without one."""
@@ -313,6 +321,7 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int)
         predictions=options.predictions,
         target=options.target_positions,
         other=options.other_positions,
+        written=options.written_positions(config),
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -387,6 +396,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
     """The train step of the options on `devices`, and the shapes of a batch; allocates no weights."""
     from modeling import DTYPES, Computation, declared, load_config
     from optimization import Constant, create_optimizer
+    from tasks.across import Pseudo
     from tasks.pretraining import PretrainingTask
     from training.jax_step import JaxStep
     from training.placement import create_placement
@@ -395,6 +405,7 @@ def abstract_step(options: Options, devices: Sequence[Any]) -> tuple[JaxStep, Ma
         load_config(options.bert_config_file),
         options.objective,
         weights={"word_order": 1.0} if options.max_word_order_per_seq else {},
+        pseudo=Pseudo(mask_id=0, special_ids=(0,)) if OBJECTIVES[options.objective].writes else None,
         computation=Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers),
     )
     step = JaxStep(
@@ -432,7 +443,8 @@ def show(plan: Plan, config: Config, chip: Chip, chips: int) -> None:
 
     options = plan.options
     lengths = options.max_seq_length, options.predictions, options.target_positions, options.other_positions
-    flops = options.train_batch_size * flops_per_example(config, *lengths)
+    written = options.written_positions(config)
+    flops = options.train_batch_size * flops_per_example(config, *lengths, written=written)
     rows = [[f"{name}, a chip", gib(size)] for name, size in plan.held_bytes.items()]
     held = sum(plan.held_bytes.values())
     if plan.peak_bytes is None:

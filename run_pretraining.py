@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from commands.records import Records
     from commands.session import Session
     from data.reading import PretrainingDataset
+    from modeling.config import Config
     from tasks.run_file import RunFile
 
 
@@ -68,6 +69,29 @@ class Options(TrainingOptions):
     crossed_loss_weight: float = flag(
         1.0, help="weight of the losses of masked tokens that are read with the other text in sight", minimum=0
     )
+    camlm_mask: str = flag(
+        "strict",
+        help="what masked tokens of a sentence read of its translation: strict, what is not masked of it, which has "
+        "itself read nothing else; cross, as others reproduced it: what is not masked reads both",
+        choices=("strict", "cross"),
+    )
+    camlm_computation: str = flag(
+        "split",
+        help="split: each text by itself, with the other's masked tokens beside it; dense: one row of both; the same "
+        "result",
+        choices=("split", "dense"),
+    )
+    camlm_positions: str = flag(
+        "continued",
+        help="of the second text: continued behind the first, as in pairs that are fine-tuned, or restarted",
+        choices=("continued", "restarted"),
+    )
+    pseudo_length_ratio: float = flag(
+        1.0, help="tokens that the model writes for each token of a text, as far as it has positions", minimum=0.0
+    )
+    pseudo_pick: str = flag(
+        "argmax", help="what the model writes: the best token, or a drawn one", choices=("argmax", "sample")
+    )
     next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
     masked_lm_until: float = flag(
         1.0,
@@ -92,6 +116,11 @@ class Options(TrainingOptions):
     )
     init_sentence_head: bool = flag(
         True, help="false: start with a new sentence-pair head, whatever --init_checkpoint has", group=Group.MODEL
+    )
+    allow_any_start: bool = flag(
+        False,
+        help="btmlm: begin with new weights, or with a checkpoint that does not say that it learnt camlm",
+        group=Group.MODEL,
     )
     max_seq_length: int | None = flag(
         None, help="of the records; read from their manifest by default", unit="tokens", group=Group.DATA
@@ -153,6 +182,21 @@ NEEDS = (
         lambda o: OBJECTIVES[o.objective].streams > 1,
     ),
     Need(
+        ("camlm_mask", "camlm_computation", "camlm_positions"),
+        f"an --objective across texts ({', '.join(name for name, row in OBJECTIVES.items() if row.across)})",
+        lambda o: OBJECTIVES[o.objective].across,
+    ),
+    Need(
+        ("pseudo_length_ratio", "pseudo_pick"),
+        f"an --objective that writes ({', '.join(name for name, row in OBJECTIVES.items() if row.writes)})",
+        lambda o: OBJECTIVES[o.objective].writes,
+    ),
+    Need(
+        ("allow_any_start",),
+        f"an --objective after another ({', '.join(name for name, row in OBJECTIVES.items() if row.after)})",
+        lambda o: OBJECTIVES[o.objective].after,
+    ),
+    Need(
         ("next_tokens_loss_weight", "label_smoothing"),
         f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
         lambda o: OBJECTIVES[o.objective].continuing,
@@ -174,8 +218,10 @@ def main(options: Options) -> None:
     check_needs(options, NEEDS)
     session = Session.check(options, ["bert_config_file"])
 
+    from commands.across import check_start, lengths_read
     from commands.records import check_ids, open_records
 
+    session.together(lambda: check_start(options))
     records = session.together(lambda: open_records(options))
     config = session.start()
     tokenizer = records.tokenizer_facts(config, options.bert_config_file)
@@ -187,12 +233,13 @@ def main(options: Options) -> None:
         scored=records.scored,
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
+    lengths_read(options, records, config)
 
     build(session, options, records)
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
         load_weights(session, options)
         if options.dry_run:
-            work = work_of(options, records) if options.do_train else None
+            work = work_of(config, options, records) if options.do_train else None
             session.show_plan(work=work, **plan_of(session, options, records))
             return
         session.describe(lambda folder: run_file(session, options, records).tokenizer)
@@ -233,6 +280,7 @@ def reads(options: Options, records: Records) -> dict[str, Sequence[str | Path |
 
 def build(session: Session, options: Options, records: Records) -> None:
     """Build the task of the objective, its schedule and its engine."""
+    from commands.across import across_of, pseudo_of
     from optimization import create_schedule
     from tasks.pretraining import PretrainingTask
 
@@ -248,6 +296,8 @@ def build(session: Session, options: Options, records: Records) -> None:
         },
         pooled=options.pooled_loss,
         label_smoothing=options.label_smoothing,
+        across=across_of(options),
+        pseudo=pseudo_of(options, records),
         until=dict.fromkeys(("masked_lm", "word_order"), round(options.masked_lm_until * options.num_train_steps))
         if options.masked_lm_until < 1
         else None,
@@ -300,7 +350,8 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
     """Return the facts of the preamble, and what `training.run.RunPlan` has to know of pretraining."""
     from modeling.accounting import flops_per_example
 
-    training, held_out, work = records.training, records.held_out, work_of(options, records)
+    training, held_out = records.training, records.held_out
+    work = work_of(session.config, options, records)
     epochs = options.num_train_steps * options.train_batch_size / training.num_examples
     lengths = training.max_seq_length, training.max_target_length, training.max_other_length
     tokens_per_step = options.train_batch_size * sum(lengths)
@@ -320,19 +371,29 @@ def plan_of(session: Session, options: Options, records: Records) -> dict[str, A
         "unit": "tokens",
         "count_units": lambda batch: tokens_per_step,
         "flops_per_unit": options.train_batch_size
-        * flops_per_example(session.config, work.length, work.predictions, work.target, work.other)
+        * flops_per_example(
+            session.config, work.length, work.predictions, work.target, work.other, written=work.written
+        )
         / tokens_per_step,
     }
 
 
-def work_of(options: Options, records: Records) -> Work:
+def work_of(config: Config, options: Options, records: Records) -> Work:
     """Return what the run computes, for a plan of memory and time."""
+    from commands.across import lengths_read, written
     from commands.estimate import Work
 
-    training = records.training
-    target = training.max_target_length
-    lengths = training.max_seq_length, records.scored - target
-    return Work(options.train_batch_size, *lengths, options.num_train_steps, target, training.max_other_length)
+    target = records.training.max_target_length
+    length, other = lengths_read(options, records, config)
+    return Work(
+        batch_size=options.train_batch_size,
+        length=length,
+        predictions=records.scored - target,
+        num_steps=options.num_train_steps,
+        target=target,
+        other=other,
+        written=written(options, records, config),
+    )
 
 
 def evaluate(session: Session, options: Options, records: Records) -> dict[str, float]:

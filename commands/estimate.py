@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Work:
     """What a run computes: of an example `predictions` positions are scored over the vocabulary, and all `target`.
 
-    `other` tokens are those of a second text.
+    `other` tokens are those of a second text, `written` those that the model itself writes behind the text before.
     """
 
     batch_size: int
@@ -25,6 +25,7 @@ class Work:
     num_steps: int
     target: int = 0
     other: int = 0
+    written: int = 0
 
 
 def estimate(
@@ -50,6 +51,7 @@ def estimate(
         predictions=work.predictions,
         target=work.target,
         other=work.other,
+        written=work.written,
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -65,7 +67,8 @@ def estimate(
     if chip is None:
         return {"plan": peak, "time": f"the rates of {device} are not known; a few steps will tell"}
     room = f"{peak}, of {chip.memory_bytes / 2**30:,.1f} GiB"
-    flops = work.batch_size * flops_per_example(config, work.length, work.predictions, work.target, work.other) / count
+    flops = flops_per_example(config, work.length, work.predictions, work.target, work.other, written=work.written)
+    flops *= work.batch_size / count
     held, sent = sum(memory.held.values()), collective_bytes(config, layout)
     bound = roofline_of_step(chip, options.precision, flops, held, memory.peak, layout.micro_batches, sent)
     milliseconds = [1000 * bound.fast_seconds, 1000 * bound.slow_seconds]

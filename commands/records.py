@@ -215,7 +215,7 @@ def is_held_out(manifest: Mapping[str, Any] | None) -> bool:
 def check_objective(dataset: PretrainingDataset, objective: str) -> None:
     """Raise `UsageError` where the records were made for another objective than is asked for."""
     made_for = (dataset.manifest or {}).get("objective", objective)
-    if made_for != objective:
+    if made_for not in (objective, OBJECTIVES[objective].served_by):
         raise UsageError(
             f"--objective={objective} but the records were made with --objective={made_for}: "
             f"give --objective={made_for}, or make others"

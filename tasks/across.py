@@ -268,8 +268,8 @@ def pseudo_length(length: int, ratio: float, positions: int) -> int:
     wanted, room = max(1, round(ratio * length)), positions - length
     if room < 1:
         raise UsageError(
-            f"the records have {length} tokens and the model {positions} positions: a pseudo sentence has no room beside "
-            "them; make records with a smaller --max_seq_length"
+            f"the records have {length} tokens and the model {positions} positions: beside them no pseudo sentence has "
+            "room; make records with a smaller --max_seq_length"
         )
     return min(wanted, room)
 
