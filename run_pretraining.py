@@ -218,7 +218,7 @@ def main(options: Options) -> None:
     check_needs(options, NEEDS)
     session = Session.check(options, ["bert_config_file"])
 
-    from commands.across import check_start, lengths_read
+    from commands.across import check_start
     from commands.records import check_ids, open_records
 
     session.together(lambda: check_start(options))
@@ -233,14 +233,13 @@ def main(options: Options) -> None:
         scored=records.scored,
     )
     check_ids(records.training, config.vocab_size, options.bert_config_file)
-    lengths_read(options, records, config)
+    work = work_of(config, options, records)
 
     build(session, options, records)
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
         load_weights(session, options)
         if options.dry_run:
-            work = work_of(config, options, records) if options.do_train else None
-            session.show_plan(work=work, **plan_of(session, options, records))
+            session.show_plan(work=work if options.do_train else None, **plan_of(session, options, records))
             return
         session.describe(lambda folder: run_file(session, options, records).tokenizer)
         scores = train(session, options, records) if options.do_train else {}

@@ -59,7 +59,6 @@ def test_what_is_written_opens_in_transformers_as_xlmr(tmp_path: Path):
     heads_of: dict[str, dict[str, Any]] = {
         "masked_lm": {"num_pair_labels": 0},
         "classes": {"num_labels": 3},
-        "spans": {"tokens": "span"},
     }
     for name, heads in heads_of.items():
         found = checkpoint(ERNIE, **heads)

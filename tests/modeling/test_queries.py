@@ -1,9 +1,6 @@
 """Queries: tokens that read a text and themselves; who sees whom at every depth, and their work."""
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,6 @@ import numpy as np
 import pytest
 from absl.app import UsageError
 from modeling_cases import BERT, without_dropout
-from on_jax import environment_on_jax
 
 from modeling import Config, LanguageModel, load_config, masks, named_variables
 from modeling.accounting import Layout, flops_per_example, step_memory
@@ -193,53 +189,3 @@ def test_operations_are_n_squared_and_queries_times_n():
     assert flops_per_example(ERNIE, 9, 3, written=5) == flops_per_example(ERNIE, 14, 3) + written
     layout = Layout(batch_size=8, length=9, predictions=4)
     assert step_memory(ERNIE, dataclasses.replace(layout, written=9)).peak > step_memory(ERNIE, layout).peak
-
-
-JAX = """
-import json, sys
-import jax, numpy as np
-from test_accounting import COUNT_PRODUCTS
-from test_queries import ERNIE, beside, randomized
-from modeling_cases import without_dropout
-from modeling import Computation, seeded
-
-exec(COUNT_PRODUCTS.split("found = {}")[0])
-model, given = randomized(without_dropout(ERNIE)), beside()
-
-def answer(weights, model, training=False):
-    with seeded(np.array([7, 11], np.uint32)):
-        state = [variable.value for variable in model.non_trainable_variables]
-        return model.stateless_call(weights, state, given, training=training)[0]
-
-def loss(weights, model):
-    outputs = answer(weights, model, training=True)
-    return (outputs["masked_lm_logits"] ** 2).sum() + (outputs["pooled_output"] ** 2).sum()
-
-weights = [variable.value for variable in model.trainable_variables]
-np.savez(sys.argv[1], **{name: np.asarray(x) for name, x in jax.jit(lambda w: {
-    name: x for name, x in answer(w, model).items() if name != "hidden_states"})(weights).items()})
-gradients = []
-for choice in ({}, {"remat": True, "scan": True}):
-    other = randomized(ERNIE, Computation(seed=3, **choice))
-    values = [variable.value for variable in other.trainable_variables]
-    gradients.append(jax.jit(jax.grad(lambda values: loss(values, other)))(values))
-for kept, other in zip(*gradients, strict=True):
-    np.testing.assert_allclose(kept, other, atol=1e-5 * max(1.0, float(abs(kept).max())))
-print(json.dumps([products(jax.make_jaxpr(lambda w: f(w, model))(weights).jaxpr) for f in (loss, jax.grad(loss))]))
-"""
-
-
-@pytest.mark.slow
-def test_jax_equals_tensorflow_and_every_product_that_it_traces_is_counted(tmp_path: Path):
-    path = tmp_path / "jax.npz"
-    environment = environment_on_jax(ROOT, ROOT / "tests", Path(__file__).parent)
-    command = [sys.executable, "-c", JAX, str(path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    outputs = randomized(without_dropout(ERNIE))(beside())
-    for name, value in np.load(path).items():
-        np.testing.assert_allclose(outputs[name], value, atol=3e-5, err_msg=name)
-    model = LanguageModel(ERNIE, [QueriesHead])
-    forward, whole = json.loads(result.stdout)
-    counted = 2 * model.operations(Sizes(L, scored=P, queries=P))
-    assert (forward, whole) == (counted, 3 * counted)

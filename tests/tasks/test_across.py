@@ -18,8 +18,10 @@ from on_jax import environment_on_jax
 
 from data.forms import FORMS
 from data.schema import padding
-from modeling import named_variables
+from modeling import LanguageModel, named_variables
+from modeling.computation import Sizes
 from modeling.config import Config
+from modeling.heads import QueriesHead
 from tasks.across import Across, Pseudo, original_ids, pseudo_length
 from tasks.pretraining import PretrainingTask
 
@@ -67,6 +69,26 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
             f"{prefix}masked_lm_weights": weights,
         }
     return batch
+
+
+_SIDES = ("", "other_")
+# The shape of the model in modeling/test_queries.py.
+_OTHER = dataclasses.replace(
+    CONFIG, vocab_size=37, hidden_size=16, embedding_size=16, intermediate_size=24, num_hidden_layers=2
+)
+CASES: dict[str, dict[str, Any]] = {
+    "split": {"objective": "camlm"},
+    "dense": {"objective": "camlm", "across": Across(computation="dense")},
+    "written": {"objective": "btmlm", "pseudo": PSEUDO},
+}
+
+
+def found_in(case: dict[str, Any], compiled: Any = lambda function: function) -> dict[str, list[float]]:
+    """Return sum and weight of every loss and metric of a case."""
+    task = PretrainingTask(CONFIG, **case)
+    model, batch = task.build_model(), alone() if case["objective"] == "btmlm" else make_batch()
+    losses, metrics = compiled(lambda batch: task.terms(model, batch, seed=KEY, training=True))(batch)
+    return {name: [float(x) for x in pair] for name, pair in (losses | metrics).items()}
 
 
 def alone(seed: int = 0) -> dict[str, np.ndarray]:
@@ -158,9 +180,6 @@ def test_only_what_is_not_masked_of_the_other_text_is_read(model: Any, computati
                 continue
             np.testing.assert_array_equal(after[own][0][real[own]], before[own][0][real[own]])
             assert (np.abs(after[other][0] - before[other][0])[real[other]].max(axis=-1) > 1e-4).all()
-
-
-_SIDES = ("", "other_")
 
 
 def test_the_mean_is_over_the_masked_tokens_of_both_and_padding_weighs_nothing(model: Any):
@@ -285,37 +304,45 @@ def test_repetition_and_emptiness_are_shares_of_what_was_written():
 JAX = """
 import json, sys
 import jax, numpy as np
-from test_across import CONFIG, KEY, PSEUDO, alone, make_batch
-from modeling import named_variables
-from tasks.across import Across
-from tasks.pretraining import PretrainingTask
-found = {}
-for name, batch, choices in (
-    ("split", make_batch(), {}),
-    ("dense", make_batch(), {"across": Across(computation="dense")}),
-    ("written", alone(), {"pseudo": PSEUDO}),
-):
-    task = PretrainingTask(CONFIG, "btmlm" if name == "written" else "camlm", **choices)
-    model = task.build_model()
-    # The same mean as `mean` of test_across.
-    losses, metrics = jax.jit(lambda batch: task.terms(model, batch, seed=KEY, training=True))(batch)
-    found[name] = {name: [float(total) for total in pair] for name, pair in (losses | metrics).items()}
-print(json.dumps(found))
+from modeling_cases import without_dropout
+from test_accounting import COUNT_PRODUCTS
+from test_across import CASES, KEY, found_in
+from test_queries import ERNIE, beside, randomized
+from modeling import Computation, seeded
+
+exec(COUNT_PRODUCTS.split("found = {}")[0])
+model, given = randomized(without_dropout(ERNIE)), beside()
+
+def loss(weights, model):
+    with seeded(KEY):
+        state = [variable.value for variable in model.non_trainable_variables]
+        outputs, _ = model.stateless_call(weights, state, given, training=True)
+    return (outputs["masked_lm_logits"] ** 2).sum() + (outputs["pooled_output"] ** 2).sum()
+
+weights = [variable.value for variable in model.trainable_variables]
+counted = [products(jax.make_jaxpr(lambda w: f(w, model))(weights).jaxpr) for f in (loss, jax.grad(loss))]
+gradients = []
+for choice in ({}, {"remat": True, "scan": True}):
+    other = randomized(ERNIE, Computation(seed=3, **choice))
+    values = [variable.value for variable in other.trainable_variables]
+    gradients.append(jax.jit(jax.grad(lambda values: loss(values, other)))(values))
+for kept, other in zip(*gradients, strict=True):
+    np.testing.assert_allclose(kept, other, atol=1e-5 * max(1.0, float(abs(kept).max())))
+terms = {name: found_in(case, jax.jit) for name, case in CASES.items()}
+print(json.dumps({"counted": counted, "terms": terms}))
 """
 
 
 @pytest.mark.slow
-def test_jax_computes_the_same():
-    environment = environment_on_jax(ROOT, ROOT / "tests", Path(__file__).parent)
-    result = subprocess.run([sys.executable, "-c", JAX], env=environment, capture_output=True, text=True, check=False)
+def test_jax_computes_the_same_and_every_product_that_it_traces_is_counted():
+    folders = (ROOT, ROOT / "tests", ROOT / "tests/modeling", Path(__file__).parent)
+    command, environment = [sys.executable, "-c", JAX], environment_on_jax(*folders)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(result.stdout)
-    tasks = {
-        "split": (PretrainingTask(CONFIG, "camlm"), make_batch()),
-        "dense": (PretrainingTask(CONFIG, "camlm", across=Across(computation="dense")), make_batch()),
-        "written": (PretrainingTask(CONFIG, "btmlm", pseudo=PSEUDO), alone()),
-    }
-    for name, (task, batch) in tasks.items():
-        losses, metrics = task.terms(task.build_model(), batch, seed=KEY, training=True)
-        for term, pair in (losses | metrics).items():
-            np.testing.assert_allclose(found[name][term], [float(x) for x in pair], rtol=2e-5, err_msg=term)
+    answer = json.loads(result.stdout)
+    for name, case in CASES.items():
+        for term, pair in found_in(case).items():
+            np.testing.assert_allclose(answer["terms"][name][term], pair, rtol=2e-5, err_msg=f"{name} {term}")
+    model = LanguageModel(_OTHER, [QueriesHead])
+    operations = 2 * model.operations(Sizes(6, scored=3, queries=3))
+    assert answer["counted"] == [operations, 3 * operations]
