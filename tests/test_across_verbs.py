@@ -64,16 +64,16 @@ def flags_of(world: Path, objective: str, output: str, **flags: Any) -> dict[str
     return {**given, "optimizer": "adamw", "learning_rate": 0.003, **flags}
 
 
-def run(world: Path, objective: str, output: str, **flags: Any) -> dict[str, Any]:
+def run(world: Path, objective: str, output: str, **flags: Any) -> None:
     given = flags_of(world, objective, output, **flags)
     run_pretraining.main(parse(run_pretraining.Options, [f"--{name}={value}" for name, value in given.items()]))
-    return json.loads((world / output / "eval_results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def camlm(world: Path) -> Path:
-    scores = run(world, "camlm", "camlm")
-    assert {"loss", "camlm_loss", "camlm_accuracy", "unigram_accuracy", "other_unigram_accuracy"} <= scores.keys()
+    run(world, "camlm", "camlm", do_eval=False)
+    (record,) = map(json.loads, (world / "camlm/metrics.jsonl").read_text().splitlines())
+    assert {"loss", "camlm_loss", "camlm_accuracy"} <= record.keys()
     return world / "camlm"
 
 
@@ -100,7 +100,7 @@ def test_btmlm_begins_with_what_camlm_learnt_or_says_why_not(world: Path, camlm:
     masked = shutil.copytree(camlm, world / "masked")
     content = json.loads((masked / "run.json").read_text())
     (masked / "run.json").write_text(json.dumps(content | {"objective": "masked_lm"}))
-    bare = shutil.copytree(camlm / "best", world / "bare")
+    bare = shutil.copytree(camlm / "checkpoints/step_00000004", world / "bare")
     for given, message in (
         (None, "but there is no --init_checkpoint: give the --output_dir of a run of camlm, or --allow_any_start=True"),
         (masked, f"--init_checkpoint={masked} learnt masked_lm: give the --output_dir"),
@@ -111,7 +111,7 @@ def test_btmlm_begins_with_what_camlm_learnt_or_says_why_not(world: Path, camlm:
         assert "\n" not in str(error.value)
         for further in ({"allow_any_start": True}, {"objective": "masked_lm"}, {"do_train": False}):
             check_start(start_of(world, "refused", given, **further))
-    for found in (camlm, camlm / "best", camlm / "checkpoints/step_00000004"):
+    for found in (camlm, camlm / "checkpoints/step_00000004"):
         check_start(start_of(world, "refused", found))
     with pytest.raises(UsageError, match="but there is no --init_checkpoint"):
         run(world, "btmlm", "refused")

@@ -78,7 +78,6 @@ _OTHER = dataclasses.replace(
 )
 CASES: dict[str, dict[str, Any]] = {
     "split": {"objective": "camlm"},
-    "dense": {"objective": "camlm", "across": Across(computation="dense")},
     "written": {"objective": "btmlm", "pseudo": PSEUDO},
 }
 
