@@ -168,7 +168,12 @@ class Attention(keras.layers.Layer):
         return y_BLD if cache is None else (y_BLD, cache)
 
     def beside(
-        self, x_BKD: Tensor, num_queries: int, attention_mask: Tensor | None = None, training: bool = False
+        self,
+        x_BKD: Tensor,
+        num_queries: int,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+        queries_only: bool = False,
     ) -> Tensor:
         """Attend within a text and, for the queries behind it, from each to the text and to itself alone.
 
@@ -179,11 +184,17 @@ class Attention(keras.layers.Layer):
             num_queries: how many there are.
             attention_mask: of the text's tokens, boolean [B, 1, 1, L]; True keeps.
             training: apply dropout.
+            queries_only: compute the queries alone, x_BPD.
         """
         length = x_BKD.shape[1] - num_queries
         h_BKD = self.layer_norm(x_BKD) if self.preln else x_BKD
-        query_BNKH, key_BNKH, value_BNKH = (self._split(each(h_BKD)) for each in (self.query, self.key, self.value))
+        key_BNKH, value_BNKH = self.keys_values(h_BKD)
         text, itself = ((key_BNKH[:, :, part], value_BNKH[:, :, part]) for part in (slice(length), slice(length, None)))
+        if queries_only:
+            query_BNPH = self._split(self.query(h_BKD[:, length:]))
+            context_BPD = self._attend_with_itself(query_BNPH, itself, text, attention_mask, training)
+            return self._added(x_BKD[:, length:], context_BPD, training)
+        query_BNKH = self._split(self.query(h_BKD))
         context_BLD = self._attend(query_BNKH[:, :, :length], text, attention_mask, training, False)
         context_BPD = self._attend_with_itself(query_BNKH[:, :, length:], itself, text, attention_mask, training)
         return self._added(x_BKD, ops.concatenate([context_BLD, context_BPD], axis=1), training)

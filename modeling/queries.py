@@ -2,17 +2,18 @@
 
 Masked tokens that are to be recovered from another text alone are its queries, and so are the placeholders of a text
 that is yet to be written. At every block they read the states of the text in front of the same block, so that n tokens
-with m queries cost n^2 + m n scores, and no mask of n times n is needed.
+with m queries cost n^2 + m n scores, and no mask of n times n is needed. The last block computes the queries alone.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ground.tensors import Tensor, ops
 from modeling.body import Backbone
 from modeling.computation import Computation, Sizes, States
 from modeling.config import Config
-from modeling.encoder import Bricks, Encoder
+from modeling.encoder import Brick, Bricks, Encoder
 from modeling.layers import Attention
 from modeling.variables import Initialization
 
@@ -28,7 +29,7 @@ class QueryEncoder(Encoder):
         first_only: bool = False,
         num_queries: int = 0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run all blocks; see `Encoder.call`.
+        """Run all blocks; see `Encoder.call`. With queries the last state is theirs alone.
 
         Args:
             x_BLD: embedded tokens, and behind them the queries.
@@ -40,13 +41,25 @@ class QueryEncoder(Encoder):
         if not num_queries:
             return super().call(x_BLD, attention_mask=attention_mask, training=training, first_only=first_only)
 
-        def block(bricks: Bricks, x_BLD: Tensor) -> Tensor:
+        def block(bricks: Bricks, x_BLD: Tensor, queries_only: bool = False) -> Tensor:
             attention, feed_forward = bricks
             assert isinstance(attention, Attention)
-            x_BLD = attention.beside(x_BLD, num_queries, attention_mask=attention_mask, training=training)
+            x_BLD = attention.beside(
+                x_BLD, num_queries, attention_mask=attention_mask, training=training, queries_only=queries_only
+            )
             return feed_forward(x_BLD, training=training)
 
-        return self.run_blocks(block, self._bricks(), x_BLD, training=training)
+        last_block = partial(block, queries_only=True)
+        return self.run_blocks(block, self._bricks(), x_BLD, training=training, last_block=last_block)
+
+    def sized_blocks(self, sizes: Sizes) -> list[list[tuple[Brick, Sizes]]]:
+        """Return the bricks of every block with the sizes that each computes."""
+        if not sizes.queries:
+            return super().sized_blocks(sizes)
+        last = Sizes(0, memory=sizes.tokens, queries=sizes.queries)
+        blocks = self._bricks()
+        of_blocks = [sizes] * (len(blocks) - 1) + [last]
+        return [[(brick, own) for brick in bricks] for bricks, own in zip(blocks, of_blocks, strict=True)]
 
 
 class WithQueries(Backbone):
@@ -83,7 +96,8 @@ class WithQueries(Backbone):
             first_only: of `Backbone.call`; without effect beside queries, which are not first.
 
         Returns:
-            What `Backbone` returns of the text, which is as if there were no queries, and `queried_output` x_BPD.
+            What `Backbone` returns of the text. With queries instead `queried_output` x_BPD, their last state, and as
+            `hidden_states` those of the text in front of every block, which are as if there were no queries.
         """
         if "query_ids" not in features:
             return super().call(features, training=training, word_noise_BLE=word_noise_BLE, first_only=first_only)
@@ -91,23 +105,18 @@ class WithQueries(Backbone):
         ids_BK = ops.concatenate([features["input_ids"], features["query_ids"]], axis=1)
         places_BK = ops.concatenate([features["places"], features["query_places"]], axis=1)
         length, num_queries = features["input_ids"].shape[1], features["query_ids"].shape[1]
-        x_BLD, states = self.encoder(
+        x_BPD, states = self.encoder(
             self.embeddings(ids_BK, places_BL=places_BK, training=training),
             attention_mask=self.attention_mask(features),
             training=training,
             num_queries=num_queries,
         )
-        x_BLD = self.finished(x_BLD)
-        return {
-            "sequence_output": x_BLD[:, :length],
-            "pooled_output": self.pooled(x_BLD),
-            "hidden_states": [state[:, :length] for state in states],
-            "queried_output": x_BLD[:, length:],
-        }
+        return {"queried_output": self.finished(x_BPD), "hidden_states": [state[:, :length] for state in states[:-1]]}
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of one example: with `sizes.other` of two texts, each beside the other's masked tokens."""
-        return sum(super(WithQueries, self).operations(row) for row in _rows(sizes))
+        pooled = sum(self.pooler.operations(1) for row in _rows(sizes) if row.queries)
+        return sum(super(WithQueries, self).operations(row) for row in _rows(sizes)) - pooled
 
     def states(self, sizes: Sizes) -> list[States]:
         """Return those of every row."""
