@@ -142,6 +142,14 @@ class Options:
         """Tokens of a step."""
         return self.train_batch_size * (self.max_seq_length + self.target_positions + self.other_positions)
 
+    def written_positions(self, config: Config) -> int:
+        """Tokens that the model itself writes behind a text; 0 with objectives that write none."""
+        from tasks.across import pseudo_length
+
+        if not OBJECTIVES[as_text(self.shares)].writes:
+            return 0
+        return pseudo_length(self.max_seq_length, 1.0, config.max_sequence_length)
+
     @property
     def target_positions(self) -> int:
         """Positions of the decoder; 0 without one."""
@@ -363,6 +371,7 @@ def plan_by_accounting(options: Options, config: Config, chip: Chip, chips: int,
         predictions=options.predictions,
         target=options.target_positions,
         other=options.other_positions,
+        written=options.written_positions(config),
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,
@@ -440,12 +449,22 @@ def compiled_here(options: Options, whole: Options) -> Compiled:
 def task_of(options: Options, config: Config) -> Any:
     """Return the task of all objectives of the options; raises `UsageError` where one model cannot learn them."""
     from modeling import DTYPES, Computation
+    from tasks.across import Pseudo
     from tasks.mixing import MixedTask
     from tasks.pretraining import PretrainingTask
 
     computation = Computation(DTYPES[options.precision], remat=options.remat, scan=options.scan_layers)
     weights = {"word_order": 1.0} if options.max_word_order_per_seq else {}
-    tasks = {name: PretrainingTask(config, name, weights=weights, computation=computation) for name in options.shares}
+    tasks = {
+        name: PretrainingTask(
+            config,
+            name,
+            weights=weights,
+            pseudo=Pseudo(mask_id=0, special_ids=(0,)) if OBJECTIVES[name].writes else None,
+            computation=computation,
+        )
+        for name in options.shares
+    }
     return MixedTask(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
 
 
@@ -499,7 +518,9 @@ def operations_of(options: Options, config: Config) -> int:
     """Return the floating-point operations of a step of one objective."""
     from modeling.accounting import flops_per_example
 
-    return options.train_batch_size * flops_per_example(config, *options.lengths)
+    return options.train_batch_size * flops_per_example(
+        config, *options.lengths, written=options.written_positions(config)
+    )
 
 
 def times_of(plan: Plan, config: Config, chip: Chip, chips: int) -> tuple[float, float]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from commands.session import Session
     from data.objectives import Objective
     from data.reading import PretrainingDataset
+    from modeling.config import Config
     from tasks.pretraining import PretrainingTask
     from tasks.run_file import RunFile
 
@@ -78,6 +79,29 @@ class Options(TrainingOptions):
     crossed_loss_weight: float = flag(
         1.0, help="weight of the losses of masked tokens that are read with the other text in sight", minimum=0
     )
+    camlm_mask: str = flag(
+        "strict",
+        help="what masked tokens of a sentence read of its translation: strict, what is not masked of it, which has "
+        "itself read nothing else; cross, as others reproduced it: what is not masked reads both",
+        choices=("strict", "cross"),
+    )
+    camlm_computation: str = flag(
+        "split",
+        help="split: each text by itself, with the other's masked tokens beside it; dense: one row of both; the same "
+        "result",
+        choices=("split", "dense"),
+    )
+    camlm_positions: str = flag(
+        "continued",
+        help="of the second text: continued behind the first, as in pairs that are fine-tuned, or restarted",
+        choices=("continued", "restarted"),
+    )
+    pseudo_length_ratio: float = flag(
+        1.0, help="tokens that the model writes for each token of a text, as far as it has positions", minimum=0.0
+    )
+    pseudo_pick: str = flag(
+        "argmax", help="what the model writes: the best token, or a drawn one", choices=("argmax", "sample")
+    )
     next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
     masked_lm_until: float = flag(
         1.0,
@@ -102,6 +126,11 @@ class Options(TrainingOptions):
     )
     init_sentence_head: bool = flag(
         True, help="false: start with a new sentence-pair head, whatever --init_checkpoint has", group=Group.MODEL
+    )
+    allow_any_start: bool = flag(
+        False,
+        help="btmlm: begin with new weights, or with a checkpoint that does not say that it learnt camlm",
+        group=Group.MODEL,
     )
     max_seq_length: int | None = flag(
         None, help="of the records; read from their manifest by default", unit="tokens", group=Group.DATA
@@ -178,6 +207,21 @@ NEEDS = (
         lambda o: any(row.streams > 1 for row in o.rows),
     ),
     Need(
+        ("camlm_mask", "camlm_computation", "camlm_positions"),
+        f"an --objective across texts ({', '.join(name for name, row in OBJECTIVES.items() if row.across)})",
+        lambda o: any(row.across for row in o.rows),
+    ),
+    Need(
+        ("pseudo_length_ratio", "pseudo_pick"),
+        f"an --objective that writes ({', '.join(name for name, row in OBJECTIVES.items() if row.writes)})",
+        lambda o: any(row.writes for row in o.rows),
+    ),
+    Need(
+        ("allow_any_start",),
+        f"an --objective after another ({', '.join(name for name, row in OBJECTIVES.items() if row.after)})",
+        lambda o: any(row.after for row in o.rows),
+    ),
+    Need(
         ("next_tokens_loss_weight", "label_smoothing"),
         f"an --objective with targets ({', '.join(name for name, row in OBJECTIVES.items() if row.continuing)})",
         lambda o: any(row.continuing for row in o.rows),
@@ -201,8 +245,10 @@ def main(options: Options) -> None:
     factors = options.weights_of_objectives
     session = Session.check(options, ["bert_config_file"])
 
+    from commands.across import check_start
     from commands.records import check_ids, open_records
 
+    session.together(lambda: check_start(options))
     records = session.together(lambda: open_records(options))
     config = session.start()
     for part in records.parts.values():
@@ -220,7 +266,7 @@ def main(options: Options) -> None:
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
         load_weights(session, options)
         if options.dry_run:
-            works = works_of(options, records) if options.do_train else ()
+            works = works_of(config, options, records) if options.do_train else ()
             session.show_plan(works=works, **plan_of(session, options, records))
             return
         session.describe(lambda folder: run_file(session, options, records).tokenizer)
@@ -292,6 +338,7 @@ def build(session: Session, options: Options, records: AllRecords, factors: Mapp
 
 def task_of(session: Session, options: Options, records: Records) -> PretrainingTask:
     """Return the task of one objective."""
+    from commands.across import across_of, pseudo_of
     from tasks.pretraining import PretrainingTask
 
     # Beside other objectives, one that learns nothing but masked tokens would from that step on learn nothing.
@@ -308,6 +355,8 @@ def task_of(session: Session, options: Options, records: Records) -> Pretraining
         },
         pooled=options.pooled_loss,
         label_smoothing=options.label_smoothing,
+        across=across_of(options),
+        pseudo=pseudo_of(options, records),
         until=dict.fromkeys(("masked_lm", "word_order"), round(options.masked_lm_until * options.num_train_steps))
         if ends
         else None,
@@ -352,12 +401,14 @@ def plan_of(session: Session, options: Options, records: AllRecords) -> dict[str
     from data.mixture import mark_of
     from modeling.accounting import flops_per_example
 
-    works = works_of(options, records)
-    tokens = {name: options.train_batch_size * work.tokens for name, work in zip(records.parts, works, strict=True)}
+    works = works_of(session.config, options, records)
+    tokens = {name: options.train_batch_size * part.tokens for name, part in records.parts.items()}
     flops = sum(
         work.share
         * options.train_batch_size
-        * flops_per_example(session.config, work.length, work.predictions, work.target, work.other)
+        * flops_per_example(
+            session.config, work.length, work.predictions, work.target, work.other, written=work.written
+        )
         for work in works
     )
     only = next(iter(tokens))
@@ -394,17 +445,26 @@ def facts_of(options: Options, records: AllRecords, tokens: Mapping[str, int]) -
     return facts
 
 
-def works_of(options: Options, records: AllRecords) -> list[Work]:
+def works_of(config: Config, options: Options, records: AllRecords) -> list[Work]:
     """Return what a step of each objective computes, for a plan of memory and time."""
+    from commands.across import lengths_read, written
     from commands.estimate import Work
 
     works = []
     for name, part in records.parts.items():
-        training = part.training
-        target, other = training.max_target_length, training.max_other_length
-        lengths = training.max_seq_length, part.scored - target
-        steps = options.num_train_steps
-        works.append(Work(options.train_batch_size, *lengths, steps, target, other, records.shares[name]))
+        target = part.training.max_target_length
+        length, other = lengths_read(options, part, config)
+        work = Work(
+            batch_size=options.train_batch_size,
+            length=length,
+            predictions=part.scored - target,
+            num_steps=options.num_train_steps,
+            target=target,
+            other=other,
+            written=written(options, part, config),
+            share=records.shares[name],
+        )
+        works.append(work)
     return works
 
 

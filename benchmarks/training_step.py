@@ -48,6 +48,8 @@ CONFIGS = {
     "bert_large": "albert_config/bert_config_large_en.json",
     "veco_tiny": "albert_config/veco_tiny.json",
     "veco_small": "albert_config/veco_small.json",
+    "ernie_m_tiny": "albert_config/ernie_m_tiny.json",
+    "ernie_m_base": "albert_config/ernie_m_base.json",
 }
 
 
@@ -60,6 +62,7 @@ class Work:
         objective: key of `data.objectives.OBJECTIVES`.
         of_family: that key for families that have another.
         changes: fields of the config that it needs.
+        across: fields of `tasks.across.Across` that it needs.
         texts: of an example. All batches of a case have as many texts, so that all see as many tokens.
         peers: whether transformers does the same.
         beside: the work of the same stack that it is compared with by arithmetic.
@@ -69,6 +72,7 @@ class Work:
     objective: str
     of_family: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    across: Mapping[str, str] = field(default_factory=dict)
     texts: int = 1
     peers: bool = False
     beside: str = ""
@@ -85,6 +89,14 @@ WORKS: Mapping[str, Work] = {
         title="masked tokens of two texts, alone and across",
         objective="veco",
         changes={"cross_attention": True},
+        texts=2,
+        beside="masked_lm",
+    ),
+    "camlm": Work(title="masked tokens of two texts, from one another", objective="camlm", texts=2, beside="masked_lm"),
+    "camlm_dense": Work(
+        title="the same in one row of both",
+        objective="camlm",
+        across={"computation": "dense"},
         texts=2,
         beside="masked_lm",
     ),
@@ -372,6 +384,8 @@ def operations_of(config: Config, length: int, predictions: int, work: Work) -> 
     from modeling.accounting import flops_per_example
 
     scored = predictions * work.texts * OBJECTIVES[work.objective_of(config)].streams
+    if work.across.get("computation") == "dense":
+        return flops_per_example(config, work.texts * length, scored)
     return flops_per_example(config, length, scored, other=length if work.texts > 1 else 0)
 
 
@@ -447,11 +461,12 @@ def our_step(options: Options, config: Config, batches: list[dict[str, np.ndarra
     from modeling import DTYPES, Computation
     from modeling.accounting import parameter_count
     from optimization import Constant, create_optimizer
+    from tasks.across import Across
     from tasks.pretraining import PretrainingTask
 
-    computation = Computation(DTYPES[options.precision[0]], remat=options.remat)
-    objective = WORKS[options.objectives[0]].objective_of(config)
-    task = PretrainingTask(config, objective, computation=computation)
+    computation, work = Computation(DTYPES[options.precision[0]], remat=options.remat), WORKS[options.objectives[0]]
+    objective = work.objective_of(config)
+    task = PretrainingTask(config, objective, across=Across(**work.across), computation=computation)
     optimizer = create_optimizer(
         "adamw", Constant(LEARNING_RATE), weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, bias_correction=True
     )

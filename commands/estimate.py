@@ -18,7 +18,7 @@ class Work:
     """What the steps of a run compute that are alike, which are the `share` of all.
 
     Of an example `predictions` positions are scored over the vocabulary, and all `target`; `other` tokens are those of
-    a second text.
+    a second text, `written` those that the model itself writes behind the text before.
     """
 
     batch_size: int
@@ -27,12 +27,8 @@ class Work:
     num_steps: int
     target: int = 0
     other: int = 0
+    written: int = 0
     share: float = 1.0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of an example."""
-        return self.length + self.target + self.other
 
 
 def estimate(
@@ -61,7 +57,7 @@ def estimate(
     room = f"{peak}, of {chip.memory_bytes / 2**30:,.1f} GiB"
     fast = slow = 0.0
     for work, layout, memory in zip(works, layouts, memories, strict=True):
-        flops = flops_per_example(config, work.length, work.predictions, work.target, work.other)
+        flops = flops_per_example(config, work.length, work.predictions, work.target, work.other, written=work.written)
         flops, held = work.batch_size * flops / count, sum(memory.held.values())
         sent = collective_bytes(config, layout)
         bound = roofline_of_step(chip, options.precision, flops, held, memory.peak, layout.micro_batches, sent)
@@ -86,6 +82,7 @@ def layout_of(options: TrainingOptions, work: Work, device: str, count: int) -> 
         predictions=work.predictions,
         target=work.target,
         other=work.other,
+        written=work.written,
         half_precision=options.precision != "float32",
         remat=options.remat,
         scan=options.scan_layers,

@@ -77,6 +77,11 @@ class Records:
         return masked + training.max_word_order_per_seq + training.max_target_length
 
     @property
+    def tokens(self) -> int:
+        """Tokens of an example, of all its texts."""
+        return self.training.max_seq_length + self.training.max_target_length + self.training.max_other_length
+
+    @property
     def facts(self) -> str:
         """The size and the filling of the data sets, as text."""
         training, held_out = self.training, self.held_out

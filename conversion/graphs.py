@@ -63,6 +63,8 @@ def as_bert(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]
 def as_roberta(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return RoBERTa's graph of equal outputs: BERT's, but positions keep the two rows before the first token's.
 
+    A model without token types gets one, whose row of zeros adds nothing.
+
     Raises `UsageError` for what `as_bert` refuses, for positions that do not begin at 2, and for a masked-LM head
     without exact GELU, which transformers' head has whatever the config says.
     """
@@ -76,6 +78,10 @@ def as_roberta(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Arra
             f"this model cannot be written as transformers' RoBERTa: its masked-LM head has {config.hidden_act}, "
             "RoBERTa's always has exact GELU; use --model_type=bert"
         )
+    if not config.type_vocab_size and not config.legacy_mask:
+        config = dataclasses.replace(config, family="bert", type_vocab_size=1)
+        row = np.zeros((1, config.embedding_size), np.float32)
+        tensors = {**tensors, f"{_EMBEDDINGS}/token_type_embeddings": row}
     graph, converted = as_bert(config, tensors)
     positions = f"{_EMBEDDINGS}/position_embeddings"
     places = {"max_position_embeddings": config.max_position_embeddings, "position_offset": config.position_offset}
@@ -138,6 +144,7 @@ def _block_refusals(config: Config) -> dict[str, bool]:
         "its layers are pre-LN, and stock transformers has only post-LN": config.ln_type != "postln",
         "it has a final LayerNorm": config.final_layer_norm,
         f"its feed-forward is split in {config.ffn_groups} groups (google_fast)": config.ffn_groups != 1,
+        "its mask hides the first token and reads padding (legacy_mask)": config.legacy_mask,
         "it has no token types": config.type_vocab_size == 0,
         f"its word vectors are multiplied by {config.embedding_scale:g}": config.embedding_scale != 1.0,
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
-from conversion.lazy import Array, Tensors
+from conversion.lazy import Array, Tensors, derived
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
 from modeling.beginnings import Beginning
@@ -187,7 +187,10 @@ def assignment(
     ]
     if missing or unexpected or wrong_shape:
         raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
-    return {name: tensors[source] for name, source in sources.items() if source is not None}, report
+    values = {name: tensors[source] for name, source in sources.items() if source is not None}
+    for name, other in beginning.added.items():
+        values[name] = derived(values[name].shape, lambda table, row: table + row[:1], values[name], tensors[other])
+    return values, report
 
 
 def _source(name: str, tensors: Tensors, untie: bool) -> str | None:

@@ -69,11 +69,16 @@ def describe(
             **asdict(vocabulary.specials),
             "file": None if vocabulary_file is None else vocabulary_file.name,
         },
-        **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if recipe.dynamic else {}),
+        **({"mask_vocabulary": mask_vocabulary_to_json(vocabulary.masking)} if _keeps_vocabulary(recipe) else {}),
         "segmenter": segmenter_version(recipe.segmenter) if recipe.whole_word else "none",
         "versions": versions(recipe),
         "inputs": [{"name": printable(path), "bytes": stamp(path)[0]} for path in inputs],
     }
+
+
+def _keeps_vocabulary(recipe: Recipe) -> bool:
+    """Whether a reader or the model itself puts special tokens into rows."""
+    return recipe.dynamic or recipe.row.writes
 
 
 def tally(counts: Mapping[str, int], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Objective:
             "both": either, as the inputs are named (`data.corpus.inputs`), in records of one schema.
         continuing: amounts of the pairing "continuation"; None with any other.
         streams: of the model, in each of which every labelled token is scored.
+        across: whether masked tokens are recovered from another text alone, so that flags say how.
+        writes: whether the model writes tokens of its own in every step, so that manifests say which ids are special.
+        after: the objective that a model has to have learnt before.
     """
 
     paper: str
@@ -57,6 +60,9 @@ class Objective:
     text: str = "documents"
     continuing: Continuing | None = None
     streams: int = 1
+    across: bool = False
+    writes: bool = False
+    after: str = ""
 
 
 _STRUCTURE = ("random", "next", "previous", "later", "earlier")
@@ -101,6 +107,22 @@ OBJECTIVES: Mapping[str, Objective] = {
         losses=("masked_lm", "pair"),
         label_name="next_sentence",
         labels=("next", "random"),
+    ),
+    "btmlm": Objective(
+        paper="Ouyang et al. 2021 (ERNIE-M)",
+        summary="masked tokens of a text beside a pseudo sentence that the model writes; begins with what camlm learnt",
+        losses=("beside_pseudo",),
+        writes=True,
+        after="camlm",
+    ),
+    "camlm": Objective(
+        paper="Ouyang et al. 2021 (ERNIE-M)",
+        summary="masked tokens of a sentence from its translation alone, and the other way round",
+        pairing="adjacent",
+        form="halves",
+        losses=("across",),
+        text="pairs",
+        across=True,
     ),
     "masked_lm": Objective(paper="Liu et al. 2019 (RoBERTa)", summary="no pairs"),
     "palm": _continuation("Bi et al. 2020", "masked tokens of a source, and the text that follows it", Continuing()),

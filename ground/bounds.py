@@ -87,6 +87,7 @@ BOUNDS: dict[str, Bounds] = {
     "word_order_loss_weight": Bounds(0, 1e6, _WEIGHT),
     "sentence_loss_weight": Bounds(0, 1e6, _WEIGHT),
     "crossed_loss_weight": Bounds(0, 1e6, _WEIGHT),
+    "pseudo_length_ratio": Bounds(0.01, 100, "no translation is so much longer than its text"),
     "next_tokens_loss_weight": Bounds(0, 1e6, _WEIGHT),
     "masked_lm_until": _SHARE,
     "label_smoothing": Bounds(0, 1, "nothing of the label would be left", below=True),

@@ -31,7 +31,9 @@ def parameter_count(config: Config, num_pair_labels: int = 2) -> int:
     return count_declared(declared_model(config, num_pair_labels))
 
 
-def flops_per_example(config: Config, length: int, predictions: int, target: int = 0, other: int = 0) -> int:
+def flops_per_example(
+    config: Config, length: int, predictions: int, target: int = 0, other: int = 0, written: int = 0
+) -> int:
     """Return the floating-point operations of one example in pretraining: forward, and twice that backward.
 
     Operations that rematerialisation repeats are not counted, nor is the sentence-pair head.
@@ -42,8 +44,11 @@ def flops_per_example(config: Config, length: int, predictions: int, target: int
         predictions: positions that are scored over the vocabulary.
         target: positions of the decoder, which are all scored.
         other: tokens of the other text, in a model that reads two beside each other; `predictions` are those of both.
+        written: tokens that the model itself writes behind the text, in a forward pass of its own, and then reads.
     """
-    return 3 * declared_model(config, 0).operations(Sizes(length, scored=predictions, target=target, other=other))
+    model = declared_model(config, 0)
+    learnt = 3 * model.operations(Sizes(length + written, scored=predictions, target=target, other=other))
+    return learnt + (model.operations(Sizes(length, scored=written, queries=written)) if written else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Layout:
     predictions: int
     target: int = 0
     other: int = 0
+    written: int = 0
     half_precision: bool = False
     remat: bool = False
     scan: bool = False
@@ -68,7 +74,7 @@ class Layout:
     @property
     def sizes(self) -> Sizes:
         """The lengths of an example."""
-        return Sizes(self.length, scored=self.predictions, target=self.target, other=self.other)
+        return Sizes(self.length + self.written, scored=self.predictions, target=self.target, other=self.other)
 
     @property
     def state_parts(self) -> int:
@@ -136,7 +142,9 @@ def step_memory(config: Config, layout: Layout) -> StepMemory:
     around = 5 * item * largest.dense + 0.4 * item * (largest.inner + largest.scores) + 16 * logits
     # The word table has a gradient from the lookup and one from the logits. Micro-batches add up beside that of one.
     gradients = weights * (2 if layout.micro_batches > 1 else 1) + 4 * table / layout.state_parts
-    return StepMemory(held, gradients, kept + around)
+    # What is written is scored before anything is learnt, and no score is kept.
+    scores = 8 * layout.examples * layout.written * config.padded_vocab_size / cut
+    return StepMemory(held, gradients, max(kept + around, scores))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""BERT (Devlin et al. 2019), and RoBERTa (2019), XLM-R (2020) and ERNIE-M (Ouyang et al. 2021), which are one graph.
+"""BERT (Devlin et al. 2019), and RoBERTa (2019) and XLM-R (2020), which are one graph.
 
-The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id, and ERNIE-M has no
-token types.
+The word table is as wide as the model. RoBERTa's positions begin behind the row of its padding id.
 """
 
 from __future__ import annotations
@@ -47,11 +46,6 @@ def roberta_fields(values: Values) -> dict[str, Any]:
     return {"position_offset": padding + 1}
 
 
-def _ernie_m(values: Values) -> dict[str, Any]:
-    """Return what ERNIE-M's codes have whatever their JSON says: positions from 2, no token types, and its epsilon."""
-    return {"position_offset": 2, "type_vocab_size": 0, "layer_norm_eps": 1e-5}
-
-
 DIALECTS = (
     Dialect(
         recognises=lambda values, file_name: (
@@ -64,6 +58,5 @@ DIALECTS = (
     transformers("bert", recognises=lambda values: "embedding_size" not in values),
     transformers("roberta", "pad_token_id", fields=roberta_fields),
     transformers("xlm-roberta", "pad_token_id", fields=roberta_fields),
-    transformers("ernie_m", "pad_token_id", fields=_ernie_m, absent=("type_vocab_size",)),
     transformers("sbert"),  # SOFA's StructBERT (Wang et al. 2020)
 )

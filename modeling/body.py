@@ -95,7 +95,8 @@ class Backbone(keras.layers.Layer):
         """Encode `input_ids` under `input_mask` (default: all real) with `segment_ids` (default: all 0).
 
         With `sequence_ids` each sequence of a row is encoded as if it were alone, and `pooled_output` is that of the
-        row's first.
+        row's first. `places` says at which position of a sequence each token stands, where it is not its place in the
+        row.
 
         Args:
             features: int32 [B, L] each.
@@ -110,6 +111,7 @@ class Backbone(keras.layers.Layer):
             word_noise_BLE=word_noise_BLE,
             training=training,
             sequence_ids_BL=features.get("sequence_ids"),
+            places_BL=features.get("places"),
         )
         x_BLD, states = self.encoder(
             x_BLD, attention_mask=self.attention_mask(features), training=training, first_only=first_only

@@ -37,6 +37,7 @@ class Sizes:
         scored: positions that are scored over the vocabulary.
         target: positions of the decoder, in a model that has one.
         other: positions of the other text, in a model that reads two beside each other.
+        queries: positions beside these that read them and themselves alone.
     """
 
     tokens: int
@@ -44,6 +45,7 @@ class Sizes:
     scored: int = 0
     target: int = 0
     other: int = 0
+    queries: int = 0
 
 
 @dataclass(frozen=True)

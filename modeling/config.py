@@ -24,7 +24,7 @@ SHARING = ("all", "attention", "ffn", "none")
 LN_TYPES = ("postln", "preln")
 COPYING = ("none", "additive", "attention", "legacy_attention")
 _MAX_BYTES = 8 * 2**20  # transformers' own list thousands of labels
-_OF_FAMILIES = ("cross_attention", "embedding_scale")
+_OF_FAMILIES = ("cross_attention", "embedding_scale", "legacy_mask")
 _OF_DECODER = ("decoder_attention_heads", "decoder_intermediate_size", "copy")
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -39,7 +39,8 @@ class Config:
     first token's. `vocab_padding_multiple` rounds the rows of the word table up. A decoder has `num_decoder_layers`;
     its heads and its feed-forward are the encoder's unless they are given; `copy` is how it takes words from the source
     (`modeling.copying`). `cross_attention` gives every block of the encoder one, which reads the other of two texts;
-    `embedding_scale` multiplies word vectors before positions are added. A field that is added later has a default that
+    `embedding_scale` multiplies word vectors before positions are added; `legacy_mask` computes what Paddle's exported
+    ERNIE-M does, which hides the first token and reads padding. A field that is added later has a default that
     describes every older model, so that `from_json` reads older files.
 
     Raises:
@@ -75,6 +76,7 @@ class Config:
     copy: str = "none"
     cross_attention: bool = False
     embedding_scale: float = 1.0
+    legacy_mask: bool = False
 
     def __post_init__(self) -> None:
         if type(self.embedding_size) is int and not self.embedding_size:

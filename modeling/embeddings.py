@@ -99,6 +99,7 @@ class Embeddings(keras.layers.Layer):
         word_noise_BLE: Tensor | None = None,
         training: bool = False,
         sequence_ids_BL: Tensor | None = None,
+        places_BL: Tensor | None = None,
     ) -> Tensor:
         """Embed tokens.
 
@@ -109,12 +110,14 @@ class Embeddings(keras.layers.Layer):
             word_noise_BLE: added to the looked-up word vectors (adversarial training).
             training: apply dropout.
             sequence_ids_BL: the number of each token's sequence in packed rows; positions begin anew in each.
+            places_BL: the place of each token in its sequence, from 0 on, for rows that are no sequences; the caller
+                sees to it that there is a position for each.
 
         Raises:
             absl.app.UsageError: the row, which one sequence may fill, is longer than the position table.
         """
         length = input_ids_BL.shape[1]
-        if isinstance(length, int):
+        if isinstance(length, int) and places_BL is None:
             self.config.check_sequence_length(length)
         x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
         if word_noise_BLE is not None:
@@ -124,7 +127,9 @@ class Embeddings(keras.layers.Layer):
         if self.projection is not None and self.projects_first:
             x = self.projection(x)
         first = self.config.position_offset + position
-        if sequence_ids_BL is None:
+        if places_BL is not None:
+            positions_LX = ops.take(self.position_embeddings, first + places_BL, axis=0)
+        elif sequence_ids_BL is None:
             size = (ops.shape(input_ids_BL)[1], self.sum_width)
             positions_LX = ops.slice(ops.convert_to_tensor(self.position_embeddings), (first, 0), size)
         else:

@@ -105,7 +105,7 @@ class Encoder(keras.layers.Layer):
 
     def computed_positions(self, sizes: Sizes) -> int:
         """Return the sum over all bricks of the positions that each computes."""
-        return sum(own.tokens for block in self.sized_blocks(sizes) for _, own in block)
+        return sum(own.tokens + own.queries for block in self.sized_blocks(sizes) for _, own in block)
 
     def states(self, sizes: Sizes) -> list[States]:
         """Return the elements of every block, for one example."""

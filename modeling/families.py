@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modeling import albert, albert_zh, beginnings, bert, palm, palm_en, veco
+from modeling import albert, albert_zh, beginnings, bert, ernie_m, palm, palm_en, veco
 from modeling.beginnings import Beginning
 from modeling.dialects import Dialect
 
@@ -77,5 +77,12 @@ FAMILIES: Mapping[str, Family] = {
         decodes=True,
         fields=("cross_attention", "embedding_scale"),
         begins=veco.beginning,
+    ),
+    "ernie_m": Family(
+        body=ernie_m.body,
+        check=ernie_m.check,
+        dialects=ernie_m.DIALECTS,
+        fields=("legacy_mask",),
+        begins=ernie_m.beginning,
     ),
 }

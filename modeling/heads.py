@@ -19,6 +19,7 @@ from modeling.embeddings import Embeddings
 from modeling.encoder_decoder import EncoderDecoder
 from modeling.families import FAMILIES
 from modeling.layers import Dense, LayerNorm, activation
+from modeling.queries import WithQueries
 from modeling.randomness import dropout
 from modeling.variables import Initialization
 
@@ -139,6 +140,34 @@ class BothSidesHead(MaskedLMHead):
             return super().__call__(outputs, features, body, training)
         places = (gather_positions(outputs[stream], features[positions]) for stream, positions in SIDES_SCORED)
         return {"masked_lm_logits": self.scores(ops.concatenate([*places], axis=1), embeddings=body.embeddings)}
+
+
+class QueriesHead(MaskedLMHead):
+    """`masked_lm_logits` float32 [B, P, V] of the queries of a row (ERNIE-M); where it has none, as of `MaskedLMHead`.
+
+    Raises:
+        absl.app.UsageError: the model has no queries, or a mask of its own.
+    """
+
+    def __init__(self, config: Config, initialization: Initialization, computation: Computation, body: Body) -> None:
+        if not isinstance(body, WithQueries):
+            raise UsageError(
+                f'the objective recovers masked tokens from another text alone, which family "{config.family}" cannot; '
+                "give a config of ERNIE-M, as --bert_config_file=albert_config/ernie_m_tiny.json"
+            )
+        if config.legacy_mask:
+            raise UsageError(
+                "the config has legacy_mask true, with which masked tokens would be read; set it to false to learn"
+            )
+        super().__init__(config, initialization, computation, body)
+
+    def __call__(
+        self, outputs: Mapping[str, Any], features: Mapping[str, Tensor], body: Body, training: bool
+    ) -> dict[str, Tensor]:
+        """Score the words of the queries; see `Head`."""
+        if "queried_output" not in outputs:
+            return super().__call__(outputs, features, body, training)
+        return {"masked_lm_logits": self.scores(outputs["queried_output"], embeddings=body.embeddings)}
 
 
 SIDES_SCORED = (

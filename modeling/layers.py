@@ -164,9 +164,40 @@ class Attention(keras.layers.Layer):
             x_BLD, h_BLD, decoding = x_BLD[:, :1], h_BLD[:, :1], True
             attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
         context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training, decoding)
-        y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
-        y_BLD = y_BLD if self.preln else self.layer_norm(y_BLD)
+        y_BLD = self._added(x_BLD, context_BLD, training)
         return y_BLD if cache is None else (y_BLD, cache)
+
+    def beside(
+        self,
+        x_BKD: Tensor,
+        num_queries: int,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+        queries_only: bool = False,
+    ) -> Tensor:
+        """Attend within a text and, for the queries behind it, from each to the text and to itself alone.
+
+        Two tokens a b and a query q in a row: a reads a b, b reads a b, q reads a b q.
+
+        Args:
+            x_BKD: L tokens and the queries.
+            num_queries: how many there are.
+            attention_mask: of the text's tokens, boolean [B, 1, 1, L]; True keeps.
+            training: apply dropout.
+            queries_only: compute the queries alone, x_BPD.
+        """
+        length = x_BKD.shape[1] - num_queries
+        h_BKD = self.layer_norm(x_BKD) if self.preln else x_BKD
+        key_BNKH, value_BNKH = self.keys_values(h_BKD)
+        text, itself = ((key_BNKH[:, :, part], value_BNKH[:, :, part]) for part in (slice(length), slice(length, None)))
+        if queries_only:
+            query_BNPH = self._split(self.query(h_BKD[:, length:]))
+            context_BPD = self._attend_with_itself(query_BNPH, itself, text, attention_mask, training)
+            return self._added(x_BKD[:, length:], context_BPD, training)
+        query_BNKH = self._split(self.query(h_BKD))
+        context_BLD = self._attend(query_BNKH[:, :, :length], text, attention_mask, training, False)
+        context_BPD = self._attend_with_itself(query_BNKH[:, :, length:], itself, text, attention_mask, training)
+        return self._added(x_BKD, ops.concatenate([context_BLD, context_BPD], axis=1), training)
 
     def attention_weights(self, x_BLD: Tensor, memory: KeyValue, attention_mask: Tensor | None = None) -> Tensor:
         """Return where `call` looks, float32 [B, N, L, S], each row a distribution; without dropout."""
@@ -179,20 +210,46 @@ class Attention(keras.layers.Layer):
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of the projections, the scores and their sum over the values, forward and for one example."""
-        queries, keys = sizes.tokens, sizes.memory or sizes.tokens
+        queries, keys = sizes.tokens + sizes.queries, sizes.memory or sizes.tokens
         projections = self.query.operations(queries) + self.output_projection.operations(queries)
-        projections += self.key.operations(keys) + self.value.operations(keys)
+        projections += self.key.operations(keys + sizes.queries) + self.value.operations(keys + sizes.queries)
         return projections + 2 * 2 * queries * keys * self.heads * self.head_size
 
     def states(self, sizes: Sizes) -> States:
         """Return the elements of one example."""
-        width = self.heads * self.head_size
-        scores = sizes.tokens * (sizes.memory or sizes.tokens) * self.heads
-        return States(dense=sizes.tokens * width, scores=scores)
+        width, queries = self.heads * self.head_size, sizes.tokens + sizes.queries
+        scores = queries * (sizes.memory or sizes.tokens) * self.heads
+        return States(dense=queries * width, scores=scores)
 
     def _split(self, x_BLD: Tensor) -> Tensor:
         batch, length = ops.shape(x_BLD)[:2]
         return ops.transpose(ops.reshape(x_BLD, (batch, length, self.heads, self.head_size)), (0, 2, 1, 3))
+
+    def _added(self, x_BLD: Tensor, context_BLD: Tensor, training: bool) -> Tensor:
+        """Project what attention found, add it to the input and normalise."""
+        y_BLD = x_BLD + dropout(self.output_projection(context_BLD), self.hidden_dropout, training)
+        return y_BLD if self.preln else self.layer_norm(y_BLD)
+
+    def _attend_with_itself(
+        self,
+        query_BNPH: Tensor,
+        itself: KeyValue,
+        memory: KeyValue,
+        mask: Tensor | None,
+        training: bool,
+    ) -> Tensor:
+        """Return what each query finds in the memory and in itself, x_BPD; the keys are the memory's and one more."""
+        (key_BNPH, value_BNPH), (key_BNSH, value_BNSH) = itself, memory
+        batch, _, length, _ = ops.shape(query_BNPH)
+        query_BNPH = query_BNPH * self.head_size**-0.5
+        scores_BNPS = ops.cast(ops.matmul(query_BNPH, ops.transpose(key_BNSH, (0, 1, 3, 2))), "float32")
+        if mask is not None:
+            scores_BNPS = scores_BNPS + masks.additive(mask)
+        own_BNP1 = ops.cast(ops.sum(query_BNPH * key_BNPH, axis=-1, keepdims=True), "float32")
+        weights = ops.cast(ops.softmax(ops.concatenate([scores_BNPS, own_BNP1], axis=-1)), self.compute_dtype)
+        weights = dropout(weights, self.attention_dropout, training)
+        context_BNPH = ops.matmul(weights[..., :-1], value_BNSH) + weights[..., -1:] * value_BNPH
+        return ops.reshape(ops.transpose(context_BNPH, (0, 2, 1, 3)), (batch, length, self.heads * self.head_size))
 
     def _attend(
         self, query_BNLH: Tensor, memory: KeyValue, mask: Tensor | None, training: bool, decoding: bool
@@ -265,11 +322,13 @@ class FeedForward(keras.layers.Layer):
 
     def operations(self, sizes: Sizes) -> int:
         """Return those of both products, forward and for one example."""
-        return self.intermediate.operations(sizes.tokens) + self.output_projection.operations(sizes.tokens)
+        positions = sizes.tokens + sizes.queries
+        return self.intermediate.operations(positions) + self.output_projection.operations(positions)
 
     def states(self, sizes: Sizes) -> States:
         """Return the elements of one example."""
-        return States(dense=sizes.tokens * self.intermediate.inputs, inner=sizes.tokens * self.intermediate.outputs)
+        positions = sizes.tokens + sizes.queries
+        return States(dense=positions * self.intermediate.inputs, inner=positions * self.intermediate.outputs)
 
 
 class GroupedDense(keras.layers.Layer):

@@ -75,6 +75,12 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return keras.random.dropout(x, rate, seed=_Key(next_key()))
 
 
+def gumbel(shape: tuple[int | Tensor, ...]) -> Tensor:
+    """Draw float32 values which, added to scores, make the greatest a draw from their softmax."""
+    uniform = keras.random.uniform(shape, minval=1e-20, maxval=1.0, dtype="float32", seed=_Key(next_key()))
+    return -ops.log(-ops.log(uniform))
+
+
 def normal(shape: tuple[int | Tensor, ...], deviation: float) -> Tensor:
     """Draw float32 values of mean 0."""
     return keras.random.normal(shape, stddev=deviation, dtype="float32", seed=_Key(next_key()))

@@ -1,5 +1,5 @@
 """Losses of pretraining, each with the heads that it trains: masked tokens, shuffled words (StructBERT), pair labels,
-next tokens (PALM), masked tokens of two texts that read each other (VECO).
+next tokens (PALM), masked tokens of two texts that read each other (VECO); ERNIE-M's are in `tasks.across`.
 
 A row of `data.objectives.OBJECTIVES` names rows of LOSSES; a paper's own loss is one more class and one more row.
 """
@@ -24,6 +24,7 @@ from modeling.losses import (
     smoothed_negative_log_likelihood,
 )
 from modeling.model import HeadOfModel
+from tasks.across import Across, AcrossLoss, BesidePseudoLoss, Pseudo
 
 Terms = dict[str, tuple[Tensor, Tensor]]
 """name -> (weighted sum, weight); the mean is taken only after summing over micro-batches, replicas and batches."""
@@ -40,11 +41,15 @@ class Settings:
         pooled: masked and shuffled tokens share one mean, so that each token weighs the same (AliceMind's sampler);
             otherwise each loss is a mean of its own (the paper).
         label_smoothing: share of the next token's label that is spread over the vocabulary.
+        across: how masked tokens are recovered from another text.
+        pseudo: how sentences are written beside a text; None: none are.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     pooled: bool = False
     label_smoothing: float = 0.0
+    across: Across = field(default_factory=Across)
+    pseudo: Pseudo | None = None
 
 
 class Loss(Protocol):
@@ -274,6 +279,8 @@ LOSSES: Mapping[str, Callable[[Objective, Settings], Loss]] = {
     "both_sides": BothSidesLoss,
     "pair": PairLoss,
     "next_tokens": NextTokenLoss,
+    "across": AcrossLoss,
+    "beside_pseudo": BesidePseudoLoss,
 }
 
 

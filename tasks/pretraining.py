@@ -19,6 +19,7 @@ from ground.tensors import Tensor, ops
 from modeling import Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.randomness import seeded
+from tasks.across import Across, Pseudo
 from tasks.losses import LOSSES, Settings, Terms
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class PretrainingTask:
         weights: of the losses, see `tasks.losses.Settings`.
         pooled: masked and shuffled tokens share one mean, see `tasks.losses.Settings`.
         label_smoothing: of next tokens, see `tasks.losses.Settings`.
+        across: likewise, of masked tokens that are recovered from another text.
+        pseudo: likewise, of sentences that the model writes.
         until: the step, counted from 0, from which on a loss weighs nothing in training, by name.
         computation: how the model is computed.
 
@@ -63,11 +66,15 @@ class PretrainingTask:
         weights: Mapping[str, float] | None = None,
         pooled: bool = False,
         label_smoothing: float = 0.0,
+        across: Across = Across(),  # noqa: B008
+        pseudo: Pseudo | None = None,
         until: Mapping[str, int] | None = None,
         computation: Computation = Computation(),  # noqa: B008
     ):
         self.config, self.objective, self.computation = config, OBJECTIVES[objective], computation
-        settings = Settings(weights=weights or {}, pooled=pooled, label_smoothing=label_smoothing)
+        settings = Settings(
+            weights=weights or {}, pooled=pooled, label_smoothing=label_smoothing, across=across, pseudo=pseudo
+        )
         self.losses = tuple(LOSSES[name](self.objective, settings) for name in self.objective.losses)
         self.loss_weights = {name: weight for loss in self.losses for name, weight in loss.weights.items()}
         ends = (until or {}).items()

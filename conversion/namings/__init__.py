@@ -31,6 +31,7 @@ GRAPHS: tuple[Graph, ...] = (
     palm.GRAPH,
     albert.GRAPH,
     albert_zh.GRAPH,
+    ernie_m.GRAPH,
     bert.GRAPH,
 )
 

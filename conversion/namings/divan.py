@@ -4,6 +4,8 @@ PALM's code has the names of its releases, which `palm.py` lists. Bricks keep th
 once in the file.
 """
 
+import dataclasses
+
 from absl.app import UsageError
 
 from conversion.lazy import Array, Tensors
@@ -15,11 +17,18 @@ from modeling.config import Config
 MODEL_TYPE = "divan_encoder"
 FAMILIES = ("bert", "albert", "albert_zh", "palm", "palm_en")
 """Those that `configuration_divan_encoder.py` has the particulars of."""
+_ALIKE = {"ernie_m": "bert"}
 _ATTENTION, _FEED_FORWARD = "divan.encoder.attention.{k}", "divan.encoder.feed_forward.{k}"
 
 
 def _as_it_is(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
-    """Return the model unchanged; raise `UsageError` for a decoder, and for a family that the code does not know."""
+    """Return the model unchanged; raise `UsageError` for a decoder, and for a family that the code does not know.
+
+    What the code computes under another family's name has that.
+    """
+    family = _ALIKE.get(config.family, config.family)
+    if not config.legacy_mask:
+        config = dataclasses.replace(config, family=family)
     if config.num_decoder_layers:
         raise UsageError(f"this model has a decoder, which {MODEL_TYPE} has not; use --model_type=auto")
     if config.family not in FAMILIES:

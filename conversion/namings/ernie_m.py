@@ -1,7 +1,8 @@
 """Names of ERNIE-M (Ouyang et al. 2021) in transformers 4 and in Paddle: XLM-R's graph without token types.
 
 Paddle keeps matrices as [in, out], and makes the feed-forward four times as wide as the model whatever its JSON says.
-transformers 5 has no class for ERNIE-M, so that nothing is written under these names.
+transformers 5 has no class for ERNIE-M, so that nothing is written under these names: a model is written under those of
+RoBERTa and XLM-R, with a token type that adds nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from absl.app import UsageError
 
+from conversion.graphs import Graph
 from conversion.lazy import Array, Tensors
 from conversion.namings.dialects import ATTENTION, FEED_FORWARD, Row, paddle_rules, torch_rules
 from conversion.rules import Naming, Rule
@@ -16,6 +18,13 @@ from modeling.config import Config
 
 _LAYER = "ernie_m.encoder.layers.{k}"
 _OFFSET = 2
+GRAPH = Graph(
+    family="ernie_m",
+    title="ERNIE-M graph",
+    mark="none: its variables are those of BERT",
+    describes=lambda config: False,
+    transformers=lambda config: "roberta",
+)
 
 
 def _name(name: str) -> str | None:
@@ -65,7 +74,7 @@ def _naming(name: str, projections: str, rules: Callable[[Iterable[Row]], tuple[
     ]
     return Naming(
         name=name,
-        family="bert",
+        family="ernie_m",
         container="read only",
         detect=(rf"encoder\.layers\.\d+{projections.removeprefix(_LAYER)}\.q_proj\.", r"embeddings\.layer_norm\."),
         rules=rules(rows),

@@ -3,7 +3,7 @@
 A pairing (`data.pairing`) says which spans of text are the segments of an example. A form joins the segments and the
 specials to `Segments`, which compact records store, and turns those into features: `one_row` is BERT's input, `packed`
 has several sequences in a row, `source_target` a row for an encoder and one for a decoder, `two_sides` a masked row for
-each of two texts.
+each of two texts, `halves` one for each text of a pair that is one sequence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from data.forms.halves import Halves
 from data.forms.one_row import OneRow
 from data.forms.packed import Packed
 from data.forms.segments import Segments
@@ -118,6 +119,7 @@ FORMS: dict[str, Form] = {
     "packed": Packed(),
     "source_target": SourceTarget(),
     "two_sides": TwoSides(),
+    "halves": Halves(),
 }
 
 

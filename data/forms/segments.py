@@ -133,12 +133,18 @@ def _check_whole_numbers(columns: Mapping[str, Column]) -> None:
             raise MalformedRecordError(f"{name} holds {columns[name].values.dtype} values; expected whole numbers")
 
 
-def join_apart(tokens: np.ndarray, pairs: Pairs, template: Template, width: int) -> Segments:
-    """Put two texts, each with the specials of a row of its own, one behind the other."""
-    both = replace(template, between=(*template.last, *template.first))
+def join_apart(
+    tokens: np.ndarray, pairs: Pairs, template: Template, width: int, *, second: tuple[int, ...] | None = None
+) -> Segments:
+    """Put two texts, each with the specials of a row of its own, one behind the other.
+
+    `second` is what the row of the second text begins with; None: what every row does.
+    """
+    second = template.first if second is None else second
+    both = replace(template, between=(*template.last, *second))
     segments = join_pairs(tokens, pairs, both, 2, width)
     # The first special of the second text belongs to it.
-    segments.bounds[:, 1] -= len(template.first)
+    segments.bounds[:, 1] -= len(second)
     return segments
 
 

@@ -94,7 +94,7 @@ class TwoSides(OneRow):
         features = {}
         for number, (prefix, keys_of_side) in enumerate((("", keys_N), (OTHER, keys(keys_N, _OTHER_SIDE)))):
             text = segments.text(number, L, "a text")
-            hidden, _ = hide_tokens(
+            hidden, predicted_NL = hide_tokens(
                 text.ids,
                 text.word_starts,
                 text.lengths,
@@ -103,9 +103,15 @@ class TwoSides(OneRow):
                 vocabulary,
                 vocabulary.special.take(text.ids),
             )
+            hidden["input_ids"] = self.shown(hidden["input_ids"], predicted_NL, vocabulary)
             hidden["input_mask"] = (np.arange(L) < text.lengths[:, None]).astype(np.int32)
             features |= {prefix + name: value for name, value in hidden.items()}
         return {feature.name: features[feature.name] for feature in self.schema}
+
+    def shown(self, ids_NL: np.ndarray, predicted_NL: np.ndarray, vocabulary: MaskVocabulary) -> np.ndarray:
+        """Return the ids with what is shown of predicted tokens: as masking left them."""
+        del predicted_NL, vocabulary
+        return ids_NL
 
     def problems(self, features: Mapping[str, np.ndarray], manifest: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         checks = {}

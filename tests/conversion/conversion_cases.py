@@ -78,6 +78,9 @@ CONFIGS = {
     "no_types": dataclasses.replace(
         _BERT, hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=0
     ),
+    "ernie_m": dataclasses.replace(
+        _BERT, family="ernie_m", hidden_act="gelu_erf", layer_norm_eps=1e-5, position_offset=2, type_vocab_size=0
+    ),
     "palm": _PALM,
     "palm_en": dataclasses.replace(_PALM_EN, copy="none"),
     "palm_en_copy": _PALM_EN,

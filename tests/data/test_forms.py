@@ -16,7 +16,7 @@ import inspect_records
 import plan_training
 from commands.flags import parse
 from data import objectives
-from data.forms import FORMS, Segments, Side
+from data.forms import FORMS, Segments, Side, texts_read
 from data.forms.segments import COMPACT_FEATURES, join_pairs
 from data.forms.sides import original_ids, side_problems
 from data.masking import Masking, hide_tokens
@@ -40,6 +40,7 @@ TEXT = "今天天气很好。\n我们学习语言模型。\n今天学习。\n明
 def folder(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     (tmp_path / "text.txt").write_text(TEXT * 30, encoding="utf-8")
+    (tmp_path / "pairs.txt").write_text("今天天气很好。\t我们学习。\n" * 30, encoding="utf-8")
     return tmp_path
 
 
@@ -76,11 +77,12 @@ def test_the_planner_s_batch_is_the_reader_s(folder, objective, masking, trigram
     drawn: dict[str, Any] = (
         {"source_length_range": (8, 32), "target_length_range": (4, 512)} if objective == "plug" else {}
     )
-    if trigram_rate and objective == "veco":
-        with pytest.raises(UsageError, match=r"--trigram_rate=0\.1: --objective=veco reads two texts"):
-            make(folder, objective=objective, trigram_rate=trigram_rate)
+    text = "pairs.txt" if OBJECTIVES[objective].text == "pairs" else "text.txt"
+    if trigram_rate and texts_read(FORMS[OBJECTIVES[objective].form]) > 1:
+        with pytest.raises(UsageError, match=rf"--trigram_rate=0\.1: --objective={objective} reads two texts"):
+            make(folder, objective=objective, trigram_rate=trigram_rate, text=text)
         return
-    manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate, **drawn)
+    manifest = make(folder, objective=objective, masking=masking, trigram_rate=trigram_rate, text=text, **drawn)
     dataset = PretrainingDataset(str(folder / "x.tfrecord"), 5)
     expected = planned_shapes(objective, manifest["max_word_order_per_seq"])
     assert found_shapes(dataset.batch(0)) == expected == shapes(dataset.schema, dataset.lengths, 5)

@@ -244,7 +244,11 @@ def test_examples_are_shuffled_over_the_whole_output(tmp_path, tokenizer, small_
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives(tmp_path, tokenizer, objective):
-    manifest, paths = make(tmp_path, tokenizer, objective=objective)
+    corpus = write_corpus(tmp_path / "corpus.txt")
+    if OBJECTIVES[objective].text == "pairs":
+        sentences = [line for line in corpus.read_text(encoding="utf-8").splitlines() if line]
+        corpus.write_text("".join(f"{line}\t{line}\n" for line in sentences), encoding="utf-8")
+    manifest, paths = make(tmp_path, tokenizer, objective=objective, corpus=corpus)
     examples = read(paths)
     num_labels = manifest["num_pair_labels"]
     if manifest["form"] == "one_row":

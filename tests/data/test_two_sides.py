@@ -119,7 +119,7 @@ def test_a_recipe_says_what_it_cannot_do():
     ):
         with pytest.raises(UsageError, match=said):
             recipe(**changes)
-    with pytest.raises(UsageError, match=r"--objective=albert learns from documents: .*--objective=tlm, veco"):
+    with pytest.raises(UsageError, match=r"--objective=albert learns from documents: .*--objective=camlm, tlm, veco"):
         create_pretraining_data.jobs_of(options(objective="albert", input_file=(f"{__file__}:{__file__}",)))
 
 

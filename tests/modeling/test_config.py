@@ -225,6 +225,7 @@ def test_what_a_config_leaves_out_is_as_the_papers_have_it():
         "copy": "none",
         "cross_attention": False,
         "embedding_scale": 1.0,
+        "legacy_mask": False,
         "embedding_size": 4,
     }
     assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected  # pyright: ignore

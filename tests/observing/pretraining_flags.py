@@ -22,6 +22,9 @@ TARGETS = {
 }
 SIDES = {"objective": "veco", "input_file": "{world}/sides/*.tfrecord", "bert_config_file": "{world}/sides.json"}
 MIXED = {**TARGETS, "objective": "albert,palm", "input_file": "{world}/records/*.tfrecord,{world}/targets/*.tfrecord"}
+ACROSS = {"objective": "camlm", "input_file": "{world}/halves/*.tfrecord", "bert_config_file": "{world}/across.json"}
+PSEUDO = {"objective": "btmlm", "input_file": "{world}/pseudo/*.tfrecord", "bert_config_file": "{world}/across.json"}
+ANYHOW = {**PSEUDO, "allow_any_start": "true"}
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 EVALUATES = {"do_train": "false", **PRETRAINED}
 
@@ -67,6 +70,22 @@ ROWS = (
         },
         SIDES,
     ),
+    Row("camlm_mask", "cross", {"task/losses/0/across/mask": "cross"}, {**ACROSS, "camlm_computation": "dense"}),
+    Row(
+        "camlm_computation",
+        "dense",
+        {"task/losses/0/across/computation": "dense", "plan/flops_per_unit": DIFFERENT},
+        ACROSS,
+    ),
+    Row("camlm_positions", "restarted", {"task/losses/0/across/positions": "restarted"}, ACROSS),
+    Row(
+        "pseudo_length_ratio",
+        "0.5",
+        {"task/losses/0/pseudo/length_ratio": 0.5, "plan/flops_per_unit": DIFFERENT},
+        ANYHOW,
+    ),
+    Row("pseudo_pick", "sample", {"task/losses/0/pseudo/pick": "sample"}, ANYHOW),
+    Row("allow_any_start", "true", {"error": ABSENT}, PSEUDO),
     Row("language_alpha", "0", {"training": DIFFERENT}, SIDES),
     Row("parallel_share", "0.9", {"training": DIFFERENT}, SIDES),
     Row(

@@ -56,6 +56,15 @@ CONFIGS["palm"] = PALM
 CONFIGS["sides"] = dataclasses.replace(
     CONFIG, family="veco", embedding_size=8, sharing="none", type_vocab_size=1, position_offset=2, cross_attention=True
 )
+CONFIGS["across"] = dataclasses.replace(
+    CONFIG,
+    family="ernie_m",
+    embedding_size=8,
+    sharing="none",
+    type_vocab_size=0,
+    position_offset=2,
+    max_position_embeddings=128,
+)
 # A task of one's own, and another meaning for a task that is shipped.
 TASK_FILE = "".join(
     f"""
@@ -125,6 +134,8 @@ def make_records(folder: Path) -> None:
         "dynamic": {"masking": "dynamic"},
         "targets": {"objective": "palm"},
         "sides": {"objective": "veco", "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,en-zh={PARALLEL}"},
+        "halves": {"objective": "camlm", "input_file": PARALLEL},
+        "pseudo": {"objective": "btmlm"},
     }
     for kind, flags in kinds.items():
         given = {

@@ -1,0 +1,116 @@
+"""What the flags of ERNIE-M's objectives lead to, and whether records, model and weights serve (`tasks/across.py`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl.app import UsageError
+
+from data.objectives import OBJECTIVES
+from ground.addresses import shown
+
+if TYPE_CHECKING:
+    from commands.records import Records
+    from modeling.config import Config
+    from tasks.across import Across, Pseudo
+
+
+def across_of(options: Any) -> Across:
+    """Return how masked tokens are recovered from another text."""
+    from tasks.across import Across
+
+    return Across(mask=options.camlm_mask, computation=options.camlm_computation, positions=options.camlm_positions)
+
+
+def pseudo_of(options: Any, records: Records) -> Pseudo | None:
+    """Return how the model writes sentences; None where the objective has none.
+
+    Raises `UsageError` where the records do not say which ids are special, or hold more than masked text.
+    """
+    from data.forms import FORMS
+    from data.manifest import mask_vocabulary_from_json
+    from tasks.across import Pseudo
+
+    row = OBJECTIVES[records.objective]
+    if not row.writes:
+        return None
+    if records.shuffled or records.training.form is not FORMS[row.form]:
+        held = "shuffled words" if records.shuffled else "several sequences a row"
+        raise UsageError(
+            f"--objective={records.objective} rebuilds a text from its masked tokens, but the records hold {held}: "
+            "make others without --trigram_rate and --pack_sequences"
+        )
+    found = (records.training.manifest or {}).get("mask_vocabulary")
+    if found is None:
+        raise UsageError(
+            f"--objective={records.objective} writes [MASK] itself, but the records do not say which id that is: make "
+            f"them with --objective={records.objective}, or with --masking=dynamic"
+        )
+    vocabulary = mask_vocabulary_from_json(found)
+    return Pseudo(
+        mask_id=vocabulary.mask_id,
+        special_ids=tuple(np.flatnonzero(vocabulary.special).tolist()),
+        length_ratio=options.pseudo_length_ratio,
+        pick=options.pseudo_pick,
+    )
+
+
+def written(options: Any, records: Records, config: Config) -> int:
+    """Return how many tokens the model writes beside a text at most; raises `UsageError` where there is no room."""
+    from tasks.across import pseudo_length
+
+    if not OBJECTIVES[records.objective].writes:
+        return 0
+    return pseudo_length(records.training.max_seq_length, options.pseudo_length_ratio, config.max_sequence_length)
+
+
+def lengths_read(options: Any, records: Records, config: Config) -> tuple[int, int]:
+    """Return the tokens of an example's first row and of its second, 0 where it has one.
+
+    Raises `UsageError` where the positions of two texts of one sequence are more than the model has.
+    """
+    row, training = OBJECTIVES[records.objective], records.training
+    if row.across and options.camlm_positions == "continued":
+        config.check_sequence_length(training.positions)
+    if row.across and options.camlm_computation == "dense":
+        return training.positions, 0
+    return training.max_seq_length, training.max_other_length
+
+
+def check_start(options: Any) -> None:
+    """Raise `UsageError` where an objective would begin with weights that have not learnt what it builds on."""
+    from training.checkpoints import list_checkpoints
+
+    path = options.init_checkpoint
+    asked = {name: OBJECTIVES[name].after for name in options.shares}
+    # What is learnt beside it in one run need not have been learnt before.
+    asked = {name: needed for name, needed in asked.items() if needed and needed not in asked}
+    if not asked or not options.do_train or options.allow_any_start or list_checkpoints(Path(options.output_dir)):
+        return
+    learnt = "" if path is None else learnt_by(path)
+    for name, needed in asked.items():
+        if {needed, name} & {*re.findall(r"\w+", learnt)}:
+            continue
+        got = "there is no --init_checkpoint"
+        if path is not None:
+            says = f"learnt {learnt}" if learnt else "does not say what it learnt"
+            got = f"--init_checkpoint={shown(path)} {says}"
+        raise UsageError(
+            f"--objective={name} writes sentences by what --objective={needed} learns, but {got}: give the "
+            f"--output_dir of a run of {needed}, or --allow_any_start=True to begin all the same"
+        )
+
+
+def learnt_by(path: str) -> str:
+    """Return the objective of the run that a checkpoint belongs to; empty where nothing says it."""
+    from conversion.locating import locate
+    from conversion.readers import Checkpoint
+    from tasks.run_file import NAME, RunFile
+
+    kind, where = locate(path)
+    folders = Checkpoint({}, None, kind, where).folders
+    folder = next((folder for folder in folders if (folder / NAME).is_file()), None)
+    return "" if folder is None else RunFile.read(folder).objective
