@@ -81,9 +81,9 @@ def test_the_flag_takes_both_and_its_help_names_all():
     assert options.shares == {"masked_lm": 0.75, "tlm": 0.25}
     assert options.weights_of_objectives == {"tlm": 2.0}
     with pytest.raises(
-        UsageError, match=r"^--objective=tml: 'tml' is unknown; the nearest is tlm; expected one of alb"
+        UsageError, match=r"^--objective=vego: 'vego' is unknown; the nearest is veco; expected one of alb"
     ):
-        parse(run_pretraining.Options, [*given, "--objective=tml"])
+        parse(run_pretraining.Options, [*given, "--objective=vego"])
     with pytest.raises(UsageError, match=r"--objective_weights=veco:2: 'veco' is unknown; .* one of masked_lm, tlm$"):
         _ = parse(
             run_pretraining.Options, [*given, "--objective=tlm,masked_lm", "--objective_weights=veco:2"]
