@@ -261,13 +261,14 @@ def main(options: Options) -> None:
             scored=part.scored,
         )
         check_ids(part.training, config.vocab_size, options.bert_config_file)
+    # Positions that are too few are found out before the folder of the run is made.
+    works = works_of(config, options, records)
 
     build(session, options, records, factors)
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
         load_weights(session, options)
         if options.dry_run:
-            works = works_of(config, options, records) if options.do_train else ()
-            session.show_plan(works=works, **plan_of(session, options, records))
+            session.show_plan(works=works if options.do_train else (), **plan_of(session, options, records))
             return
         session.describe(lambda folder: run_file(session, options, records).tokenizer)
         scores = train(session, options, records) if options.do_train else {}

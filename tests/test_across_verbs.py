@@ -91,9 +91,14 @@ def test_what_camlm_learnt_goes_on_as_btmlm_on_jax_and_is_one_model(world: Path,
 
 
 def start_of(world: Path, output: str, checkpoint: Path | None, **further: Any) -> Any:
-    given = {"objective": "btmlm", "do_train": True, "allow_any_start": False, "output_dir": str(world / output)}
-    path = None if checkpoint is None else str(checkpoint)
-    return types.SimpleNamespace(**{**given, "init_checkpoint": path, **further})
+    given: dict[str, Any] = {
+        "objective": "btmlm",
+        "do_train": True,
+        "allow_any_start": False,
+        "output_dir": str(world / output),
+    }
+    given |= {"init_checkpoint": None if checkpoint is None else str(checkpoint), **further}
+    return types.SimpleNamespace(**given, shares={given["objective"]: 1.0})
 
 
 def test_btmlm_begins_with_what_camlm_learnt_or_says_why_not(world: Path, camlm: Path):

@@ -16,12 +16,18 @@ from conversion.namings.dialects import (
 from conversion.rules import Naming
 from modeling.config import Config
 
+
+def _is_roberta(config: Config) -> bool:
+    """Whether a model is one of RoBERTa's and XLM-R's, so that it is written as it was read."""
+    return config.position_offset == 2 and config.type_vocab_size == 1 and config.hidden_act == "gelu_erf"
+
+
 GRAPH = Graph(
     family="bert",
     title="BERT graph",
     mark="",  # Without factorisation every family has these variables.
     describes=lambda config: not config.projects,
-    transformers=lambda config: "bert",
+    transformers=lambda config: "roberta" if _is_roberta(config) else "bert",
 )
 
 

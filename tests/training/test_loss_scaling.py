@@ -32,7 +32,9 @@ def test_the_scale_is_what_the_history_of_steps_says(history, growth_steps, expo
 def test_a_scale_on_its_way_down_is_no_divergence(monkeypatch):
     monkeypatch.setattr(health, "save_replay", lambda *arguments, **names: "replay")
     said: list[str] = []
-    run: health.Run = types.SimpleNamespace(engine=types.SimpleNamespace(step=20), say=said.append)  # pyright: ignore[reportAssignmentType]
+    engine = types.SimpleNamespace(step=20, loss_limit=np.inf)
+    plan = types.SimpleNamespace(kind_of=lambda batch: "")
+    run: health.Run = types.SimpleNamespace(engine=engine, plan=plan, limits={}, say=said.append)  # pyright: ignore[reportAssignmentType]
 
     def steps(scale, loss=3.0):
         return [{"skipped": 1.0, "loss": loss, "gradient_norm": np.inf, "loss_scale": scale}] * 5
