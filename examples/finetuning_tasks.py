@@ -75,6 +75,7 @@ class Options:
     pretraining_length: int = flag(48, help="of an example in pretraining", unit="tokens", minimum=8)
     tokens_per_step: int = flag(2048, help="of pretraining", unit="tokens", minimum=256)
     pretraining_learning_rate: float = flag(1e-3, help="peak learning rate of pretraining", minimum=0)
+    precision: str = flag("float32", help="compute precision of all training", choices=("float32", "bfloat16"))
     train_batch_size: int = flag(32, help="of fine-tuning", unit="examples", minimum=1)
     learning_rate: float = flag(3e-4, help="peak learning rate of fine-tuning", minimum=0)
     num_train_epochs: float = flag(4.0, help="passes over a task's training examples", unit="epochs", minimum=0)
@@ -142,6 +143,7 @@ def pretraining(options: Options, vocabulary: Path) -> list[Step]:
         "num_train_steps": num_steps,
         "num_warmup_steps": num_steps // 20,
         "learning_rate": options.pretraining_learning_rate,
+        "precision": options.precision,
         "optimizer": "adamw",
         "adam_bias_correction": True,
         "adam_beta2": 0.98,
@@ -170,6 +172,7 @@ def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step
         "do_eval": True,
         **({"dev_share": task.dev_share} if task.dev_share else {}),
         "max_seq_length": task.max_seq_length,
+        "precision": options.precision,
         "train_batch_size": options.train_batch_size,
         "learning_rate": options.learning_rate,
         "num_train_epochs": options.num_train_epochs,
