@@ -398,7 +398,8 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
     """Build the task and its engine; return the task."""
     from optimization import create_schedule
 
-    task = splits.kind.task(splits.row, session.config, session.computation(), course.head(options))
+    head, computation = course.head(options), session.computation()
+    task = splits.kind.task(splits.row, session.config, computation, head)
     schedule = create_schedule(
         "polynomial",
         rate=options.learning_rate or 0.0,
@@ -406,7 +407,10 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
         warmup_steps=options.num_warmup_steps or int(num_steps * options.warmup_proportion),
     )
     behaviour = course.optimizing(session, options, num_steps)
-    session.build(task, schedule, batch_size=options.train_batch_size, **behaviour)
+    # A mask that is drawn from the seed, or chosen by the weights, is part of `behaviour` and never equal.
+    of_all_seeds = dataclasses.replace(computation, seed=0)
+    program = (splits.kind, splits.row, session.config, of_all_seeds, head, schedule, behaviour)
+    session.build(task, schedule, batch_size=options.train_batch_size, program=program, **behaviour)
     return task
 
 

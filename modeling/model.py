@@ -46,7 +46,8 @@ class LanguageModel(keras.Model):
         self.heads = tuple(head(config, initialization, computation, self.backbone) for head in heads)
         # Keras tracks layers, not heads. The order is that of the variables, by which gradients are summed.
         self.head_layers = [layer for head in self.heads for layer in head.layers]
-        self.seed_generator = keras.random.SeedGenerator(computation.seed)
+        # JAX takes no seed of more than 32 bits; engines draw from keys of their own, which have all 64.
+        self.seed_generator = keras.random.SeedGenerator(computation.seed % 2**32)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
