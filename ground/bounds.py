@@ -93,6 +93,8 @@ BOUNDS: dict[str, Bounds] = {
     "label_smoothing": Bounds(0, 1, "nothing of the label would be left", below=True),
     "adversarial_weight": Bounds(0, 1e6, _WEIGHT),
     "r_drop_weight": Bounds(0, 1e6, _WEIGHT),
+    "distillation_weight": _SHARE,
+    "distillation_temperature": Bounds(1, 100, "all labels are alike to a teacher that is divided by more"),
     "adversarial_sigma": Bounds(0, 10, "word vectors are shorter"),
     "adversarial_step": Bounds(0, 10, "word vectors are shorter"),
     "adversarial_bound": Bounds(0, 10, "word vectors are shorter"),

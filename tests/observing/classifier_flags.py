@@ -29,6 +29,7 @@ ANSWERED = {"files": DIFFERENT}
 CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
     ("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT
 )
+TAUGHT = {"teacher": "{world}/classifier"}
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
@@ -238,6 +239,18 @@ ROWS = (
         "0.5",
         {"task/loss_weights/r_drop": 0.5, "task/regularizers": DIFFERENT, "task/regularizers/0/is": "RDrop"},
     ),
+    Row("teacher", "{world}/classifier", {"task": DIFFERENT}),
+    Row(
+        "distillation_weight",
+        "0.25",
+        {
+            "task/distillation/weight": 0.25,
+            "task/loss_weights/classification": 0.75,
+            "task/loss_weights/distillation": 0.25,
+        },
+        TAUGHT,
+    ),
+    Row("distillation_temperature", "4", {"task/distillation/temperature": 4.0}, TAUGHT),
     Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
     Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),
     Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping/0/fraction": 0.5}, CHILD_F),

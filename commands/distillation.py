@@ -1,0 +1,223 @@
+"""What a student learns from: the flags of a teacher, and the teacher, opened and held against the student's task.
+
+--teacher=DIR    the output folder of a run, a folder of transformers or of PaddleNLP with a classifier of the task
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from absl.app import UsageError
+
+from commands.flags import Group, flag
+from commands.needs import Need, check_needs
+from commands.options import TrainingOptions
+
+if TYPE_CHECKING:
+    import keras
+
+    from commands.session import Session
+    from conversion.readers import Checkpoint
+    from tasks.datasets import DatasetRow
+    from tasks.splits import Splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions(TrainingOptions):
+    """What a model learns from a larger one that was trained on the same task."""
+
+    _distillation: ClassVar = Group.TECHNIQUES
+    teacher: str | None = flag(
+        None,
+        help="learn what this model decides too: the output folder of a run on the same task, labels and vocabulary, "
+        "or a transformers folder",
+    )
+    distillation_weight: float = flag(
+        0.5, help="share of the teacher's decisions in the loss; the labels keep the rest", minimum=0, maximum=1
+    )
+    distillation_temperature: float = flag(
+        2.0,
+        help="by which the logits of teacher and student are divided; the loss is multiplied by its square",
+        minimum=1,
+    )
+
+
+NEEDS = (
+    Need(("teacher",), "--do_train", lambda o: o.do_train),
+    Need(("distillation_weight", "distillation_temperature"), "--teacher", lambda o: o.teacher),
+)
+
+
+def teaching_of(options: Any) -> Teaching:
+    """Return what is learnt from a teacher; raises `UsageError` for flags that would do nothing, or no such folder."""
+    check_needs(options, NEEDS)
+    if options.teacher is None:
+        return Teaching(None)
+    if not Path(options.teacher).exists():
+        raise UsageError(f"--teacher={options.teacher}: no such folder; give the --output_dir of a run")
+    if not options.distillation_weight:
+        raise UsageError("--distillation_weight=0: nothing is learnt from --teacher; give a share above 0, at most 1")
+    return Teaching(options.teacher)
+
+
+@dataclass(eq=False)
+class OpenTeacher:
+    """A teacher that fits the student's task; fulfils `tasks.distillation.Teacher`.
+
+    Attributes:
+        task: of the teacher's own shape and head, a `training.engine.Task`.
+        checkpoint: its weights.
+        unused: expressions over names of tensors that its model has no use for.
+    """
+
+    task: Any
+    checkpoint: Checkpoint
+    unused: Sequence[str]
+
+    def build(self) -> keras.Model:
+        """Return the model with its weights."""
+        from conversion.loading import load_into
+
+        model = self.task.build_model()
+        load_into(model, self.checkpoint, allow_unexpected=self.unused)
+        return model
+
+
+class Teaching:
+    """The teacher of a command, opened once for all seeds; without one it does nothing."""
+
+    def __init__(self, folder: str | None):
+        self._folder, self._teacher = folder, None
+
+    def open(self, session: Session, options: Any, splits: Splits) -> None:
+        """Open the teacher; raises `UsageError` where it does not fit the task, the tokenizer or the lengths."""
+        if self._folder is not None and self._teacher is None:
+            self._teacher = opened(self._folder, session, options, splits)
+
+    def around(self, options: Any) -> list[Callable[[Any], Any]]:
+        """Return what makes of a task one that learns from the teacher."""
+        if self._teacher is None:
+            return []
+        from tasks.distillation import Distillation
+
+        return [Distillation(self._teacher, options.distillation_weight, options.distillation_temperature)]
+
+
+def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenTeacher:
+    """Return the teacher of a folder, held against the student's task; raises `UsageError` for any other."""
+    from conversion.class_order import in_order_of
+    from conversion.loading import assignment
+    from conversion.readers import read_checkpoint
+    from modeling import variable_shapes
+    from modeling.families import FAMILIES
+    from tasks.kinds import HeadOptions
+
+    where, kind = f"--teacher={folder}", splits.kind
+    checkpoint = read_checkpoint(folder, prefer_best=True)
+    config = checkpoint.config
+    if config is None:
+        raise UsageError(f"{where}: no config lies beside its weights; give the --output_dir of a run")
+    row = _row_of(checkpoint, where, splits.row)
+    _check_labels(checkpoint, where, splits.row)
+    _check_vocabulary(checkpoint, where, splits)
+    if options.max_seq_length > config.max_sequence_length:
+        raise UsageError(
+            f"{where} has positions for {config.max_sequence_length} tokens, --max_seq_length={options.max_seq_length} "
+            "is more: give a lower one, or another teacher"
+        )
+    checkpoint, told = in_order_of(checkpoint, splits.row.labels, splits.row.label_names)
+    task = kind.task(row, config, session.computation(), HeadOptions(dropout=0.0))
+    shapes = variable_shapes(task.build_model)
+    try:
+        beginning = FAMILIES[config.family].begins(shapes, checkpoint.tensors)
+        assignment(shapes, checkpoint, allow_unexpected=kind.unused_heads, beginning=beginning)
+    except UsageError as error:
+        raise UsageError(
+            f"{where} is no model of a {splits.row.kind} task with {len(splits.row.labels)} labels: fine-tune it on "
+            f"{splits.row.name} first ({error})"
+        ) from None
+    session.say(
+        f"teacher  {folder}: {config.family}, {config.num_hidden_layers} layers of width {config.hidden_size}{told}"
+    )
+    return OpenTeacher(task, checkpoint, kind.unused_heads)
+
+
+def _row_of(checkpoint: Checkpoint, where: str, ours: DatasetRow) -> DatasetRow:
+    """Return the teacher's row with the student's labels; raises `UsageError` for one of another kind of task."""
+    from tasks.run_file import NAME, RunFile
+
+    folder = next((each for each in checkpoint.folders if (each / NAME).is_file()), None)
+    if folder is None:
+        return ours
+    content = RunFile.read(folder)
+    theirs = content.row
+    if theirs is None or theirs.kind != ours.kind or theirs.plug_in != ours.plug_in:
+        plugged = " with --plug_in" if theirs is not None and theirs.plug_in else ""
+        raise UsageError(
+            f"{where} was trained for {content.kind}{plugged}, {ours.name} is {ours.kind}: give a teacher of the same "
+            "kind of task"
+        )
+    if theirs.score_range != ours.score_range:
+        raise UsageError(
+            f"{where} gives scores of {theirs.score_range}, {ours.name} has {ours.score_range}: give a teacher of the "
+            "same task"
+        )
+    return dataclasses.replace(theirs, labels=ours.labels)
+
+
+def _check_labels(checkpoint: Checkpoint, where: str, row: DatasetRow) -> None:
+    """Raise `UsageError` unless the teacher's labels are the task's, in any order, or nothing tells them."""
+    from conversion.beside import class_names, labels_of
+    from ground.words import few_names
+
+    theirs, ours = labels_of(checkpoint), class_names(checkpoint, row.labels)
+    if not theirs or not ours:
+        return
+    known = {name.casefold(): label for name, label in ({**row.label_names} | {label: label for label in ours}).items()}
+    if {known.get(name.casefold()) for name in theirs} != {*ours} or len(theirs) != len(ours):
+        raise UsageError(
+            f"{where} knows the labels {few_names(theirs)}; those of {row.name} are {few_names(ours)}: give a teacher "
+            "of the same task"
+        )
+
+
+def _check_vocabulary(checkpoint: Checkpoint, where: str, splits: Splits) -> None:
+    """Raise `UsageError` unless the teacher reads the student's tokens."""
+    found, ours = _fingerprint(checkpoint), splits.tokenizer.fingerprint
+    if found and found != ours:
+        raise UsageError(
+            f"{where} reads another vocabulary or casing (fingerprint {found[:8]}, the student's is {ours[:8]}): "
+            "teacher and student need the same --vocab_file or --spm_model_file and --do_lower_case"
+        )
+    config = checkpoint.config
+    if config is not None and config.vocab_size != splits.tokenizer.vocab_size:
+        raise UsageError(
+            f"{where} has a vocabulary of {config.vocab_size:,} tokens, the student's has "
+            f"{splits.tokenizer.vocab_size:,}: teacher and student need the same one"
+        )
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """Return the fingerprint of the tokenizer beside a checkpoint; empty where there is none that can be loaded."""
+    from commands.model_folder import files_of
+    from conversion.beside import find_vocabulary, is_lowered
+    from data.tokenizers import load_tokenizer
+    from tasks.run_file import NAME, RunFile
+
+    for folder in checkpoint.folders:
+        if (folder / NAME).is_file() and (known := RunFile.read(folder).tokenizer.fingerprint):
+            return known
+    found = find_vocabulary(checkpoint, None)
+    if not found or not found[0].path.name.endswith((".txt", ".model")):
+        return ""
+    lowered = bool(found[0].ids) or is_lowered(checkpoint)
+    tokenizer = load_tokenizer(
+        **{"vocab_file": None, "spm_model_file": None, **files_of(found[0])},
+        do_lower_case=lowered,
+        segmentation=found[0].segmentation or None,
+    )
+    return tokenizer.fingerprint
