@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from commands.session import Session
     from conversion.readers import Checkpoint
+    from modeling.config import Config
     from tasks.datasets import DatasetRow
     from tasks.splits import Splits
 
@@ -44,11 +45,39 @@ class DistillationOptions(TrainingOptions):
         help="by which the logits of teacher and student are divided; the loss is multiplied by its square",
         minimum=1,
     )
+    hidden_distillation_weight: float = flag(
+        0.0,
+        help="weight of the squared distance from the teacher's hidden states, through a learnt projection where its "
+        "layers have another width",
+        minimum=0,
+    )
+    attention_distillation_weight: float = flag(
+        0.0, help="weight of the divergence from where the teacher's attention looks", minimum=0
+    )
+    layer_map: tuple[str, ...] = flag(
+        (),
+        help="layers that are compared, STUDENT:TEACHER, as 0:0,2:6,4:12, where 0 is the embeddings; by default each "
+        "of the student's, evenly spread over the teacher's",
+    )
 
 
 NEEDS = (
     Need(("teacher",), "--do_train", lambda o: o.do_train),
-    Need(("distillation_weight", "distillation_temperature"), "--teacher", lambda o: o.teacher),
+    Need(
+        (
+            "distillation_weight",
+            "distillation_temperature",
+            "hidden_distillation_weight",
+            "attention_distillation_weight",
+        ),
+        "--teacher",
+        lambda o: o.teacher,
+    ),
+    Need(
+        ("layer_map",),
+        "--hidden_distillation_weight or --attention_distillation_weight",
+        lambda o: o.hidden_distillation_weight or o.attention_distillation_weight,
+    ),
 )
 
 
@@ -59,7 +88,12 @@ def teaching_of(options: Any) -> Teaching:
         return Teaching(None)
     if not Path(options.teacher).exists():
         raise UsageError(f"--teacher={options.teacher}: no such folder; give the --output_dir of a run")
-    if not options.distillation_weight:
+    weights = (
+        options.distillation_weight,
+        options.hidden_distillation_weight,
+        options.attention_distillation_weight,
+    )
+    if not any(weights):
         raise UsageError("--distillation_weight=0: nothing is learnt from --teacher; give a share above 0, at most 1")
     return Teaching(options.teacher)
 
@@ -77,6 +111,11 @@ class OpenTeacher:
     task: Any
     checkpoint: Checkpoint
     unused: Sequence[str]
+
+    @property
+    def config(self) -> Config:
+        """Of its model."""
+        return self.task.config
 
     def build(self) -> keras.Model:
         """Return the model with its weights."""
@@ -104,7 +143,16 @@ class Teaching:
             return []
         from tasks.distillation import Distillation
 
-        return [Distillation(self._teacher, options.distillation_weight, options.distillation_temperature)]
+        return [
+            Distillation(
+                self._teacher,
+                weight=options.distillation_weight,
+                temperature=options.distillation_temperature,
+                hidden_weight=options.hidden_distillation_weight,
+                attention_weight=options.attention_distillation_weight,
+                layers=options.layer_map,
+            )
+        ]
 
 
 def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenTeacher:
@@ -129,6 +177,7 @@ def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenT
             f"{where} has positions for {config.max_sequence_length} tokens, --max_seq_length={options.max_seq_length} "
             "is more: give a lower one, or another teacher"
         )
+    _check_layers(options, session.config, config, splits.row)
     checkpoint, told = in_order_of(checkpoint, splits.row.labels, splits.row.label_names)
     task = kind.task(row, config, session.computation(), HeadOptions(dropout=0.0))
     shapes = variable_shapes(task.build_model)
@@ -144,6 +193,26 @@ def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenT
         f"teacher  {folder}: {config.family}, {config.num_hidden_layers} layers of width {config.hidden_size}{told}"
     )
     return OpenTeacher(task, checkpoint, kind.unused_heads)
+
+
+def _check_layers(options: Any, student: Config, teacher: Config, row: DatasetRow) -> None:
+    """Raise `UsageError` where layers are to be compared that are not there."""
+    from modeling.sharing import shared_bricks
+    from tasks.layer_distillation import layer_pairs
+
+    if not (options.hidden_distillation_weight or options.attention_distillation_weight):
+        return
+    if row.plug_in:
+        raise UsageError(
+            "--plug_in: of two languages that read each other no layers are compared; leave "
+            "--hidden_distillation_weight and --attention_distillation_weight out"
+        )
+    pairs = layer_pairs(options.layer_map, *(len(shared_bricks(config)) for config in (student, teacher)))
+    if options.attention_distillation_weight and not any(min(pair) for pair in pairs):
+        raise UsageError(
+            f"--layer_map={','.join(options.layer_map)}: the embeddings have no attention to compare; name a layer "
+            "from 1 on both sides"
+        )
 
 
 def _row_of(checkpoint: Checkpoint, where: str, ours: DatasetRow) -> DatasetRow:

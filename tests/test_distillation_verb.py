@@ -95,6 +95,26 @@ def test_a_student_of_another_family_learns_from_a_run_which_its_checkpoint_does
 
 
 @pytest.mark.slow
+def test_layers_of_another_width_are_learnt_and_a_stopped_run_goes_on_to_the_same_weights(arguments, tmp_path):
+    from training.checkpoints import latest_state
+
+    layers = {"hidden_distillation_weight": 1, "attention_distillation_weight": 1, "save_checkpoints_steps": 2}
+    run(arguments, **layers)
+    told = [record for record in records(tmp_path / "out") if "hidden_distillation_loss" in record]
+    assert told
+    assert all(record["hidden_distillation_loss"] > 0 < record["attention_distillation_loss"] for record in told)
+    whole = latest_state(tmp_path / "out")
+    assert whole
+    assert "model/scaffold/kernel" in whole.tensors
+    shutil.rmtree(tmp_path / "out/checkpoints/step_00000003")
+    run(arguments, **layers)
+    again = latest_state(tmp_path / "out")
+    assert again
+    for name, value in whole.tensors.items():
+        np.testing.assert_array_equal(np.asarray(again.tensors[name]), np.asarray(value), err_msg=name)
+
+
+@pytest.mark.slow
 def test_seeds_share_the_teacher_and_jax_distils_too(arguments, tmp_path):
     call_on_jax(tmp_path, [("run_classifier", {**arguments, "backend": "jax", "seeds": "1,2", "num_train_steps": 1})])
     for seed in (1, 2):

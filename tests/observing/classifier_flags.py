@@ -251,6 +251,32 @@ ROWS = (
         TAUGHT,
     ),
     Row("distillation_temperature", "4", {"task/distillation/temperature": 4.0}, TAUGHT),
+    Row(
+        "hidden_distillation_weight",
+        "2",
+        {
+            "task/distillation/hidden_weight": 2.0,
+            "task/loss_weights/hidden_distillation": 2.0,
+            "task/_of_layers/hidden_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "attention_distillation_weight",
+        "2",
+        {
+            "task/distillation/attention_weight": 2.0,
+            "task/loss_weights/attention_distillation": 2.0,
+            "task/_of_layers/attention_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "layer_map",
+        "1:2",
+        {"task/distillation/layers": ("1:2",), "task/_pairs": DIFFERENT},
+        {**TAUGHT, "hidden_distillation_weight": "1"},
+    ),
     Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
     Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),
     Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping/0/fraction": 0.5}, CHILD_F),

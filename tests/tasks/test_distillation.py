@@ -73,7 +73,7 @@ class Trained:
     """A teacher with the weights that its seed gives."""
 
     def __init__(self, task: Any):
-        self.task = task
+        self.task, self.config = task, task.config
 
     def build(self) -> keras.Model:
         return self.task.build_model()
