@@ -211,13 +211,14 @@ class Classification:
         return behaviour
 
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
-        """With --child_tuning=D choose the weights that are trained."""
+        """Ask the teacher, where it is asked once; with --child_tuning=D choose the weights that are trained."""
         from commands.techniques import choose_child
 
+        facts = self._teaching.before_training(session, options, splits)
         if not self._child:
-            return {}
+            return facts
         model, training = session.engine.model, splits.datasets["train"]
-        return {"child": choose_child(options, session.config, task, model, self._child, training)}
+        return facts | {"child": choose_child(options, session.config, task, model, self._child, training)}
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
         """Return the answer to every example."""

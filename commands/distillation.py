@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,12 +21,14 @@ from commands.options import TrainingOptions
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from commands.session import Session
     from conversion.readers import Checkpoint
     from modeling.config import Config
     from tasks.datasets import DatasetRow
     from tasks.splits import Splits
+    from training.engine import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,11 @@ class DistillationOptions(TrainingOptions):
     attention_distillation_weight: float = flag(
         0.0, help="weight of the divergence from where the teacher's attention looks", minimum=0
     )
+    cached_teacher: bool = flag(
+        False,
+        help="ask the teacher once for each training example and keep what it says in the cache, for later epochs and "
+        "runs; a step then costs no pass of the teacher",
+    )
     layer_map: tuple[str, ...] = flag(
         (),
         help="layers that are compared, STUDENT:TEACHER, as 0:0,2:6,4:12, where 0 is the embeddings; by default each "
@@ -69,6 +78,7 @@ NEEDS = (
             "distillation_temperature",
             "hidden_distillation_weight",
             "attention_distillation_weight",
+            "cached_teacher",
         ),
         "--teacher",
         lambda o: o.teacher,
@@ -95,6 +105,11 @@ def teaching_of(options: Any) -> Teaching:
     )
     if not any(weights):
         raise UsageError("--distillation_weight=0: nothing is learnt from --teacher; give a share above 0, at most 1")
+    if options.cached_teacher and any(weights[1:]):
+        raise UsageError(
+            "--cached_teacher keeps what the teacher decides, not its layers: leave it out, or "
+            "--hidden_distillation_weight and --attention_distillation_weight"
+        )
     return Teaching(options.teacher)
 
 
@@ -130,7 +145,7 @@ class Teaching:
     """The teacher of a command, opened once for all seeds; without one it does nothing."""
 
     def __init__(self, folder: str | None):
-        self._folder, self._teacher = folder, None
+        self._folder, self._teacher, self._scores = folder, None, None
 
     def open(self, session: Session, options: Any, splits: Splits) -> None:
         """Open the teacher; raises `UsageError` where it does not fit the task, the tokenizer or the lengths."""
@@ -151,8 +166,51 @@ class Teaching:
                 hidden_weight=options.hidden_distillation_weight,
                 attention_weight=options.attention_distillation_weight,
                 layers=options.layer_map,
+                cached=options.cached_teacher,
             )
         ]
+
+    def before_training(self, session: Session, options: Any, splits: Splits) -> dict[str, str]:
+        """With --cached_teacher let the batches of training bring its scores; return what is to be said of that."""
+        if self._teacher is None or not options.cached_teacher:
+            return {}
+        import tasks.taught
+
+        training, left = splits.datasets["train"], None
+        if self._scores is None:
+            predict = partial(_predicted, session, options, self._teacher)
+            key = key_of(self._teacher, session)
+            self._scores, left = tasks.taught.taught(training, options.eval_batch_size, key, predict)
+        splits.datasets["train"] = tasks.taught.TaughtDataset(training, self._scores)
+        known = "" if left is None else f", of {left:,} from the cache"
+        return {"teacher": f"scores of {len(self._scores):,} examples{known}"}
+
+
+def key_of(teacher: OpenTeacher, session: Session) -> str:
+    """Return the digest of all that decides what a teacher says: weights, shape, head, precision, backend, code."""
+    import keras
+    import numpy as np
+
+    import modeling
+    from data import teacher_scores
+
+    sources = sorted(Path(modeling.__file__).parent.glob("*.py"))
+    told = {name: repr(value) for name, value in vars(teacher.task).items() if name not in ("computation", "_head")}
+    parts = {f"code {path.name}": path.read_bytes() for path in sources}
+    parts["task"] = f"{type(teacher.task).__name__} {sorted(told.items())}".encode()
+    parts["where"] = f"{keras.config.backend()} {session.options.precision}".encode()
+    for name, value in teacher.checkpoint.tensors.items():
+        parts[f"weights {name} {tuple(value.shape)}"] = hashlib.sha256(np.ascontiguousarray(value)).digest()
+    return teacher_scores.key_of(parts)
+
+
+def _predicted(
+    session: Session, options: Any, teacher: OpenTeacher, batches: Iterable[Batch]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield what the teacher says of batches, on the devices of the run."""
+    from tasks.taught import ScoringTask
+
+    yield from session.devices.predictor(ScoringTask(teacher), options, options.eval_batch_size).predict(batches)
 
 
 def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenTeacher:

@@ -4,7 +4,8 @@
     + hidden_weight * distance of hidden states + attention_weight * distance of attention
 
 The teacher is a companion of the engine: placed beside the student, without dropout, never trained or saved. It reads
-the very features of the student's ordinary pass, of which there is no second one.
+the very features of the student's ordinary pass, of which there is no second one. A cached teacher has spoken before,
+and its scores come with the batch (`tasks/taught.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tasks.losses import Terms
 if TYPE_CHECKING:
     from modeling.config import Config
 
+TAUGHT = "teacher_scores"
+"""Feature of a batch: what a teacher says, float32 [B, outputs by name, rows of an example, tokens or 1, classes]."""
 NAME, HIDDEN, ATTENTION = "distillation", "hidden_distillation", "attention_distillation"
 
 
@@ -34,6 +37,8 @@ class Teacher(Protocol):
 
     @property
     def config(self) -> Config: ...
+    @property
+    def task(self) -> StudentTask: ...
 
     def build(self) -> keras.Model:
         """Return the model with its weights."""
@@ -68,6 +73,7 @@ class Distillation:
         hidden_weight: of the distance of hidden states; through a projection that is learnt where widths differ.
         attention_weight: of the distance of where attention looks.
         layers: which are compared, as `tasks.layer_distillation.layer_pairs` reads them.
+        cached: whether batches bring the teacher's scores, so that the teacher is not needed.
     """
 
     teacher: Teacher
@@ -76,6 +82,7 @@ class Distillation:
     hidden_weight: float = 0.0
     attention_weight: float = 0.0
     layers: tuple[str, ...] = ()
+    cached: bool = False
 
     def __call__(self, task: StudentTask) -> DistilledTask:
         return DistilledTask(task, self)
@@ -86,19 +93,19 @@ class Watched:
 
     Args:
         model: called instead.
-        whole: whether the first call computes what is below the heads too.
+        scores_only: whether the first call gives the outputs of the heads alone; None leaves that to the caller.
     """
 
-    def __init__(self, model: keras.Model, *, whole: bool = False):
-        self._model, self._whole = model, whole
+    def __init__(self, model: keras.Model, *, scores_only: bool | None = None):
+        self._model, self._scores_only = model, scores_only
         self.features: Mapping[str, Tensor] = {}
         self.outputs: Mapping[str, Any] = {}
 
     def __call__(self, features: Mapping[str, Tensor], **further: Any) -> Mapping[str, Any]:
         if self.outputs:
             return self._model(features, **further)
-        if self._whole:
-            further["scores_only"] = False
+        if self._scores_only is not None:
+            further["scores_only"] = self._scores_only
         self.features, self.outputs = features, self._model(features, **further)
         return self.outputs
 
@@ -131,6 +138,8 @@ class DistilledTask:
 
     def companions(self) -> Mapping[str, keras.Model]:
         """Return the teacher, beside the student's own companions."""
+        if self.distillation.cached:
+            return self.student.companions()
         self._teacher = self.distillation.teacher.build()
         return {**self.student.companions(), "teacher": self._teacher}
 
@@ -147,11 +156,16 @@ class DistilledTask:
         if not training:
             losses, metrics = self.student.terms(model, batch, seed=seed, training=False)
             return losses | {name: (ops.zeros(()), ops.zeros(())) for name in (NAME, *self._of_layers)}, metrics
-        watched = Watched(model, whole=bool(self._of_layers))
-        losses, metrics = self.student.terms(watched, batch, seed=seed, training=True)
-        with fusing():
-            taught = self._teacher(watched.features, training=False, scores_only=not self._of_layers)
-            further = self._layer_terms(model, watched, taught)
+        cached, layers = self.distillation.cached, bool(self._of_layers)
+        watched = Watched(model, scores_only=cached or (False if layers else None))
+        own = {name: value for name, value in batch.items() if name != TAUGHT}
+        losses, metrics = self.student.terms(watched, own, seed=seed, training=True)
+        if cached:
+            taught, further = _outputs_of(batch[TAUGHT], watched.outputs), {}
+        else:
+            with fusing():
+                taught = self._teacher(watched.features, training=False, scores_only=not layers)
+                further = self._layer_terms(model, watched, taught)
         ours, theirs = (self.student.decisions(outputs, batch) for outputs in (watched.outputs, taught))
         distances = divergence(ours, theirs, self.distillation.temperature)
         total = ops.sum(ops.where(ours.weights > 0, distances, 0.0) * ours.weights)
@@ -172,6 +186,15 @@ class DistilledTask:
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the student's predictions."""
         return self.student.predictions(model, batch)
+
+
+def _outputs_of(scores: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the feature TAUGHT as outputs of heads, by the names of the student's."""
+    found = {}
+    for number, (name, value) in enumerate(sorted(outputs.items())):
+        axes = 2 if len(value.shape) == 3 else 1
+        found[name] = ops.reshape(scores[:, number], (-1, *scores.shape[-axes:]))
+    return found
 
 
 def _has_token(mask: Tensor) -> Tensor:

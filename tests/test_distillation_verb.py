@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,25 @@ def test_layers_of_another_width_are_learnt_and_a_stopped_run_goes_on_to_the_sam
 
 
 @pytest.mark.slow
+def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DIVAN_CACHE", str(tmp_path / "cache"))
+    told = {}
+    for name, more in (("live", {}), ("first", {"cached_teacher": "true"}), ("second", {"cached_teacher": "true"})):
+        run(arguments, output_dir=tmp_path / name, **more)
+        found = re.search(r"scores of (\d+) examples, of (\d+) from the cache", capsys.readouterr().out)
+        told[name] = found and tuple(map(int, found.groups()))
+    assert told["live"] is None
+    assert told["first"] == (told["second"][0], 0)
+    assert told["second"][0] == told["second"][1] > 0
+    wanted, *others = (
+        [each["loss"] for each in records(tmp_path / name) if "distillation_loss" in each] for name in told
+    )
+    assert wanted
+    for found in others:
+        assert found == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.slow
 def test_seeds_share_the_teacher_and_jax_distils_too(arguments, tmp_path):
     call_on_jax(tmp_path, [("run_classifier", {**arguments, "backend": "jax", "seeds": "1,2", "num_train_steps": 1})])
     for seed in (1, 2):
@@ -126,6 +146,15 @@ def test_seeds_share_the_teacher_and_jax_distils_too(arguments, tmp_path):
     [
         ({"teacher": "absent"}, r"--teacher=absent: no such folder"),
         ({"distillation_weight": 0}, r"--distillation_weight=0: nothing is learnt"),
+        (
+            {"cached_teacher": "true", "hidden_distillation_weight": 1},
+            r"--cached_teacher keeps what the teacher decides",
+        ),
+        ({"layer_map": "9:1", "hidden_distillation_weight": 1}, r"--layer_map=9:1: the student has the layers 0 to 2"),
+        (
+            {"layer_map": "0:0", "attention_distillation_weight": 1},
+            r"--layer_map=0:0: the embeddings have no attention",
+        ),
         ({"do_train": "false"}, r"--teacher=.* does nothing without --do_train"),
         ({"max_seq_length": 32}, r"positions for|has positions for 16 tokens"),
     ],

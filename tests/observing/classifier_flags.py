@@ -272,6 +272,9 @@ ROWS = (
         TAUGHT,
     ),
     Row(
+        "cached_teacher", "true", {"task/distillation/cached": True, "training": DIFFERENT, "taught": DIFFERENT}, TAUGHT
+    ),
+    Row(
         "layer_map",
         "1:2",
         {"task/distillation/layers": ("1:2",), "task/_pairs": DIFFERENT},
