@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class DistillationOptions(TrainingOptions):
     """What a model learns from a larger one that was trained on the same task."""
 
-    _distillation: ClassVar = Group.TECHNIQUES
+    # Beside other inputs, as far as the first screen of --help has room there.
+    _teacher: ClassVar = Group.DATA
     teacher: str | None = flag(
         None,
         help="learn what this model decides too: the output folder of a run on the same task, labels and vocabulary, "
@@ -54,14 +55,16 @@ class DistillationOptions(TrainingOptions):
         help="weight of the squared distance from the teacher's hidden states, through a learnt projection where its "
         "layers have another width",
         minimum=0,
+        group=Group.TECHNIQUES,
     )
     attention_distillation_weight: float = flag(
-        0.0, help="weight of the divergence from where the teacher's attention looks", minimum=0
+        0.0, help="weight of the divergence from where the teacher's attention looks", minimum=0, group=Group.TECHNIQUES
     )
     cached_teacher: bool = flag(
         False,
         help="ask the teacher once for each training example and keep what it says in the cache, for later epochs and "
         "runs; a step then costs no pass of the teacher",
+        group=Group.DEVICES,
     )
     layer_map: tuple[str, ...] = flag(
         (),

@@ -143,16 +143,17 @@ def engine_of(kind: str, notes: Notes) -> type:
         def predict(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
             seen = list(batches)
             notes.add("predicted", seen)
+            answering = getattr(self.task, "student", self.task)
             for batch in seen:
                 rows = len(batch["input_ids"])
                 if "target_ids" in batch:
                     yield {name: np.ones(rows, np.float32) for name in ("target_loss", "target_tokens")}
-                elif "start" in self.task.loss_weights:
+                elif "start" in answering.loss_weights:
                     yield _ends(batch["input_ids"])
-                elif not hasattr(self.task, "num_labels"):
+                elif not hasattr(answering, "num_labels"):
                     yield _vectors(batch["input_ids"])
                 else:
-                    yield {"probabilities": np.full((rows, self.task.num_labels), 1 / self.task.num_labels, np.float32)}
+                    yield {"probabilities": np.full((rows, answering.num_labels), 1 / answering.num_labels, np.float32)}
 
         def state(self) -> dict[str, np.ndarray]:
             return {}
