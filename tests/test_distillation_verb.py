@@ -123,7 +123,7 @@ def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkey
     told = {}
     for name, more in (("live", {}), ("first", {"cached_teacher": "true"}), ("second", {"cached_teacher": "true"})):
         run(arguments, output_dir=tmp_path / name, **more)
-        found = re.search(r"scores of (\d+) examples, of (\d+) from the cache", capsys.readouterr().out)
+        found = re.search(r"scores of (\d+) examples, of (\d+) from the cache", capsys.readouterr().err)
         told[name] = found and tuple(map(int, found.groups()))
     assert told["live"] is None
     assert told["first"] == (told["second"][0], 0)
