@@ -391,6 +391,7 @@ def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> di
         "--task_file": [options.task_file],
         "--data_dir": [path for paths in files.values() for path in paths],
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
+        "--teacher": [getattr(options, "teacher", None)],
     }
 
 
@@ -400,6 +401,8 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
 
     head, computation = course.head(options), session.computation()
     task = splits.kind.task(splits.row, session.config, computation, head)
+    for around in head.around:
+        task = around(task)
     schedule = create_schedule(
         "polynomial",
         rate=options.learning_rate or 0.0,
