@@ -486,7 +486,6 @@ def abstract_step(
         create_optimizer(options.optimizer, Constant(1e-4)),
         declared(task.build_model),
         create_placement(devices, model_parallel=options.model_parallel, fsdp=options.fsdp),
-        seed=0,
         micro_batches=options.gradient_accumulation_steps,
         ema_decay=options.ema_decay or None,
     )

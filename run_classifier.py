@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import exporting, fine_tuning, seeds
+from commands import distillation, exporting, fine_tuning, seeds
+from commands.distillation import DistillationOptions, Teaching
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FineTuningOptions, TechniqueOptions):
+class Options(FineTuningOptions, TechniqueOptions, DistillationOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
@@ -174,10 +175,11 @@ def main(options: Options) -> None:
     options = with_defaults(options)
     seeds.seeds_of(options)
     check_techniques(options)
+    teaching = distillation.teaching_of(options)
     session, options = fine_tuning.checked(options)
     exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
-    seeds.run_seeds(session, options, row, files, lambda own: Classification())
+    seeds.run_seeds(session, options, row, files, lambda own: Classification(teaching))
 
 
 class Classification:
@@ -187,15 +189,19 @@ class Classification:
     predictions = ".tsv"
     _child: TaskDrivenChild | None = None
 
+    def __init__(self, teaching: Teaching):
+        self._teaching = teaching
+
     def head(self, options: Options) -> HeadOptions:
-        """Return dropout and regularizers."""
+        """Return dropout, regularizers and what is learnt from a teacher."""
         from commands.techniques import regularizers
         from tasks.kinds import HeadOptions
 
-        return HeadOptions(options.classifier_dropout, regularizers(options))
+        return HeadOptions(options.classifier_dropout, regularizers(options), around=self._teaching.around(options))
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
-        """Accept all: labels were checked as they were read."""
+        """Open the teacher, where there is one; labels were checked as they were read."""
+        self._teaching.open(session, options, splits)
 
     def optimizing(self, session: Session, options: Options, num_steps: int) -> Mapping[str, Any]:
         """Return what the techniques do to the optimizer; keep the child whose weights are yet to be chosen."""
@@ -205,13 +211,14 @@ class Classification:
         return behaviour
 
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
-        """With --child_tuning=D choose the weights that are trained."""
+        """Ask the teacher, where it is asked once; with --child_tuning=D choose the weights that are trained."""
         from commands.techniques import choose_child
 
+        facts = self._teaching.before_training(session, options, splits)
         if not self._child:
-            return {}
+            return facts
         model, training = session.engine.model, splits.datasets["train"]
-        return {"child": choose_child(options, session.config, task, model, self._child, training)}
+        return facts | {"child": choose_child(options, session.config, task, model, self._child, training)}
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
         """Return the answer to every example."""

@@ -391,6 +391,7 @@ def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> di
         "--task_file": [options.task_file],
         "--data_dir": [path for paths in files.values() for path in paths],
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
+        "--teacher": [getattr(options, "teacher", None)],
     }
 
 
@@ -398,7 +399,10 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
     """Build the task and its engine; return the task."""
     from optimization import create_schedule
 
-    task = splits.kind.task(splits.row, session.config, session.computation(), course.head(options))
+    head, computation = course.head(options), session.computation()
+    task = splits.kind.task(splits.row, session.config, computation, head)
+    for around in head.around:
+        task = around(task)
     schedule = create_schedule(
         "polynomial",
         rate=options.learning_rate or 0.0,
@@ -406,7 +410,10 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
         warmup_steps=options.num_warmup_steps or int(num_steps * options.warmup_proportion),
     )
     behaviour = course.optimizing(session, options, num_steps)
-    session.build(task, schedule, batch_size=options.train_batch_size, **behaviour)
+    # A mask that is drawn from the seed, or chosen by the weights, is part of `behaviour` and never equal.
+    of_all_seeds = dataclasses.replace(computation, seed=0)
+    program = (splits.kind, splits.row, session.config, of_all_seeds, head, schedule, behaviour)
+    session.build(task, schedule, batch_size=options.train_batch_size, program=program, **behaviour)
     return task
 
 

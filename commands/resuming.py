@@ -70,7 +70,8 @@ _CLASSIFICATION = {
     FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
-    "in_batch_temperature",
+    "in_batch_temperature attention_distillation_weight cached_teacher distillation_temperature distillation_weight "
+    "hidden_distillation_weight layer_map teacher",
     # Which of the candidates is the answer belongs to an evaluation.
     FREE: "do_export export_model_dir margin_neighbours max_answer_length n_best_size null_score_diff_threshold "
     "overwrite_output_dir retrieval_margin threshold version_2_with_negative",

@@ -61,13 +61,19 @@ def run_seeds(
             session.say(f"{_told(options.seed, finished)}; {_advice(session.options)} (--restart_degenerate=2)")
         return
 
+    former: Session | None = None
+
     def run(seed: int) -> Finished:
+        nonlocal former
         folder = str(Path(options.output_dir) / f"seed_{seed}")
         session.say(f"seed {seed} -> {folder}")
         own = dataclasses.replace(options, seed=seed, seeds=(), num_seeds=None, restart_degenerate=0, output_dir=folder)
         if getattr(options, "export_model_dir", None):
             own = dataclasses.replace(own, export_model_dir=str(Path(options.export_model_dir) / f"seed_{seed}"))
-        return fine_tune(session.with_options(own), own, row, files, course(own))
+        own_session = session.with_options(own, former)
+        finished = fine_tune(own_session, own, row, files, course(own))
+        former = own_session
+        return finished
 
     with session.entered_for_seeds(reads(options, files)):
         kept: dict[int, Finished] = {}

@@ -62,12 +62,15 @@ class Session:
         config: of the model, once the session is started.
         engine: once the session is built.
         config_beside: of the model, as it lies beside its weights, where no --bert_config_file is given.
+        program: what decides the compiled functions of the engine, once the session is built with one.
         weights: what became of every tensor of --init_checkpoint, for the preamble.
     """
 
     config: Config
     engine: AnyEngine
     config_beside: Config | None = None
+    program: Any = None
+    _former: Session | None = None
     _run: RunFile
     _is_kept: bool
 
@@ -85,10 +88,14 @@ class Session:
         session.together(lambda: check_files(options, files))
         return session
 
-    def with_options(self, options: TrainingOptions) -> Session:
-        """Return a session of other flags on the same devices, from the same weights."""
+    def with_options(self, options: TrainingOptions, former: Session | None = None) -> Session:
+        """Return a session of other flags on the same devices, from the same weights.
+
+        It takes over the engine of `former`, a finished one whose flags differ in seed and folders alone, if what it
+        builds is the same program.
+        """
         session = Session(options, self.devices)
-        session.config_beside = self.config_beside
+        session.config_beside, session._former = self.config_beside, former
         return session
 
     @property
@@ -176,17 +183,26 @@ class Session:
         *,
         batch_size: int,
         most_steps_per_call: int | None = None,
+        program: Any = None,
         **behaviour: Any,
     ) -> AnyEngine:
         """Build the model, the optimizer of the flags and the engine; `behaviour` goes to `create_optimizer`.
 
-        `most_steps_per_call` limits the steps of one compiled call beyond what the flags say.
+        `most_steps_per_call` limits the steps of one compiled call beyond what the flags say. `program` is all that
+        the compiled functions depend on beside the flags, but the seed: where it equals that of a former session, its
+        engine starts again.
 
         Raises `UsageError` for a batch that the devices cannot share.
         """
         from optimization import create_optimizer
 
-        options = self.options
+        options, former = self.options, self._former
+        # Else a chain of sessions would keep the engines of all.
+        self.program, self._former = program, None
+        if former and program is not None and former.program == program:
+            self.engine = former.engine
+            self.engine.restart(task, options.seed)
+            return self.engine
         optimizer = create_optimizer(
             options.optimizer,
             schedule,

@@ -17,6 +17,7 @@ from conversion.lazy import Array, Tensors, derived
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
 from modeling.beginnings import Beginning
+from modeling.computation import SCAFFOLD
 from modeling.config import Config
 from modeling.families import FAMILIES
 
@@ -180,7 +181,7 @@ def assignment(
     missing = [
         name
         for name in report.missing
-        if not (_allowed(name, allow_missing) or _unread(name, tensors) or name in beginning.new)
+        if not (_allowed(name, (*allow_missing, f"{SCAFFOLD}/.*")) or _unread(name, tensors) or name in beginning.new)
     ]
     unexpected = [
         name for name in report.unexpected if not (_allowed(name, allow_unexpected) or name in beginning.unused)

@@ -27,13 +27,20 @@ def fold_in(key: Tensor, value: int | Tensor) -> Tensor:
     return finalised(ops.flip(finalised(mixed), axis=0) + key)
 
 
-def derive_key(seed: int, stream: int, step: Tensor, micro_batch: Tensor = 0, replica: Tensor = 0) -> Tensor:
+def seed_words(seed: int) -> np.ndarray:
+    """Return the two halves of a seed of 64 bits, the lower one first: int64[2], which every device can hold."""
+    return np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], "int64")
+
+
+def derive_key(seed: int | Tensor, stream: int, step: Tensor, micro_batch: Tensor = 0, replica: Tensor = 0) -> Tensor:
     """Return the uint32[2] key of one micro-batch on one replica; no two sets of arguments give related keys.
 
-    Each argument in turn is mixed into the key. Seeds may have 64 bits, the other numbers 32.
+    Each argument in turn is mixed into the key. The seed is a number of 64 bits, or a tensor of its `seed_words`, so
+    that one compiled program serves every seed; the other numbers have 32 bits.
     """
     key = words(0x6A09E667, 0xBB67AE85)
-    for word in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, stream, step, micro_batch, replica):
+    low, high = seed_words(seed).tolist() if isinstance(seed, int) else (seed[0], seed[1])
+    for word in (low, high, stream, step, micro_batch, replica):
         word = words(word) if isinstance(word, int) else ops.cast(word, "uint32")
         key = finalised(key + word * words(0x9E3779B9, 0x7FEB352D))
         # Each half depends on both.

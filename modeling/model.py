@@ -15,6 +15,7 @@ from modeling.families import FAMILIES
 from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead, TokenHead
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import seeded_by_default
+from modeling.scaffold import scaffold
 from modeling.variables import Initialization
 
 HeadOfModel = Callable[[Config, Initialization, Computation, Body], Head]
@@ -46,12 +47,14 @@ class LanguageModel(keras.Model):
         self.heads = tuple(head(config, initialization, computation, self.backbone) for head in heads)
         # Keras tracks layers, not heads. The order is that of the variables, by which gradients are summed.
         self.head_layers = [layer for head in self.heads for layer in head.layers]
-        self.seed_generator = keras.random.SeedGenerator(computation.seed)
+        self.scaffold = scaffold(config, initialization, computation)
+        # JAX takes no seed of more than 32 bits; engines draw from keys of their own, which have all 64.
+        self.seed_generator = keras.random.SeedGenerator(computation.seed % 2**32)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Create every variable; done by the constructor."""
-        for layer in (self.backbone, *self.head_layers):
+        for layer in (self.backbone, *self.head_layers, *([self.scaffold] if self.scaffold else [])):
             layer.build(None)
 
     @property

@@ -168,8 +168,15 @@ def test_the_classifier_opens_in_transformers(journey: Journey, tmp_path: Path, 
 
 
 def test_seeds_report_mean_and_deviation(journey: Journey, tmp_path: Path):
-    flags = journey.classifier | {"output_dir": tmp_path, "do_predict": False, "num_train_steps": 1, "seeds": "1,2"}
+    flags = journey.classifier | {"output_dir": tmp_path, "num_train_steps": 2, "seeds": "1,2"}
     assert not call("run_classifier", **flags)
+    # The second run takes over the compiled programs of the first; it must be the one that stands alone.
+    assert not call("run_classifier", **flags | {"output_dir": tmp_path / "alone", "seeds": "", "seed": 2})
+    names = ("dev_predictions.tsv", "test_predictions.tsv", "eval_results.txt")
+    first, second, alone = (tmp_path / folder for folder in ("seed_1", "seed_2", "alone"))
+    for name in names:
+        assert (second / name).read_bytes() == (alone / name).read_bytes()
+        assert (first / name).read_bytes() != (alone / name).read_bytes()
     summary = json.loads((tmp_path / "eval_results.json").read_text())
     each = [json.loads((tmp_path / f"seed_{seed}/eval_results.json").read_text())["accuracy"] for seed in (1, 2)]
     assert summary["accuracy"]["mean"] == pytest.approx(sum(each) / 2)

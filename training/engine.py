@@ -179,6 +179,14 @@ class Engine(Protocol):
         """Yield the task's predictions batch by batch."""
         ...
 
+    def restart(self, task: Task, seed: int) -> None:
+        """Go back to step 0 with the seed and the initial weights of `task`, whose computation is that of the present.
+
+        What is compiled stays: tracing and compiling cost more than a short run. The numbers that follow are bit for
+        bit those of a new engine.
+        """
+        ...
+
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Return a scope in which the model's variables hold what evaluations compute with: averages, where kept."""
         ...

@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from ground.keys import seed_words
+from ground.tensors import named_variables
 from training.checkpoints import Pieces
 from training.engine import Batch, Optimizer, Task, Tensor, check_divisible, check_state
 from training.jax_step import Arrays, JaxStep, State
@@ -54,7 +56,6 @@ class JaxEngine:
         loss_scaling: LossScaling | None = None,
         placement: Placement | None = None,
     ):
-        self.step, self.seed, self.loss_limit = 0, seed, math.inf
         self.placement = placement or create_placement(jax.devices()[:1])
         with _in_host_memory():
             self.model = task.build_model()
@@ -66,7 +67,6 @@ class JaxEngine:
             self.model,
             self.placement,
             companions=companions,
-            seed=seed,
             micro_batches=micro_batches,
             ema_decay=ema_decay,
             steps_per_call=steps_per_call,
@@ -75,11 +75,17 @@ class JaxEngine:
         )
         # Between calls the variables hold the weights, so that a caller may read and set them.
         self._variables = self._compiled.variables
+        self._begin(seed)
+
+    def _begin(self, seed: int) -> None:
+        """Set all that steps change, but the weights, to what it is at step 0."""
+        self.step, self.seed, self.loss_limit = 0, seed, math.inf
+        self._seed_words = seed_words(seed).astype("uint32")
         self._place_weights()
         self._slots = self._compiled.initial_slots(self._weights())
         shapes, _ = self._compiled.shapes()
         self._ema = {name: jnp.copy(self._variables[name].value) for name in shapes["ema"]}
-        scaling = loss_scaling.init() if loss_scaling else {}
+        scaling = self._compiled.loss_scaling.init() if self._compiled.loss_scaling else {}
         self._scaling = {name: _placed(value, shapes["scaling"][name].sharding) for name, value in scaling.items()}
 
     def train(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
@@ -103,7 +109,7 @@ class JaxEngine:
 
     def _call(self, batches: list[Batch]) -> tuple[Tensor, int]:
         stacked = {name: self._stacked([batch[name] for batch in batches]) for name in batches[0]}
-        numbers = np.int32(self.step), np.int32(len(batches)), np.float32(self.loss_limit)
+        numbers = self._seed_words, np.int32(self.step), np.int32(len(batches)), np.float32(self.loss_limit)
         state, vectors = self._compiled.train(self._state(), self._fixed(), stacked, *numbers)
         for name, value in state["trained"].items():
             self._variables[name].assign(value)
@@ -111,10 +117,20 @@ class JaxEngine:
         self.step += len(batches)
         return vectors, len(batches)
 
+    def restart(self, task: Task, seed: int) -> None:
+        """Go back to step 0 with another seed; see `training.engine.Engine`."""
+        with _in_host_memory():
+            initial = named_variables(task.build_model())
+        for name, variable in self._variables.items():
+            variable.assign(initial[name].value)
+        self._begin(seed)
+
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Return `loss`, `NAME_loss` and the metrics over all batches; raises `ValueError` if there are none."""
         values = self._evaluated_values()
-        parts = (np.asarray(self._compiled.evaluate(values, self._spread(batch))) for batch in batches)
+        parts = (
+            np.asarray(self._compiled.evaluate(values, self._spread(batch), self._seed_words)) for batch in batches
+        )
         return self._compiled.results.of_evaluation(parts, self._task.loss_weights)
 
     def predict(self, batches: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]:

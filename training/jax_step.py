@@ -51,7 +51,6 @@ class JaxStep:
         model: the task's; its variables need no values here.
         placement: the devices, and the cuts of weights and batches over them.
         companions: the task's; their weights are fixed arguments of every program.
-        seed: of all randomness in training.
         micro_batches: parts into which each batch is cut to save memory; the result is that of the whole batch.
         ema_decay: decay of the running average of the weights; None keeps none.
         steps_per_call: steps that one call of `train` takes, at most.
@@ -59,12 +58,11 @@ class JaxStep:
         loss_scaling: for a model that computes in float16.
 
     Attributes:
-        train: (state, fixed, batches, first step, count, loss limit) -> (state, results [steps_per_call, ...]),
+        train: (state, fixed, batches, seed, first step, count, loss limit) -> (state, results [steps_per_call, ...]),
             compiled when first called. `fixed` are the weights that are not trained, by name, the companions' among
-            them; batches are
-            [steps_per_call, micro_batches, examples, ...] each; the state is donated; results are those that
-            `StepResults` names.
-        evaluate: (values of `all_variables`, batch) -> sums, as `StepResults` names them.
+            them; batches are [steps_per_call, micro_batches, examples, ...] each; the seed, of all randomness, is
+            `ground.keys.seed_words` as uint32[2]; the state is donated; results are those that `StepResults` names.
+        evaluate: (values of `all_variables`, batch, seed) -> sums, as `StepResults` names them.
         predict: (values of `all_variables`, batch) -> the task's predictions.
         variables: the model's, by name.
         all_variables: `variables` and those of companions, as `companion:COMPANION/NAME`.
@@ -79,14 +77,13 @@ class JaxStep:
         placement: Placement,
         *,
         companions: Mapping[str, keras.Model] | None = None,
-        seed: int,
         micro_batches: int = 1,
         ema_decay: float | None = None,
         steps_per_call: int = 1,
         norm_steps: int = 0,
         loss_scaling: LossScaling | None = None,
     ):
-        self.model, self.placement, self.seed = model, placement, seed
+        self.model, self.placement = model, placement
         self.micro_batches, self.steps_per_call = micro_batches, steps_per_call
         self.loss_scaling = loss_scaling
         self.variables = named_variables(model)
@@ -151,7 +148,7 @@ class JaxStep:
         trainable = {name: weights[name] for name in self.trainable_names}
         return jax.jit(self._optimizer.init, out_shardings=places)(trainable)
 
-    def arguments(self, batch: Mapping[str, Any]) -> tuple[State, Arrays, Arrays, Any, Any, Any]:
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[State, Arrays, Arrays, Any, Any, Any, Any]:
         """Return shapes and shardings of the arguments of `train` for batches like `batch`, features [B, ...]."""
         state, fixed = self.shapes()
         batches = {}
@@ -159,9 +156,10 @@ class JaxStep:
             size, *rest = feature.shape
             shape = (self.steps_per_call, self.micro_batches, size // self.micro_batches, *rest)
             batches[name] = jax.ShapeDtypeStruct(shape, feature.dtype, sharding=self.batch_sharding)
+        seed = jax.ShapeDtypeStruct((2,), np.uint32, sharding=self.placement.sharding())
         number = jax.ShapeDtypeStruct((), np.int32, sharding=self.placement.sharding())
         limit = jax.ShapeDtypeStruct((), np.float32, sharding=self.placement.sharding())
-        return state, fixed, batches, number, number, limit
+        return state, fixed, batches, seed, number, number, limit
 
     def lower(self, batch: Mapping[str, Any]) -> jax.stages.Lowered:
         """Lower `train` from shapes alone; `.compile()` then gives the program for the devices of the mesh.
@@ -175,6 +173,7 @@ class JaxStep:
         state: State,
         fixed: Arrays,
         batches: Mapping[str, Tensor],
+        seed: Tensor,
         first_step: Tensor,
         count: Tensor,
         loss_limit: Tensor,
@@ -190,7 +189,7 @@ class JaxStep:
         def body(index: Tensor, carried: tuple[State, Tensor]) -> tuple[State, Tensor]:
             state, vectors = carried
             batch = {name: lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
-            state, vector = self._one_step(state, fixed, batch, first_step + index, connected, loss_limit)
+            state, vector = self._one_step(state, fixed, batch, seed, first_step + index, connected, loss_limit)
             return state, lax.dynamic_update_index_in_dim(vectors, vector, index, 0)
 
         return lax.fori_loop(0, count, body, (state, vectors))
@@ -200,6 +199,7 @@ class JaxStep:
         state: State,
         fixed: Arrays,
         parts: Mapping[str, Tensor],
+        seed: Tensor,
         step: Tensor,
         connected: list[str],
         loss_limit: Tensor,
@@ -210,7 +210,7 @@ class JaxStep:
         old = {name: trained[name] for name in connected}
 
         def micro_step(index: Tensor, part: Mapping[str, Tensor]) -> Any:
-            key = derive_key(self.seed, TRAINING_STREAM, step, index)
+            key = derive_key(seed, TRAINING_STREAM, step, index)
             values = trained | fixed
 
             def loss(old: Arrays) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -328,7 +328,7 @@ class JaxStep:
         """
         features = tuple(sorted(batch))
         if features not in self._connected:
-            key = derive_key(self.seed, TRAINING_STREAM, 0)
+            key = derive_key(0, TRAINING_STREAM, 0)
             ones = dict.fromkeys(self._task.loss_weights, 1.0)
 
             def loss(trained: Arrays, fixed: Arrays, batch: Mapping[str, Tensor]) -> Tensor:
@@ -345,8 +345,8 @@ class JaxStep:
             self._connected[features] = [name for name in trained if name in found]
         return self._connected[features]
 
-    def _evaluation_sums(self, values: Arrays, batch: Mapping[str, Tensor]) -> Tensor:
-        key = derive_key(self.seed, EVALUATION_STREAM, 0)
+    def _evaluation_sums(self, values: Arrays, batch: Mapping[str, Tensor], seed: Tensor) -> Tensor:
+        key = derive_key(seed, EVALUATION_STREAM, 0)
         return self.results.packed(*self._terms(self._gathered(values), batch, key, training=False))
 
     def _predictions(self, values: Arrays, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

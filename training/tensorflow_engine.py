@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ground.keys import derive_key
+from ground.keys import derive_key, seed_words
 from ground.tensors import named_variables
 from training.engine import (
     EVALUATION_STREAM,
@@ -92,6 +92,7 @@ class TensorFlowEngine:
         averaged = self._trained if with_average else {}
         self._ema = {name: tf.Variable(value, trainable=False) for name, value in averaged.items()}
         self._loss_limit = tf.Variable(tf.constant(math.inf), trainable=False)
+        self._seed_words = tf.Variable(tf.constant(seed_words(self.seed)), trainable=False)
         scaling = self._loss_scaling.init() if self._loss_scaling else {}
         self._scaling = {name: tf.Variable(tf.constant(value), trainable=False) for name, value in scaling.items()}
 
@@ -123,6 +124,22 @@ class TensorFlowEngine:
             vectors = self._train_step(self._spread(stack, axis=1), first_step, tf.constant(count))
         self.step += count
         return vectors, count
+
+    def restart(self, task: Task, seed: int) -> None:
+        """Go back to step 0 with another seed; see `training.engine.Engine`."""
+        initial = named_variables(task.build_model())
+        weights = {name: variable.value for name, variable in initial.items()}
+        trainable = {name: weights[name] for name, variable in initial.items() if variable.trainable}
+        state: dict[str, Any] = {f"model/{name}": value for name, value in weights.items()}
+        for slot, values in self._optimizer.init(trainable).items():
+            state |= {f"optimizer/{slot}/{name}": value for name, value in values.items()}
+        scaling = self._loss_scaling.init() if self._loss_scaling else {}
+        state |= {f"optimizer/loss_scale/{name}": value for name, value in scaling.items()}
+        # The first step sets them.
+        state |= {f"ema/{name}": weights[name] for name in self._ema}
+        self.load_state(state)
+        self.step, self.seed, self.loss_limit = 0, seed, math.inf
+        self._seed_words.assign(seed_words(seed))
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Return `loss`, `NAME_loss` and the metrics over all batches; raises `ValueError` if there are none."""
@@ -251,7 +268,7 @@ class TensorFlowEngine:
         without_gradient: set[str] = set()
 
         def micro_step(index: Tensor, part: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-            key = derive_key(self.seed, TRAINING_STREAM, step, index, replica)
+            key = derive_key(self._seed_words, TRAINING_STREAM, step, index, replica)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(list(self._trained.values()))
                 losses, metrics = self._task.terms(self.model, part, seed=key, training=True)
@@ -311,7 +328,7 @@ class TensorFlowEngine:
         return self._summed([self._evaluation_sums(batch)])[0]
 
     def _evaluation_sums(self, batch: dict[str, Tensor]) -> Tensor:
-        key = derive_key(self.seed, EVALUATION_STREAM, 0)
+        key = derive_key(self._seed_words, EVALUATION_STREAM, 0)
         return self._results.packed(*self._task.terms(self.model, batch, seed=key, training=False))
 
     def _prediction(self, batch: dict[str, Tensor], in_parts: bool) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ A kind is a module with the functions of `Kind`, and one row of KINDS; a row of 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,11 +50,13 @@ class HeadOptions:
         dropout: rate on the input of the head, in training.
         regularizers: further losses in training.
         label_smoothing: share of a label that is spread over all, in training.
+        around: each makes of the task a task that learns from something besides, as from a teacher.
     """
 
     dropout: float = 0.1
     regularizers: Sequence[Regularizer] = ()
     label_smoothing: float = 0.0
+    around: Sequence[Callable[[Any], Any]] = ()
 
 
 class LabelledDataset(Protocol):

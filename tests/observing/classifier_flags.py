@@ -29,6 +29,7 @@ ANSWERED = {"files": DIFFERENT}
 CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
     ("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT
 )
+TAUGHT = {"teacher": "{world}/classifier"}
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
@@ -237,6 +238,47 @@ ROWS = (
         "r_drop_weight",
         "0.5",
         {"task/loss_weights/r_drop": 0.5, "task/regularizers": DIFFERENT, "task/regularizers/0/is": "RDrop"},
+    ),
+    Row("teacher", "{world}/classifier", {"task": DIFFERENT}),
+    Row(
+        "distillation_weight",
+        "0.25",
+        {
+            "task/distillation/weight": 0.25,
+            "task/loss_weights/classification": 0.75,
+            "task/loss_weights/distillation": 0.25,
+        },
+        TAUGHT,
+    ),
+    Row("distillation_temperature", "4", {"task/distillation/temperature": 4.0}, TAUGHT),
+    Row(
+        "hidden_distillation_weight",
+        "2",
+        {
+            "task/distillation/hidden_weight": 2.0,
+            "task/loss_weights/hidden_distillation": 2.0,
+            "task/_of_layers/hidden_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "attention_distillation_weight",
+        "2",
+        {
+            "task/distillation/attention_weight": 2.0,
+            "task/loss_weights/attention_distillation": 2.0,
+            "task/_of_layers/attention_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "cached_teacher", "true", {"task/distillation/cached": True, "training": DIFFERENT, "taught": DIFFERENT}, TAUGHT
+    ),
+    Row(
+        "layer_map",
+        "1:2",
+        {"task/distillation/layers": ("1:2",), "task/_pairs": DIFFERENT},
+        {**TAUGHT, "hidden_distillation_weight": "1"},
     ),
     Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
     Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from on_jax import environment_on_jax
 from toy_task import DistilledTask, MixtureTask, ScheduledTask, ToyDataset, ToyTask
 
 from ground.tensors import ops
-from modeling import Config
+from modeling import Computation, Config
 from optimization import OPTIMIZERS, PolynomialDecay, create_optimizer
 from tasks.pretraining import PretrainingTask
 from training.engine import Engine
@@ -38,9 +37,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def pretraining_task(dropout: float = 0.0) -> PretrainingTask:
+def pretraining_task(dropout: float = 0.0, seed: int = 0) -> PretrainingTask:
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return PretrainingTask(Config(family="albert", sharing="all", embedding_size=4, **rates, **CONFIG))
+    config = Config(family="albert", sharing="all", embedding_size=4, **rates, **CONFIG)
+    return PretrainingTask(config, computation=Computation(seed=seed))
 
 
 def pretraining_batches(first: int, last: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
@@ -63,17 +63,19 @@ def pretraining_batches(first: int, last: int, batch_size: int = 8) -> list[dict
     return batches
 
 
-def make_engine(task: Any = None, name: str = "adamw", *, optimizer: Any = None, **arguments: Any) -> Engine:
+def make_engine(
+    task: Any = None, name: str = "adamw", *, optimizer: Any = None, seed: int = 7, **arguments: Any
+) -> Engine:
     """Return the engine of the backend that is loaded."""
     optimizer = optimizer or create_optimizer(name, PolynomialDecay(0.01, 100, 2))
     task = task or pretraining_task()
     if keras.config.backend() == "jax":
         from training.jax_engine import JaxEngine
 
-        return JaxEngine(task, optimizer, seed=7, **arguments)
+        return JaxEngine(task, optimizer, seed=seed, **arguments)
     from training.tensorflow_engine import TensorFlowEngine
 
-    return TensorFlowEngine(task, optimizer, seed=7, **arguments)
+    return TensorFlowEngine(task, optimizer, seed=seed, **arguments)
 
 
 def assert_undropped(found: Outcome) -> None:
@@ -100,10 +102,17 @@ def outcome(engine: Engine, results: list[dict[str, float]]) -> Outcome:
     return engine.state() | steps
 
 
-def eight_steps(names: Iterable[str] = OPTIMIZERS) -> Outcome:
-    """Every optimizer from the same weights on the same batches, with averaging; one in micro-batches too."""
+def eight_steps() -> Outcome:
+    """Every optimizer from the same weights on the same batches, with averaging; two on a model of this project too.
+
+    One of these cuts its batches into micro-batches as well.
+    """
     found = {}
-    for name, micro_batches in [*((name, 1) for name in names), ("lamb", 2)]:
+    for name in OPTIMIZERS:
+        engine = make_engine(ToyTask(), name, ema_decay=0.9)
+        results = engine.train(toy_batches(0, 8))
+        found |= {f"{name}/toy/{key}": x for key, x in outcome(engine, results).items()}
+    for name, micro_batches in (("adamw", 1), ("lamb", 1), ("lamb", 2)):
         engine = make_engine(name=name, micro_batches=micro_batches, ema_decay=0.9)
         results = engine.train(pretraining_batches(0, 8))
         results.append(engine.evaluate(pretraining_batches(90, 91, 6)))
@@ -155,6 +164,32 @@ def resumed() -> Outcome:
     again.train(toy_batches(4, 7))
     states = {"whole": whole.state(), "again": again.state()}
     return {f"{run}/{key}": x for run, state in states.items() for key, x in state.items()}
+
+
+def restarted() -> Outcome:
+    """With dropout: a new engine, and one that had taken steps with another seed before; and what these left."""
+    arguments: dict[str, Any] = {"ema_decay": 0.9, "loss_scaling": LossScaling(growth_steps=2)}
+    new = make_engine(pretraining_task(0.3, seed=2**40 + 5), seed=2**40 + 5, **arguments)
+    again = make_engine(pretraining_task(0.3), **arguments)
+    former = outcome(again, again.train(pretraining_batches(0, 3)))
+    again.evaluate(pretraining_batches(90, 91))
+    again.restart(pretraining_task(0.3, seed=2**40 + 5), 2**40 + 5)
+    found = {f"former/{key}": x for key, x in former.items()}
+    for run, engine in (("new", new), ("again", again)):
+        results = engine.train(pretraining_batches(0, 3))
+        results.append(engine.evaluate(pretraining_batches(90, 91)))
+        found |= {f"{run}/{key}": x for key, x in outcome(engine, results).items()}
+    return found
+
+
+def assert_restarted(found: Outcome) -> None:
+    """No bit of a former run is left, and the seeds differ in all that is drawn."""
+    names = [name.removeprefix("new/") for name in found if name.startswith("new/")]
+    assert any(name.startswith("optimizer/") for name in names)
+    for name in names:
+        np.testing.assert_array_equal(found[f"again/{name}"], found[f"new/{name}"], err_msg=name)
+    for name in ("step/0/loss", "model/masked_lm/output_bias"):
+        assert np.any(found[f"former/{name}"] != found[f"new/{name}"]), name
 
 
 def mixture() -> Outcome:
@@ -235,7 +270,7 @@ def toy_cases(state: Outcome) -> Outcome:
     """All cases of the toy task."""
     cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
     cases |= {"mixture": mixture(), "distilled": distilled(), "undropped": undropped(), "clipped": clipped()}
-    cases["scheduled"] = scheduled()
+    cases |= {"scheduled": scheduled(), "restarted": restarted()}
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 

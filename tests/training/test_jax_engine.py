@@ -53,6 +53,10 @@ def test_resumed_with_dropout_equals_uninterrupted_bit_for_bit(toy_on_jax):
         np.testing.assert_array_equal(whole[name], again[name], err_msg=name)
 
 
+def test_a_restart_leaves_nothing_of_the_former_run(toy_on_jax):
+    engine_cases.assert_restarted(part(toy_on_jax, "restarted/"))
+
+
 def test_a_mixture_of_objectives_equals_tensorflow(toy_on_jax):
     assert_close(part(toy_on_jax, "mixture/"), engine_cases.mixture(), 1e-6)
 

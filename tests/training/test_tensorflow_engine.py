@@ -272,6 +272,15 @@ def test_one_trace_a_shape():
     assert trained._train_step.experimental_get_tracing_count() == 2
 
 
+def test_a_restart_leaves_nothing_of_the_former_run_and_compiles_nothing():
+    engine_cases.assert_restarted(engine_cases.restarted())
+    trained = engine()
+    trained.train(batches(0, 2))
+    trained.restart(ToyTask(), 3)
+    trained.train(batches(0, 2))
+    assert trained._train_step.experimental_get_tracing_count() == 1
+
+
 def test_a_batch_that_cannot_be_cut():
     with pytest.raises(UsageError, match="a batch of 8 examples cannot be cut into 3 equal micro-batches"):
         engine(micro_batches=3).train(batches(0, 1))
