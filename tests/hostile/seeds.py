@@ -183,6 +183,7 @@ BASES: Mapping[str, Base] = {
             bert_config_file="in/across.json",
             objective="camlm:0.5,btmlm:0.5",
             camlm_positions="restarted",
+            do_eval="false",
         ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
