@@ -176,6 +176,15 @@ BASES: Mapping[str, Base] = {
             allow_any_start="true",
             pseudo_length_ratio="0.5",
         ),
+        _pretrain(
+            "pretrain_across_and_beside_pseudo",
+            ("in/halves", "in/pseudo", "in/across.json"),
+            input_file="in/halves/*.tfrecord,in/pseudo/*.tfrecord",
+            bert_config_file="in/across.json",
+            objective="camlm:0.5,btmlm:0.5",
+            camlm_positions="restarted",
+            do_eval="false",
+        ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
             "pretrain_resumed",
