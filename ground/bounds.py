@@ -144,6 +144,8 @@ BOUNDS: dict[str, Bounds] = {
     "character_coverage": _SHARE,
     "min_frequency": Bounds(1, 2**31 - 1, "words are counted in 32 bits"),
     "max_sentences": Bounds(1, 2**31 - 1, "SentencePiece counts them in 32 bits"),
+    "num_copies": Bounds(1, 10_000, "a text says nothing new to be written more often"),
+    "mask_share": _SHARE,
     "limit": Bounds(1, 2**40, "no data set has more examples"),
     "skip": Bounds(0, 2**40, "no data set has more examples"),
     # -- generation

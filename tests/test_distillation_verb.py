@@ -31,6 +31,7 @@ TEACHER = Config(
     max_position_embeddings=16,
     initializer_range=0.2,
 )
+REGRESSION = {"kind": "regression", "labels": (), "score_range": (0.0, 1.0), "metric": "pearson"}
 STUDENT = dataclasses.replace(TEACHER, family="albert", sharing="all", hidden_size=4, embedding_size=2)
 
 
@@ -39,7 +40,8 @@ def write_teacher(folder: Path, config: Config = TEACHER, classes: int = 2, **ch
     shapes = variable_shapes(lambda: ClassifierModel(config, classes))
     random = np.random.default_rng(7)
     tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    write_ours(folder / "best", config, tensors, [folder.parent / "vocab.txt"])
+    vocabulary = [folder.parent / "vocab.txt"] if config.vocab_size == TEACHER.vocab_size else []
+    write_ours(folder / "best", config, tensors, vocabulary)
     row = dataclasses.replace(find_row("chnsenticorp"), **changes)
     RunFile(kind=row.kind, config=config, computation={}, tokenizer=TokenizerFile(), row=row).write(folder)
     return folder
@@ -121,7 +123,7 @@ def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkey
     told = {}
     for name, more in (("live", {}), ("first", {"cached_teacher": "true"}), ("second", {"cached_teacher": "true"})):
         run(arguments, output_dir=tmp_path / name, **more)
-        found = re.search(r"scores of (\d+) examples, of (\d+) from the cache", capsys.readouterr().out)
+        found = re.search(r"scores of (\d+) examples, of (\d+) from the cache", capsys.readouterr().err)
         told[name] = found and tuple(map(int, found.groups()))
     assert told["live"] is None
     assert told["first"] == (told["second"][0], 0)
@@ -169,7 +171,7 @@ def test_flags_that_do_not_go_together_are_one_line(arguments, change, message):
     ("config", "changes", "message"),
     [
         (TEACHER, {"labels": ("bad", "good")}, r"knows the labels bad, good; those of chnsenticorp are 0, 1"),
-        (TEACHER, {"kind": "regression", "labels": (), "score_range": (0.0, 1.0)}, r"was trained for regression"),
+        (TEACHER, REGRESSION, r"was trained for regression, chnsenticorp is classification"),
         (dataclasses.replace(TEACHER, vocab_size=16), {}, r"has a vocabulary of 16 tokens, the student's has 15"),
         (dataclasses.replace(TEACHER, max_position_embeddings=6), {}, r"has positions for 6 tokens"),
     ],

@@ -38,7 +38,7 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 TRAINING = ("run_pretraining.py", "run_classifier.py", "run_generation.py")
 ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id", "model_parallel")
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-FOR_REAL = ("my_lcqmc_model", "my_questions", "my_plug_encoder", "my_veco", "my_ernie_m")
+FOR_REAL = ("my_lcqmc_model", "my_questions", "my_teacher", "my_plug_encoder", "my_veco", "my_ernie_m")
 """Folders of runs that other parts of the pages read."""
 FEWER = {
     "create_pretraining_data.py": ["--dupe_factor=1", "--num_workers=1"],

@@ -231,6 +231,28 @@ BASES: Mapping[str, Base] = {
         _classify(
             "predict", (*_PAIRS, "in/tuned"), ("in/tuned/",), output_dir="in/tuned", do_train="", do_predict="true"
         ),
+        dataclasses.replace(
+            _classify("classify_taught", (*_PAIRS, "in/tuned"), teacher="in/tuned", distillation_weight="0.9"),
+            reads=("data_dir", "task_file", "teacher", *_MODEL),
+        ),
+        Base(
+            "augment",
+            "augment_examples",
+            {
+                "task_name": "lcqmc",
+                "data_dir": "in/pairs",
+                "output_dir": "out/more",
+                "init_checkpoint": "in/shared",
+                "vocab_file": VOCABULARY,
+                "max_seq_length": "24",
+                "num_copies": "1",
+                "backend": "tensorflow",
+            },
+            ("in/pairs", "in/shared", VOCABULARY),
+            ("out/",),
+            ("data_dir", "task_file", *_MODEL),
+            ("output_dir",),
+        ),
         Base(
             "plan",
             "plan_training",
