@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import exporting, fine_tuning, seeds
+from commands import exporting, fine_tuning, prompting, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.prompting import PromptOptions
 from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FineTuningOptions, TechniqueOptions):
+class Options(FineTuningOptions, TechniqueOptions, PromptOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
@@ -139,6 +140,7 @@ class Options(FineTuningOptions, TechniqueOptions):
 
 NEEDS = (
     *fine_tuning.NEEDS,
+    *prompting.NEEDS,
     Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
     Need(("overwrite_output_dir",), "--do_train", lambda o: o.do_train),
 )
@@ -188,11 +190,11 @@ class Classification:
     _child: TaskDrivenChild | None = None
 
     def head(self, options: Options) -> HeadOptions:
-        """Return dropout and regularizers."""
+        """Return dropout, regularizers and what methods are told."""
         from commands.techniques import regularizers
         from tasks.kinds import HeadOptions
 
-        return HeadOptions(options.classifier_dropout, regularizers(options))
+        return HeadOptions(options.classifier_dropout, regularizers(options), further=prompting.further(options))
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
         """Accept all: labels were checked as they were read."""
