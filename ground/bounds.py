@@ -100,6 +100,8 @@ BOUNDS: dict[str, Bounds] = {
     "adversarial_sigma": Bounds(0, 10, "word vectors are shorter"),
     "adversarial_step": Bounds(0, 10, "word vectors are shorter"),
     "adversarial_bound": Bounds(0, 10, "word vectors are shorter"),
+    "auxiliary_weight": Bounds(0, 1e6, _WEIGHT),
+    "auxiliary_rate": Bounds(0, 0.9, "a text of which a tenth is left says nothing"),
     "child_tuning_fraction": Bounds(0.001, 1, "it is a share"),
     "layer_decay": _SHARE,
     "freeze_layers": Bounds(0, 1025, "no model has more layers"),

@@ -222,6 +222,18 @@ BASES: Mapping[str, Base] = {
             "classify_table", ("in/table", *_PAIRS[1:]), task_name="csv", data_dir="in/table", text_column="other"
         ),
         _classify(
+            "classify_asked",
+            (*_PAIRS, "in/tasks.toml"),
+            task_name="asked",
+            task_file="in/tasks.toml",
+            method="pet",
+            pattern="{text_a}[SEP][P1=a][MASK]{text_b}",
+            verbalizer="0=a,1=b|c d",
+            auxiliary_weight="0.1",
+            do_predict="true",
+        ),
+        _classify("classify_contrast", _PAIRS, method="cp_tuning", do_predict="true"),
+        _classify(
             "classify_resumed",
             (*_PAIRS, "in/tuned"),
             ("in/tuned/",),
