@@ -17,6 +17,7 @@ from observing import (
     generation_flags,
     planning_flags,
     pretraining_flags,
+    serving_flags,
 )
 from observing.rows import Row, agrees, differences, is_at
 from observing.world import make_world
@@ -35,6 +36,7 @@ VERBS = {
         planning_flags.VERB,
         conversion_flags.CONVERT,
         conversion_flags.CONVERT_ALBERT,
+        serving_flags.PREDICT,
     )
 }
 ROWS = [pytest.param(name, row, id=f"{name}-{row}") for name, verb in VERBS.items() for row in verb.rows]

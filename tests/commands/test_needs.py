@@ -33,6 +33,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
             "warmup_proportion": {"num_warmup_steps": 5, "do_train": True},
         }.items()
     },
+    ("predict", "input_format"): {"text": "x"},
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
     ("run_pretraining", "masked_lm_until"): {"objective": "masked_lm"},
     **{("inspect_records", n): {"action": "repair"} for n in ("vocab_file", "spm_model_file")},
