@@ -61,6 +61,9 @@ class Loaded:
         row: what its run knew of the task; None for a pretrained model.
         max_seq_length: tokens to which input is cut, specials counted.
         checkpoint: what the weights were read from.
+        task: the device half of the kind, whose `predictions` the model is asked.
+        host: its host half, the module.
+        settings: what decides answers beside the weights.
     """
 
     kind: str
@@ -71,12 +74,12 @@ class Loaded:
     row: DatasetRow | None
     max_seq_length: int
     checkpoint: Checkpoint
-    _task: Any
-    _host: Any
-    _settings: dict[str, Any]
+    task: Any
+    host: Any
+    settings: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self._programs = Programs(self._task.predictions, self.model)
+        self._programs = Programs(self.task.predictions, self.model)
         self._reading = Programs(pretrained.Reader().predictions, self.model)
         self._predictors: dict[int, Callable[[Any], list[Any]]] = {}
 
@@ -106,28 +109,37 @@ class Loaded:
 
     def example(self, given: Any) -> Any:
         """Return one input as an example of the kind; raises `UsageError`."""
-        return self._host.example_of(self.row, given)
+        return self.host.example_of(self.row, given)
 
     def answers(self, examples: Sequence[Any], batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """Return the answer to each example that `example` made, as a dictionary that JSON can hold."""
         if not examples:
             return []
         rows = _rows(len(examples), batch_size)
-        dataset = self._dataset(self._host, self.row, examples, rows, self._settings)
-        if make := getattr(self._host, "predictor", None):
+        dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
+        if make := getattr(self.host, "predictor", None):
             if batch_size not in self._predictors:
                 self._predictors[batch_size] = make(
                     self.model,
                     self.tokenizer,
                     max_seq_length=self.max_seq_length,
                     batch_size=batch_size,
-                    **self._settings,
+                    **self.settings,
                 )
             predictions = self._predictors[batch_size](dataset)
         else:
             predictions = _predicted(self._programs, dataset, rows)
-        found = self._host.answers(self.row, predictions, examples, **self._settings)
-        return [self._host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
+        found = self.host.answers(self.row, predictions, examples, **self.settings)
+        return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
+
+    def batches(self, examples: Sequence[Any], rows: int) -> list[dict[str, np.ndarray]]:
+        """Return the features of examples in batches of `rows` examples of full length, short ones first."""
+        dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
+        return list(dataset.evaluation_batches(rows))
+
+    def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what the task says of one batch of features, by the names of an export's outputs."""
+        return next(self._programs.predict([batch]))
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].

@@ -159,6 +159,11 @@ def _top(tokenizer: Tokenizer, tokens: np.ndarray, chances: np.ndarray) -> list[
     return [{"token": tokenizer.tokens([token])[0], "probability": round(p, 6)} for token, p in real]
 
 
+def text_rows(row: None) -> list[list[str]]:
+    """Return the one row of features of a text."""
+    return [["text_a"]]
+
+
 def told(row: None, answer: Any, example: str) -> dict[str, Any]:
     """Return the tokens for each mask, or the vector of a text without one."""
     if isinstance(answer, list):

@@ -37,6 +37,7 @@ VERBS = {
         conversion_flags.CONVERT,
         conversion_flags.CONVERT_ALBERT,
         serving_flags.PREDICT,
+        serving_flags.EXPORT,
     )
 }
 ROWS = [pytest.param(name, row, id=f"{name}-{row}") for name, verb in VERBS.items() for row in verb.rows]

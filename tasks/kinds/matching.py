@@ -274,6 +274,11 @@ def example_of(row: DatasetRow, given: Any) -> TextPair:
     return TextPair(found["text_a"], found.get("text_b", ""), None)
 
 
+def text_rows(row: DatasetRow) -> list[list[str]]:
+    """Return the two rows of features of a pair."""
+    return [["text_a"], ["text_b"]]
+
+
 def told(row: DatasetRow, answer: np.ndarray, example: TextPair) -> dict[str, Any]:
     """Return the cosine of two texts, with the label that it means where the row has labels; of one text its vector."""
     if not example.text_b:

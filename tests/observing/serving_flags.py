@@ -9,8 +9,11 @@ import pytest
 from observing.plain import digest
 from observing.rows import DIFFERENT, Notes, Row, Verb
 
+import export_model
 import predict
 import serving
+import serving.formats
+import serving.loading
 
 PRINTED = {"printed": DIFFERENT}
 FILE = {"text": "", "input_file": "{world}/pairs/train.txt"}
@@ -59,6 +62,41 @@ PREDICT = Verb(
         Row("mask_tokens", "2", {"loaded/mask_tokens": 2}),
     ),
     without_model,
+    lambda path: digest(Path(path).read_bytes()),
+    prints=True,
+)
+
+
+def without_export(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
+    """Note what would be loaded and written."""
+
+    def load(source: str, **settings: Any) -> str:
+        notes.add("loaded", {"source": source, **settings})
+        return source
+
+    def export(loaded: str, target: Path, form: str, inputs: list[Any], *, int8: bool) -> list[Any]:
+        notes.add("exported", {"target": target, "format": form, "inputs": inputs, "int8": int8})
+        return []
+
+    patch.setattr(serving.loading, "load", load)
+    patch.setattr(serving.formats, "export", export)
+    patch.setenv("KERAS_BACKEND", "tensorflow")
+
+
+PAIRS = {"input_file": "{world}/pairs/train.txt"}
+EXPORT = Verb(
+    export_model,
+    {"model": "{world}/pretrained", "output": "out"},
+    (
+        Row("model", "{world}/shared", {"loaded/source": DIFFERENT}),
+        Row("output", "elsewhere", {"exported/target": "elsewhere", "printed": DIFFERENT}),
+        Row("format", "onnx", {"exported/format": "onnx"}),
+        Row("int8", "true", {"exported/int8": True}, {"format": "onnx"}),
+        Row("input_file", "{world}/pairs/dev.txt", {"exported/inputs": DIFFERENT}, PAIRS),
+        Row("input_format", "tsv", {"exported/inputs": DIFFERENT}, PAIRS),
+        Row("vocab_file", "{world}/reversed.txt", {"loaded/vocab_file": DIFFERENT}),
+    ),
+    without_export,
     lambda path: digest(Path(path).read_bytes()),
     prints=True,
 )

@@ -229,8 +229,8 @@ def test_what_is_no_model_is_one_line(forms: Path, tmp_path: Path):
 def test_the_settings_of_the_run_decide_unless_others_are_given(forms: Path, tmp_path: Path):
     run_of("squad", tmp_path / "run")
     (tmp_path / "run/config.json").write_text(json.dumps({"doc_stride": 3, "n_best_size": 4, "learning_rate": 1}))
-    assert serving.load(tmp_path / "run")._settings == {"doc_stride": 3, "n_best_size": 4}
-    assert serving.load(tmp_path / "run", n_best_size=2)._settings == {"doc_stride": 3, "n_best_size": 2}
+    assert serving.load(tmp_path / "run").settings == {"doc_stride": 3, "n_best_size": 4}
+    assert serving.load(tmp_path / "run", n_best_size=2).settings == {"doc_stride": 3, "n_best_size": 2}
 
 
 def test_importing_serving_imports_nothing_slow():
