@@ -81,6 +81,7 @@ BOUNDS: dict[str, Bounds] = {
     "train_batch_size": Bounds(1, 2**20, _BATCH),
     "eval_batch_size": Bounds(1, 2**20, _BATCH),
     "predict_batch_size": Bounds(1, 2**20, _BATCH),
+    "mask_tokens": Bounds(1, 1000, "an answer lists every one of them"),
     "per_device_train_batch_size": Bounds(1, 2**20, _BATCH),
     "gradient_accumulation_steps": Bounds(1, 2**20, "a batch has at most so many examples"),
     "masked_lm_loss_weight": Bounds(0, 1e6, _WEIGHT),

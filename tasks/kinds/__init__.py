@@ -70,6 +70,9 @@ class HeadOptions:
 class LabelledDataset(Protocol):
     """Encoded examples in batches; one example may fill several rows (windows, choices)."""
 
+    lengths: tuple[int, ...]
+    """What batches may be padded to, ascending."""
+
     @property
     def num_examples(self) -> int:
         """Rows of one epoch."""
@@ -135,6 +138,13 @@ class Kind(Protocol):
         inspected(row, answers, examples): what there is to see of the answers, an `Inspection`.
         confidences(row, answers): number of each label that was chosen, and its probability, as ERNIE-M's script has
             them.
+        served_as: the kind whose `example_of` and `told` answer a user's inputs in its place.
+        settings: names of further options of the verb that decide answers; `predictor` takes their values.
+        predictor(model, tokenizer, ...): what predicts the rows of a data set, where one pass of the task does not.
+        text_rows(row): the rows of features of an example, each by its texts, for kinds that read whole texts.
+        chosen_by: name of the prediction [B, C] whose largest is the answer.
+        head, foreign_row(labels, count): the head by which a checkpoint that no run wrote is known to be of this kind,
+            and the row that such a checkpoint has, from the names of its classes, if they are known, and their number.
     """
 
     verb: str
@@ -184,6 +194,14 @@ class Kind(Protocol):
         """Yield the lines of the predictions file, a header line first."""
         ...
 
+    def example_of(self, row: DatasetRow, given: Any) -> Any:
+        """Return what a user gives, a text, a list or an object, as an example without label; raises `UsageError`."""
+        ...
+
+    def told(self, row: DatasetRow, answer: Any, example: Any) -> dict[str, Any]:
+        """Return one answer as a dictionary that JSON can hold, with the numbers that `lines` and `files` have."""
+        ...
+
     def submitted(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Return id and released answer of each example; only kinds whose rows have a `submission` need it."""
         ...
@@ -197,6 +215,11 @@ def find_kind(name: str) -> Kind:
 def flags_of(kind: Kind) -> tuple[str, ...]:
     """Return the names of the options that are the kind's own."""
     return getattr(kind, "flags", ())
+
+
+def settings_of(kind: Kind) -> tuple[str, ...]:
+    """Return the names of all options of the verb that decide how a trained model of a kind answers."""
+    return (*flags_of(kind), *getattr(kind, "settings", ()))
 
 
 def row_flags_of(kind: Kind) -> Mapping[str, str]:

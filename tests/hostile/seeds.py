@@ -14,6 +14,7 @@ from tests.hostile.case import Base
 CONFIG = "in/shared.json"
 TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
 OTHER_TEXT = "in/text.gb18030"
+ASKED = "in/asked.tsv"
 NUMBERED = ("in/pieces.txt", "in/pieces.model")
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
@@ -266,6 +267,15 @@ BASES: Mapping[str, Base] = {
             ("output_dir",),
         ),
         Base(
+            "ask",
+            "predict",
+            {"model": "in/tuned", "input_file": ASKED, "output_file": "out/answers.jsonl"},
+            ("in/tuned", ASKED),
+            ("out/",),
+            ("model", "input_file", "vocab_file"),
+            ("output_file",),
+        ),
+        Base(
             "plan",
             "plan_training",
             {"bert_config_file": CONFIG, "device": "h100", "max_seq_length": "32", "train_batch_size": "8"},
@@ -328,11 +338,13 @@ def make_seeds(folder: Path) -> None:
     for name in _SIDES:
         shutil.copy(world.SAMPLES / "parallel" / Path(name).with_stem("train").name, folder / name)
     _json_pairs(inside)
+    lines = (inside / "pairs/test.txt").read_text(encoding="utf-8").splitlines()
+    (folder / ASKED).write_text("".join(f"{line.rpartition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
     _other_encoding(inside)
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
-    for name in ("predict", "inspect_stats_records", "convert_from_bin", "plan"):
+    for name in ("predict", "ask", "inspect_stats_records", "convert_from_bin", "plan"):
         _expect_zero(answer(BASES[name].verb, BASES[name].flags, folder))
     shutil.rmtree(folder / "out")
 
