@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import distillation, exporting, fine_tuning, seeds
+from commands import distillation, exporting, fine_tuning, prompting, seeds
 from commands.distillation import DistillationOptions, Teaching
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.prompting import PromptOptions
 from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FineTuningOptions, TechniqueOptions, DistillationOptions):
+class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
@@ -146,6 +147,7 @@ class Options(FineTuningOptions, TechniqueOptions, DistillationOptions):
 
 NEEDS = (
     *fine_tuning.NEEDS,
+    *prompting.NEEDS,
     Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
     Need(("overwrite_output_dir", "domain_column"), "--do_train", lambda o: o.do_train),
 )
@@ -199,11 +201,16 @@ class Classification:
         self._teaching = teaching
 
     def head(self, options: Options) -> HeadOptions:
-        """Return dropout, regularizers and what is learnt from a teacher."""
+        """Return dropout, regularizers, what is learnt from a teacher and what methods are told."""
         from commands.techniques import regularizers
         from tasks.kinds import HeadOptions
 
-        return HeadOptions(options.classifier_dropout, regularizers(options), around=self._teaching.around(options))
+        return HeadOptions(
+            options.classifier_dropout,
+            regularizers(options),
+            around=self._teaching.around(options),
+            further=prompting.further(options),
+        )
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
         """Open the teacher, where there is one; labels were checked as they were read."""

@@ -14,7 +14,7 @@ from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 from commands.task_files import find_task
-from generation.settings import PRESETS, RULES, Preset
+from generation.settings import PRESETS, RULES, Preset, chosen_preset
 
 if TYPE_CHECKING:
     from commands.session import Session
@@ -98,20 +98,7 @@ def main(options: Options) -> None:
 
 def chosen(options: Options) -> Preset:
     """Return the preset with what the flags change; raises `UsageError` for settings that do not go together."""
-    preset = PRESETS[options.preset]
-    names = ("num_beams", "num_return_sequences", "min_new_tokens", "length_penalty", "no_repeat_ngram_size")
-    names += ("repetition_penalty", "do_sample", "temperature", "top_k", "top_p")
-    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.finishing_rule is not None:
-        changes["rule"] = options.finishing_rule
-    if options.early_stopping is not None:
-        changes["early_stopping"] = {"true": True, "false": False}.get(options.early_stopping, "never")
-    most = min(preset.settings.max_new_tokens, options.max_target_length)
-    try:
-        settings = preset.settings.changed(**changes, seed=options.seed, max_new_tokens=most)
-    except UsageError as error:
-        raise UsageError(f"--preset={options.preset} with these flags: {error}") from None
-    return Preset(preset.of, settings, preset.chunks)
+    return chosen_preset(vars(options))
 
 
 class Generation:

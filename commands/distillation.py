@@ -238,8 +238,11 @@ def domains_of(options: Any, splits: Splits) -> list[str]:
     """Return the domains of the training examples; raises `UsageError` where one has none, or all have one."""
     examples = splits.examples["train"]
     where = f"--domain_column={options.domain_column}"
-    if splits.row.plug_in or splits.row.by_language:
-        raise UsageError(f"{where}: {splits.row.name} is of several languages; give a task of one")
+    if splits.row.plug_in or splits.row.by_language or splits.row.kind != "classification":
+        raise UsageError(
+            f"{where}: {splits.row.name} is no classification of texts of one language; leave it out, or --method and "
+            "--plug_in"
+        )
     lacking = sum(not example.domain for example in examples)
     if lacking:
         raise UsageError(
@@ -315,6 +318,8 @@ def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenT
     _check_layers(options, session.config, config, splits.row)
     checkpoint, told = in_order_of(checkpoint, splits.row.labels, splits.row.label_names)
     task = kind.task(row, config, session.computation(), HeadOptions(dropout=0.0))
+    if not hasattr(task, "decisions"):
+        raise UsageError(f"{where}: a task of the kind {splits.row.kind} learns from no teacher; leave it out")
     shapes = variable_shapes(task.build_model)
     try:
         beginning = FAMILIES[config.family].begins(shapes, checkpoint.tensors)

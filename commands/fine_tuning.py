@@ -267,6 +267,7 @@ def fine_tune(
     from commands.estimate import Work
 
     tokenizer, splits = read_data(session, options, row, files)
+    row = splits.row
     session.start()
     options, facts = settle(session, options)
     fits = partial(
@@ -327,6 +328,8 @@ def read_data(
         splits = session.together(lambda: LanguageSplits(row, files, **language_options(options, row)))
     else:
         splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    if settled := getattr(splits.kind, "settled", None):
+        splits.row = session.together(lambda: settled(splits.row, tokenizer, splits.examples))
     splits.tunes = getattr(options, "threshold", None) is None
     for note in splits.notes:
         session.say(note)

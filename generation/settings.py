@@ -174,6 +174,48 @@ class Preset:
         return f"{how}, {settings.min_new_tokens} to {settings.max_new_tokens} tokens{chunks}, rule {settings.rule}"
 
 
+SETTINGS = (
+    "preset",
+    "num_beams",
+    "num_return_sequences",
+    "min_new_tokens",
+    "length_penalty",
+    "early_stopping",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "finishing_rule",
+    "seed",
+)
+"""The options of a verb that decide how text is searched for, beside the longest target."""
+
+
+def chosen_preset(options: Mapping[str, Any]) -> Preset:
+    """Return the preset that options of these names, and `max_target_length`, choose; None leaves the preset's value.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    name = options.get("preset") or "palm"
+    preset = PRESETS[name]
+    changes = {
+        name: options[name] for name in SETTINGS[1:-2] if name != "early_stopping" and options.get(name) is not None
+    }
+    if options.get("finishing_rule") is not None:
+        changes["rule"] = options["finishing_rule"]
+    if (stopping := options.get("early_stopping")) is not None:
+        changes["early_stopping"] = {"true": True, "false": False}.get(stopping, "never")
+    most = min(preset.settings.max_new_tokens, options["max_target_length"])
+    try:
+        settings = preset.settings.changed(**changes, seed=options.get("seed") or 0, max_new_tokens=most)
+    except UsageError as error:
+        raise UsageError(f"--preset={name} with these flags: {error}") from None
+    return Preset(preset.of, settings, preset.chunks)
+
+
 PRESETS: dict[str, Preset] = {
     "greedy": Preset("the best token at every step", Settings()),
     "palm": Preset("new PALM runs", Settings(num_beams=5, early_stopping=True, max_new_tokens=100)),

@@ -17,6 +17,7 @@ import keras
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _fusing: contextvars.ContextVar[bool] = contextvars.ContextVar("fusing", default=False)
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
 
 @contextlib.contextmanager
@@ -29,6 +30,16 @@ def fusing() -> Iterator[None]:
         _fusing.reset(token)
 
 
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Let nothing be compiled inside, whatever `fusing` says: a graph that other programs read has plain operations."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def fused(function: Function) -> Function:
     """Mark a function of tensors, without variables or side effects, that is worth compiling into one pass."""
     compiled: Any = None
@@ -36,7 +47,7 @@ def fused(function: Function) -> Function:
     @functools.wraps(function)
     def call(*tensors: Any) -> Any:
         nonlocal compiled
-        if not _fusing.get() or keras.config.backend() != "tensorflow":
+        if not _fusing.get() or _plain.get() or keras.config.backend() != "tensorflow":
             return function(*tensors)
         tensorflow = importlib.import_module("tensorflow")
         if not tensorflow.inside_function() or tensorflow.distribute.has_strategy():

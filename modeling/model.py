@@ -1,12 +1,13 @@
 """The one model: a body and the heads on it; `PretrainingModel` and its neighbours below are choices of heads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import keras
 
 from ground.tensors import Tensor
+from modeling.beginnings import Computed
 from modeling.body import Body
 from modeling.computation import Computation, Sizes
 from modeling.config import Config
@@ -90,6 +91,10 @@ class LanguageModel(keras.Model):
             for head in self.heads:
                 found |= head(outputs, features, self.backbone, training)
         return found if scores_only else {**found, **outputs}
+
+    def computed(self, names: Collection[str]) -> list[Computed]:
+        """Return the variables that heads compute from tensors of a checkpoint, by the names of all that it has."""
+        return [each for head in self.heads if hasattr(head, "computed") for each in head.computed({*names})]  # pyright: ignore[reportAttributeAccessIssue]
 
     def operations(self, sizes: Sizes) -> int:
         """Return the floating-point operations of the products of one example, forward."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -43,18 +44,41 @@ NAME, LABELS, FORMAT = "export.json", "labels.json", "divan export"
 _VERSION = 1
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.1, "mixed_float16": 0.05}
 """By the precision that a run computed in; the export computes in float32."""
-_CHECK = """
-import sys
-import numpy as np
+SAVED_MODEL = """
 import tensorflow as tf
 
-signature = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-given, found = np.load(sys.argv[2]), {}
+signature = tf.saved_model.load(path).signatures["serving_default"]
+
+
+def ask(inputs):
+    found = signature(**{name: tf.constant(value) for name, value in inputs.items()})
+    return {name: value.numpy() for name, value in found.items() if value.dtype != tf.string}
+"""
+"""The beginning of a bare process: how a SavedModel at `path` is asked."""
+_ASK = """
+import sys
+import time
+
+import numpy as np
+
+path, given_file, answered_file, repeats, *further = sys.argv[1:]
+sys.path += further
+%s
+
+given, found = np.load(given_file), {}
 for key in given.files:
     number, name = key.split("/")
-    found.setdefault(number, {})[name] = tf.constant(given[key])
-answers = {f"{number}/{name}": value for number, inputs in found.items() for name, value in signature(**inputs).items()}
-np.savez(sys.argv[3], **answers)
+    found.setdefault(number, {})[name] = given[key]
+answers = {}
+for number, inputs in found.items():
+    answers |= {f"{number}/{name}": value for name, value in ask(inputs).items()}
+    times = [time.perf_counter()]
+    for _ in range(int(repeats)):
+        ask(inputs)
+        times.append(time.perf_counter())
+    if len(times) > 1:
+        answers[f"{number}/seconds"] = np.median(np.diff(times))
+np.savez(answered_file, **answers)
 """
 
 
@@ -105,10 +129,10 @@ def inputs_of(content: RunFile) -> dict[str, list[int | None]]:
 
     Raises `UsageError` for a run whose answers are not of one pass over ids.
     """
-    if content.row is None or content.row.kind == "generation":
+    if content.kind == "generation":
         raise UsageError("only runs of run_classifier.py are written as a SavedModel on ids")
-    pairs = content.row.kind in ("matching", "mining") or content.row.plug_in
-    rows: list[int | None] = [2] if pairs else [None] if content.row.kind == "choice" else []
+    pairs = content.kind in ("matching", "mining") or (content.row is not None and content.row.plug_in)
+    rows: list[int | None] = [2] if pairs else [None] if content.kind == "choice" else []
     has_types = content.config.type_vocab_size > 1
     return {name: [None, *rows, None] for name, ours in INPUTS.items() if has_types or ours != TYPES}
 
@@ -116,6 +140,8 @@ def inputs_of(content: RunFile) -> dict[str, list[int | None]]:
 def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, content: RunFile) -> None:
     """Write the SavedModel and what belongs to it into the empty `folder`; the model computes in float32."""
     import tensorflow
+
+    from modeling.fusion import plain
 
     tf: Any = tensorflow
     shapes = inputs_of(content)
@@ -126,24 +152,43 @@ def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, cont
         def __init__(self):
             super().__init__()
             self.model = model
+            self.whole = whole(model)
 
         @tf.function(autograph=False, input_signature=[tf.TensorSpec(shapes[name], tf.int32, name) for name in shapes])
         def answers(self, *inputs: Any) -> dict[str, Any]:
             features = {INPUTS[name]: value for name, value in zip(shapes, inputs, strict=True)}
             features.setdefault(TYPES, tf.zeros_like(features[IDS]))
-            return dict(task.predictions(self._whole, features))
-
-        def _whole(self, features: Any, training: bool = False, scores_only: bool = False) -> Any:
-            # Heads that read the first position alone have a shorter way, whose last layer needs a known length.
-            return self.model(features, training=training)
+            return dict(task.predictions(self.whole, features))
 
     served = Served()
-    tf.saved_model.save(served, str(folder), signatures=served.answers)
-    outputs = served.answers.get_concrete_function().structured_outputs
+    with plain():
+        tf.saved_model.save(served, str(folder), signatures=served.answers)
+        outputs = served.answers.get_concrete_function().structured_outputs
+    describe_export(
+        folder, content, tokenizer, shapes, {name: value.shape.as_list() for name, value in sorted(outputs.items())}
+    )
+
+
+def whole(model: Any) -> Any:
+    """Return the model as a function that computes all of it, whatever is asked for.
+
+    Heads that read the first position alone have a shorter way, whose last layer needs a known length.
+    """
+    return lambda features, training=False, scores_only=False: model(features, training=training)
+
+
+def describe_export(
+    folder: Path,
+    content: RunFile,
+    tokenizer: Tokenizer,
+    inputs: Mapping[str, Sequence[int | None]],
+    outputs: Mapping[str, Sequence[int | None]],
+    **further: Any,
+) -> None:
+    """Write the tokenizer's files, the names of the classes, and `export.json`, which lists what lies in `folder`."""
     names = [path.name for path in tokenizer.save(folder)]
-    described = describe(content, tokenizer, names)
-    described |= {"inputs": shapes, "outputs": {name: value.shape.as_list() for name, value in sorted(outputs.items())}}
-    if content.row is not None and content.row.labels:
+    described = describe(content, tokenizer, names) | {"inputs": inputs, "outputs": outputs} | further
+    if described["labels"]:
         _write_json(folder / LABELS, described["labels"])
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     _write_json(folder / NAME, described | {"files": dict(sorted(files.items()))})
@@ -152,15 +197,14 @@ def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, cont
 def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> dict[str, Any]:
     """Return what whoever makes inputs and reads outputs has to know; `files` are the tokenizer's."""
     row, template = content.row, tokenizer.template
-    assert row is not None
     known = dataclasses.asdict(content.tokenizer)
     return {
         "format": FORMAT,
         "version": _VERSION,
-        "task": row.name,
-        "kind": row.kind,
+        "task": row.name if row is not None else "",
+        "kind": content.kind,
         "labels": list(class_names(content)),
-        "threshold": row.threshold,
+        "threshold": row.threshold if row is not None else None,
         "max_seq_length": content.tokenizer.max_seq_length,
         "tokenizer": {name: known[name] for name in ("fingerprint", "do_lower_case", "segmentation")}
         | {"files": files},
@@ -170,7 +214,8 @@ def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> di
 
 def class_names(content: RunFile) -> tuple[str, ...]:
     """Return what the numbers of a run's classes mean: labels, of a tagger the tags of its types of entities."""
-    assert content.row is not None
+    if content.row is None:
+        return ()
     if content.row.kind != "tagging":
         return content.row.labels
     from tasks.kinds.tagging import tag_names
@@ -181,12 +226,39 @@ def class_names(content: RunFile) -> tuple[str, ...]:
 def answers_of(folder: Path, samples: Samples) -> dict[str, np.ndarray]:
     """Return the answers of an export, as NUMBER/NAME, in a process with TensorFlow alone; raises `UsageError`."""
     names = read_json(folder / NAME, _ExportShape, what="an export.json")["inputs"]
+    return asked(SAVED_MODEL, folder, [{name: each[INPUTS[name]] for name in names} for each, _ in samples])
+
+
+def asked(
+    ask: str,
+    path: Path,
+    given: Sequence[Arrays],
+    *,
+    what: str = "the SavedModel cannot be used by TensorFlow alone",
+    repeats: int = 0,
+    packages: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """Return the answers of what was written, as NUMBER/NAME, in a bare process that knows nothing of this project.
+
+    Args:
+        ask: Python that defines `ask(inputs)` for what lies at `path`.
+        path: of it.
+        given: the inputs of each sample.
+        what: the beginning of the message where it fails.
+        repeats: how often more each sample is asked; their median is NUMBER/seconds.
+        packages: that the process needs; it finds them where this one does.
+
+    Raises:
+        UsageError: the process failed.
+    """
+    found = (importlib.util.find_spec(name) for name in packages)
+    places = [str(Path(spec.origin).parent.parent) for spec in found if spec is not None and spec.origin]
     with tempfile.TemporaryDirectory() as scratch:
-        given, answered = Path(scratch) / "given.npz", Path(scratch) / "answered.npz"
-        inputs = [(f"{n}/{name}", each[INPUTS[name]]) for n, (each, _) in enumerate(samples) for name in names]
-        _save_arrays(given, dict(inputs))
+        given_file, answered = Path(scratch) / "given.npz", Path(scratch) / "answered.npz"
+        _save_arrays(given_file, {f"{n}/{name}": value for n, each in enumerate(given) for name, value in each.items()})
+        arguments = [str(path.resolve()), str(given_file), str(answered), str(repeats), *places]
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _CHECK, str(folder.resolve()), str(given), str(answered)],
+            [sys.executable, "-I", "-c", _ASK % ask, *arguments],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
             cwd=scratch,
             capture_output=True,
@@ -195,11 +267,11 @@ def answers_of(folder: Path, samples: Samples) -> dict[str, np.ndarray]:
         )
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["it ended"])[-1]
-            raise UsageError(f"the SavedModel cannot be used by TensorFlow alone, so none of it is kept: {why[:500]}")
+            raise UsageError(f"{what}, so none of it is kept: {why[:500]}")
         return dict(np.load(answered))
 
 
-def compare(found: Arrays, samples: Samples, tolerance: float) -> float:
+def compare(found: Arrays, samples: Samples, tolerance: float, *, what: str = "the SavedModel") -> float:
     """Return how far answers, as NUMBER/NAME, are from the run's, at most; raises `UsageError` where it is too far."""
     worst = 0.0
     for number, (_, wanted) in enumerate(samples):
@@ -208,7 +280,7 @@ def compare(found: Arrays, samples: Samples, tolerance: float) -> float:
             worst = max(worst, float(np.max(np.where(np.isfinite(apart), apart, np.inf), initial=0.0)))
     if worst > tolerance:
         raise UsageError(
-            f"the SavedModel's answers are {worst:.1e} from the run's, {tolerance:.0e} is allowed: none of it is kept"
+            f"{what}'s answers are {worst:.1e} from the run's, {tolerance:.0e} is allowed: none of it is kept"
         )
     return worst
 

@@ -93,7 +93,7 @@ class MatchingTask:
         weights_B = grouped_weights(batch)
         if self.score_range:
             return _graded(a_BD, b_BD, ops.cast(batch["label_ids"], "float32"), weights_B, self.score_range)
-        return in_batch(a_BD, b_BD, weights_B, self.temperature)
+        return in_batch(a_BD, b_BD, weights_B, self.temperature, alike(batch["input_ids"]))
 
     def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
         """Return the cosine of every pair, or the partners among the batch [2, B], half a decision each."""
@@ -101,7 +101,7 @@ class MatchingTask:
         weights_B = grouped_weights(batch)
         if self.score_range:
             return Decisions(ops.sum(a_BD * b_BD, axis=-1)[:, None], weights_B, VALUE)
-        scores = _partner_scores(a_BD, b_BD, weights_B, self.temperature)
+        scores = _partner_scores(a_BD, b_BD, weights_B, self.temperature, alike(batch["input_ids"]))
         return Decisions(ops.stack(scores), ops.stack([0.5 * weights_B] * 2))
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,14 +117,27 @@ def _towers(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return vectors_B2D[:, 0], vectors_B2D[:, 1]
 
 
-def in_batch(a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float) -> tuple[Terms, Terms]:
+def alike(input_ids_B2L: Tensor) -> Tensor:
+    """Return bool [B, B]: which other pairs have the same text a or the same text b, so that all four texts match.
+
+    Example:
+        pairs (p, q), (r, q), (s, t)  ->  the first and the second, in both directions
+    """
+    same_B2B = ops.all(input_ids_B2L[:, :, None, :] == ops.transpose(input_ids_B2L, (1, 0, 2))[None], axis=-1)
+    others_BB = ops.logical_not(ops.eye(input_ids_B2L.shape[0], dtype="bool"))
+    return ops.logical_and(ops.any(same_B2B, axis=1), others_BB)
+
+
+def in_batch(
+    a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float, alike_BB: Tensor
+) -> tuple[Terms, Terms]:
     """Return the cross-entropy of partners among the batch in both directions, and how many a have b nearest.
 
     Example:
         a [1 0], [0 1]; b the same; temperature 0.5
         scores 2 0 / 0 2, of either side log(1 + exp(-2)) = 0.127 a pair
     """
-    scores_BB, backwards_BB = _partner_scores(a_BD, b_BD, weights_B, temperature)
+    scores_BB, backwards_BB = _partner_scores(a_BD, b_BD, weights_B, temperature, alike_BB)
     partners_B = ops.arange(scores_BB.shape[0], dtype="int32")
     forth, count = cross_entropy(scores_BB, partners_B, weights_B)
     back, _ = cross_entropy(backwards_BB, partners_B, weights_B)
@@ -132,12 +145,14 @@ def in_batch(a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float) 
     return {"in_batch": ((forth + back) / 2, count)}, metrics
 
 
-def _partner_scores(a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _partner_scores(
+    a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float, alike_BB: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the scores [B, B] of every text b for every a, and of every a for every b."""
-    scores_BB = ops.matmul(a_BD, ops.transpose(b_BD)) / temperature
-    # Texts that fill up the batch are nobody's negatives.
-    scores_BB = ops.where(weights_B[None, :] > 0, scores_BB, _NO_TEXT)
-    backwards_BB = ops.where(weights_B[None, :] > 0, ops.matmul(b_BD, ops.transpose(a_BD)) / temperature, _NO_TEXT)
+    # A text that fills up the batch is nobody's negative, nor is one that matches too: it would be pushed away.
+    negative_BB = ops.logical_and(weights_B[None, :] > 0, ops.logical_not(alike_BB))
+    scores_BB = ops.where(negative_BB, ops.matmul(a_BD, ops.transpose(b_BD)) / temperature, _NO_TEXT)
+    backwards_BB = ops.where(negative_BB, ops.matmul(b_BD, ops.transpose(a_BD)) / temperature, _NO_TEXT)
     return scores_BB, backwards_BB
 
 

@@ -18,6 +18,7 @@ from observing import (
     generation_flags,
     planning_flags,
     pretraining_flags,
+    serving_flags,
 )
 from observing.rows import Row, agrees, differences, is_at
 from observing.world import make_world
@@ -37,6 +38,8 @@ VERBS = {
         planning_flags.VERB,
         conversion_flags.CONVERT,
         conversion_flags.CONVERT_ALBERT,
+        serving_flags.PREDICT,
+        serving_flags.EXPORT,
     )
 }
 ROWS = [pytest.param(name, row, id=f"{name}-{row}") for name, verb in VERBS.items() for row in verb.rows]

@@ -14,6 +14,7 @@ from absl.app import UsageError
 
 import run_classifier
 import run_generation
+import serving
 from commands import seeds
 from commands.fine_tuning import Finished
 from commands.flags import parse
@@ -71,6 +72,18 @@ def trained(world: Path) -> Path:
     flags = {"do_train": True, "do_eval": True, "do_predict": True, "num_train_epochs": 14, "learning_rate": 1e-2}
     run_generation.main(options(world, **flags, train_batch_size=25, label_smoothing=0.0, save_checkpoints_steps=84))
     return world / "out"
+
+
+@pytest.mark.slow
+def test_a_loaded_model_writes_what_the_verb_wrote(trained: Path):
+    """With the run's own settings, which its `config.json` keeps."""
+    wanted = [json.loads(line) for line in (trained / "test_predictions.jsonl").read_text().splitlines()]
+    loaded = serving.load(trained)
+    found = loaded.predict([each["source"] for each in wanted])
+    assert [each["generated"] for each in found] == [each["generated"] for each in wanted]
+    assert [each["score"] for each in found] == pytest.approx([each["score"] for each in wanted], abs=2e-6)
+    greedy = serving.load(trained, preset="greedy", num_beams=1, num_return_sequences=1)
+    assert len(greedy.predict(wanted[0]["source"])) == 2
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,12 @@ KINDS: dict[str, str] = {
     "mining": "tasks.kinds.mining",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
+METHODS: dict[str, str] = {
+    "pet": "tasks.prompts.pet",
+    "p_tuning": "tasks.prompts.p_tuning",
+    "cp_tuning": "tasks.prompts.cp_tuning",
+}
+"""method -> the module that is the kind of a row of classification where --method asks for it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,21 @@ class HeadOptions:
         regularizers: further losses in training.
         label_smoothing: share of a label that is spread over all, in training.
         around: each makes of the task a task that learns from something besides, as from a teacher.
+        further: values of options that some methods read, by name; without one a method has its own default.
     """
 
     dropout: float = 0.1
     regularizers: Sequence[Regularizer] = ()
     label_smoothing: float = 0.0
     around: Sequence[Callable[[Any], Any]] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabelledDataset(Protocol):
     """Encoded examples in batches; one example may fill several rows (windows, choices)."""
+
+    lengths: tuple[int, ...]
+    """What batches may be padded to, ascending."""
 
     @property
     def num_examples(self) -> int:
@@ -113,6 +124,11 @@ class Kind(Protocol):
         group(example): what keeps examples together where a share of them is held out; by default the first text.
         complaint(row): what is wrong with a row, one clause, or "".
         notes(row, examples): what is to be said of the examples of a split; empty for nothing.
+        settled(row, tokenizer, examples by split): the row with what tokenizer and training examples decide, or a
+            `UsageError`.
+        kept: fields of a row that a run which is only scored has from the finished run, unless flags say otherwise.
+        prepare(row, engine, dataset, batch_size): lets the present weights know the training examples, before they are
+            asked for answers.
         tuned(row, answers, examples of dev): the row with what dev decides for every split, such as a threshold.
         files(row, split, answers, examples): further files of predictions, contents by the end of their name.
         submitted(row, answers, examples): id and released answer of each example, to be handed in.
@@ -122,6 +138,13 @@ class Kind(Protocol):
         inspected(row, answers, examples): what there is to see of the answers, an `Inspection`.
         confidences(row, answers): number of each label that was chosen, and its probability, as ERNIE-M's script has
             them.
+        served_as: the kind whose `example_of` and `told` answer a user's inputs in its place.
+        settings: names of further options of the verb that decide answers; `predictor` takes their values.
+        predictor(model, tokenizer, ...): what predicts the rows of a data set, where one pass of the task does not.
+        text_rows(row): the rows of features of an example, each by its texts, for kinds that read whole texts.
+        chosen_by: name of the prediction [B, C] whose largest is the answer.
+        head, foreign_row(labels, count): the head by which a checkpoint that no run wrote is known to be of this kind,
+            and the row that such a checkpoint has, from the names of its classes, if they are known, and their number.
     """
 
     verb: str
@@ -171,19 +194,32 @@ class Kind(Protocol):
         """Yield the lines of the predictions file, a header line first."""
         ...
 
+    def example_of(self, row: DatasetRow, given: Any) -> Any:
+        """Return what a user gives, a text, a list or an object, as an example without label; raises `UsageError`."""
+        ...
+
+    def told(self, row: DatasetRow, answer: Any, example: Any) -> dict[str, Any]:
+        """Return one answer as a dictionary that JSON can hold, with the numbers that `lines` and `files` have."""
+        ...
+
     def submitted(self, row: DatasetRow, answers: Sequence[Any], examples: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Return id and released answer of each example; only kinds whose rows have a `submission` need it."""
         ...
 
 
 def find_kind(name: str) -> Kind:
-    """Return the kind called `name`, a key of KINDS."""
-    return importlib.import_module(KINDS[name])  # pyright: ignore[reportReturnType]
+    """Return the kind called `name`, a key of KINDS or METHODS."""
+    return importlib.import_module(KINDS.get(name) or METHODS[name])  # pyright: ignore[reportReturnType]
 
 
 def flags_of(kind: Kind) -> tuple[str, ...]:
     """Return the names of the options that are the kind's own."""
     return getattr(kind, "flags", ())
+
+
+def settings_of(kind: Kind) -> tuple[str, ...]:
+    """Return the names of all options of the verb that decide how a trained model of a kind answers."""
+    return (*flags_of(kind), *getattr(kind, "settings", ()))
 
 
 def row_flags_of(kind: Kind) -> Mapping[str, str]:

@@ -23,6 +23,7 @@ from data.labelled import EncodedGroups, GroupedDataset, encode_examples
 from ground.ragged import bounds_of
 from tasks.assignment import best_assignment
 from tasks.datasets import DatasetRow
+from tasks.given import columns_of
 from tasks.inspection import Inspection, MostWrong, Text, calibration_table, cut, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
@@ -207,16 +208,36 @@ def scores(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[Ch
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[ChoiceExample]) -> Iterator[str]:
     """Yield a JSON object a line: the choice, by number and text, all probabilities, and the right one where known."""
     for index, (probabilities, example) in enumerate(zip(answers, examples, strict=True)):
-        best = int(probabilities.argmax())
         content: dict[str, Any] = {"index": index}
         if example.name:
             content["id"] = example.name
-        content |= {"prediction": best, "choice": example.choices[best]}
-        content["probabilities"] = [round(float(each), 4) for each in probabilities]
+        content |= told(row, probabilities, example)
         if example.label is not None:
             content["label"] = example.label
         content |= {"question": example.question, "choices": list(example.choices)}
         yield json.dumps(content, ensure_ascii=False)
+
+
+def example_of(row: DatasetRow, given: Any) -> ChoiceExample:
+    """Return a context, a question, which may be left out of an object, and the choices as an example."""
+    if isinstance(given, Mapping):
+        found = columns_of(row, given, ("context", "choices"), optional=("question",), lists=("choices",))
+    else:
+        found = columns_of(row, given, ("context", "question", "choices"), lists=("choices",))
+    choices = found["choices"]
+    if len(set(choices)) < 2:
+        raise UsageError(f"choices are {', '.join(map(repr, choices[:3]))}; expected two different ones at least")
+    return ChoiceExample(found["context"], found.get("question", ""), tuple(choices), None)
+
+
+def told(row: DatasetRow, answer: np.ndarray, example: ChoiceExample) -> dict[str, Any]:
+    """Return the most probable choice by its number, from 0, and its text, and the probability of each."""
+    best = int(answer.argmax())
+    return {
+        "prediction": best,
+        "choice": example.choices[best],
+        "probabilities": [round(float(each), 4) for each in answer],
+    }
 
 
 def confidences(row: DatasetRow, answers: Sequence[np.ndarray]) -> tuple[list[int], list[float]]:

@@ -11,6 +11,7 @@ import numpy as np
 from data.labelled import ClassificationDataset, EncodedGroups, GroupedDataset, encode_examples
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
 from tasks.found_labels import labels_in
+from tasks.given import rows_of_texts, second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, calibration_table, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
@@ -28,9 +29,19 @@ columns = tuple(HEADER_NAMES)
 header_names = HEADER_NAMES
 metrics = CLASSIFICATION_METRICS
 smaller_is_better = ("loss",)
-row_flags = {"plug_in": "plug_in", "domain_column": "domain"}
+row_flags = {
+    "plug_in": "plug_in",
+    "domain_column": "domain",
+    "method": "kind",
+    "pattern": "pattern",
+    "verbalizer": "verbalizer",
+}
+kept = ("kind", "pattern", "verbalizer", "prompt")
 new_heads = ("classifier/.*", "pooled_layer_norm/.*", "crossed_pooler/.*")
 unused_heads = PRETRAINING_HEADS
+text_rows = rows_of_texts
+chosen_by = "probabilities"
+head = "classifier"
 read = read_examples
 find_labels = labels_in
 
@@ -58,7 +69,7 @@ def dataset(
         return _paired(row, examples, tokenizer, max_seq_length, batch_size, seed)
     encoded = encode_examples(
         [example.text_a for example in examples],
-        [example.text_b or "" for example in examples] if row.is_pair else None,
+        second_texts(row, examples),
         [row.labels.index(example.label) if example.label is not None else -1 for example in examples],
         tokenizer,
         max_seq_length,
@@ -133,13 +144,10 @@ def files(
     """Return `predictions.jsonl`: a JSON object a line with the probability of every label, beside the TAB file."""
     found = []
     for index, (probabilities, example) in enumerate(zip(answers, examples, strict=True)):
-        best = int(probabilities.argmax())
         content: dict[str, Any] = {"index": index}
         if example.id is not None:
             content["id"] = example.id
-        content |= {"prediction": row.labels[best], "confidence": round(float(probabilities[best]), 6)}
-        chances = zip(row.labels, probabilities.tolist(), strict=True)
-        content["probabilities"] = {label: round(chance, 6) for label, chance in chances}
+        content |= told(row, probabilities, example)
         if example.label is not None:
             content["label"] = example.label
         content["text_a"] = example.text_a
@@ -147,6 +155,36 @@ def files(
             content["text_b"] = example.text_b
         found.append(json.dumps(content, ensure_ascii=False) + "\n")
     return {"predictions.jsonl": "".join(found)}
+
+
+def example_of(row: DatasetRow, given: Any) -> Example:
+    """Return a text, or the two of a pair, as an example; a row may take either."""
+    return Example(*text_or_pair(row, given), None)
+
+
+def told(row: DatasetRow, answer: np.ndarray, example: Example) -> dict[str, Any]:
+    """Return the most probable label, and the probability of every label."""
+    best = int(answer.argmax())
+    chances = zip(row.labels, answer.tolist(), strict=True)
+    return {
+        "prediction": row.labels[best],
+        "confidence": round(float(answer[best]), 6),
+        "probabilities": {label: round(chance, 6) for label, chance in chances},
+    }
+
+
+def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:
+    """Return the row of a classifier that another program made, of single texts or pairs; one class is a score."""
+    names = tuple(labels) or tuple(f"LABEL_{number}" for number in range(count))
+    return DatasetRow(
+        name="classifier" if count > 1 else "regression",
+        columns=("text_a", "label"),
+        metric="accuracy" if count > 1 else "pearson",
+        files={},
+        kind="classification" if count > 1 else "regression",
+        labels=names if count > 1 else (),
+        optional=("text_b",),
+    )
 
 
 def confidences(row: DatasetRow, answers: Sequence[np.ndarray]) -> tuple[list[int], list[float]]:

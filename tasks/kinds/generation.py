@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from data.source_target import SourceTargetDataset, encode_sources_targets
+from generation.settings import SETTINGS, chosen_preset
 from tasks.datasets import DatasetRow
+from tasks.given import columns_of
 from tasks.inspection import Inspection, MostWrong, Text, all_alike, cut, shown
 from tasks.kinds import HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
@@ -53,6 +55,8 @@ metrics = TEXT_METRICS
 smaller_is_better = ("loss", "perplexity")
 new_heads = ("copy/.*",)
 flags = ("max_target_length",)
+settings = SETTINGS
+head = "backbone/decoder"
 unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
 SOURCE, TARGET = ".source", ".target"
 
@@ -173,16 +177,54 @@ def scores(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequ
 def lines(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> Iterator[str]:
     """Yield a JSON object a line: the source, what was generated with its score, all hypotheses, and the target."""
     for index, (answer, example) in enumerate(zip(answers, examples, strict=True)):
-        best = answer["hypotheses"][0]
-        content = {"index": index, "generated": best["text"], "score": best["score"]}
+        found = told(row, answer, example)
+        content = {"index": index, "generated": found["generated"], "score": found["score"]}
         if example.target is not None:
             content["target"] = example.target
         content["source"] = example.text_a
         if example.text_b is not None:
             content["source_b"] = example.text_b
-        if len(answer["hypotheses"]) > 1:
-            content["hypotheses"] = answer["hypotheses"]
+        if "hypotheses" in found:
+            content["hypotheses"] = found["hypotheses"]
         yield json.dumps(content, ensure_ascii=False)
+
+
+def example_of(row: DatasetRow, given: Any) -> SourceTarget:
+    """Return a source of one or two texts as an example; one that holds the row's separator is cut there."""
+    if row.separator and isinstance(given, str) and row.separator in given:
+        given = given.split(row.separator, 1)
+    found = columns_of(row, given, ["text_a", *(["text_b"] if row.is_pair else [])])
+    return SourceTarget(found["text_a"], found.get("text_b"), None)
+
+
+def told(row: DatasetRow, answer: Mapping[str, Any], example: SourceTarget) -> dict[str, Any]:
+    """Return what was generated with its score and, where there are several, all hypotheses, best first."""
+    hypotheses = answer["hypotheses"]
+    found = {"generated": hypotheses[0]["text"], "score": hypotheses[0]["score"]}
+    return found | ({"hypotheses": hypotheses} if len(hypotheses) > 1 else {})
+
+
+def predictor(
+    model: Any, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, **settings: Any
+) -> Callable[[SourceTargetDataset], list[Prediction]]:
+    """Return what generates for the sources of a data set; `settings` are `SETTINGS` and the longest target."""
+    from tasks.text_generator import TextGenerator
+
+    longest = settings.pop("max_target_length", None) or min(128, model.config.max_target_length)
+    preset = chosen_preset({**settings, "max_target_length": longest})
+    generate = TextGenerator(model, tokenizer, preset, batch_size=batch_size, max_seq_length=max_seq_length)
+    return lambda dataset: [{"hypotheses": found} for found in generate(dataset.sources())]
+
+
+def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:
+    """Return the row of a model that another program made."""
+    return DatasetRow(
+        name="generation",
+        columns=("text_a", "target"),
+        metric="rouge_l",
+        files={},
+        kind="generation",
+    )
 
 
 def degenerate(row: DatasetRow, answers: Sequence[Mapping[str, Any]], examples: Sequence[SourceTarget]) -> str:

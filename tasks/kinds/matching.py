@@ -20,6 +20,7 @@ from data.labelled import EncodedGroups, GroupedDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.correlations import best_threshold, or_zero, pearson, roc_auc, spearman
 from tasks.datasets import DatasetRow
+from tasks.given import columns_of
 from tasks.inspection import Inspection, MostWrong, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores, regression
 from tasks.retrieval import Margin, ranks_and_nearest, retrieval_scores
@@ -265,6 +266,26 @@ def nearest(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[T
         vectors = np.stack([answers[index] for index in members])
         found[members] = ranks_and_nearest(vectors[:, 0], vectors[:, 1], _margin(row))[1]
     return found
+
+
+def example_of(row: DatasetRow, given: Any) -> TextPair:
+    """Return two texts as a pair; a text alone is one without second, whose vector is the answer."""
+    found = columns_of(row, given, ("text_a",), optional=("text_b",))
+    return TextPair(found["text_a"], found.get("text_b", ""), None)
+
+
+def text_rows(row: DatasetRow) -> list[list[str]]:
+    """Return the two rows of features of a pair."""
+    return [["text_a"], ["text_b"]]
+
+
+def told(row: DatasetRow, answer: np.ndarray, example: TextPair) -> dict[str, Any]:
+    """Return the cosine of two texts, with the label that it means where the row has labels; of one text its vector."""
+    if not example.text_b:
+        return {"embedding": [round(float(each), 6) for each in answer[0]]}
+    (cosine,) = cosines([answer])
+    found: dict[str, Any] = {"cosine": round(float(cosine), 6)}
+    return found | ({"prediction": row.labels[int(cosine >= row.threshold)]} if row.labels else {})
 
 
 def submitted(

@@ -36,6 +36,7 @@ columns = tuple(header_names)
 metrics = ("f1", "precision", "recall")
 row_flags = {name: field for name, field in matching.row_flags.items() if field != "temperature"}
 new_heads, unused_heads = matching.new_heads, matching.unused_heads
+served_as = "matching"  # a user gives no two languages, but two texts, or one whose vector is looked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.datasets import HEADER_NAMES, DatasetRow
+from tasks.given import rows_of_texts, second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, all_alike, calibration_table, rates, rates_table, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.label_sets import LABEL_SET_METRICS, label_set_scores
@@ -35,6 +36,7 @@ metrics = LABEL_SET_METRICS
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+text_rows = rows_of_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def dataset(
     """Tokenise the examples; labels become a row of 0 and 1, zeros where the file does not tell."""
     encoded = encode_examples(
         [example.text_a for example in examples],
-        [example.text_b or "" for example in examples] if row.is_pair else None,
+        second_texts(row, examples),
         _matrix(row, examples).astype(np.int32),
         tokenizer,
         max_seq_length,
@@ -130,15 +132,25 @@ def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def lines(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> Iterator[str]:
     """Yield a JSON object a line: labels found, each one's probability, the true labels where known, and the texts."""
     for index, (probabilities, example) in enumerate(zip(answers, examples, strict=True)):
-        chances = {label: round(float(p), 4) for label, p in zip(row.labels, probabilities, strict=True)}
-        given = [label for label, p in zip(row.labels, probabilities, strict=True) if p >= row.threshold]
-        content: dict[str, Any] = {"index": index, "prediction": given, "probabilities": chances}
+        content: dict[str, Any] = {"index": index} | told(row, probabilities, example)
         if example.label is not None:
             content["label"] = list(example.label)
         content["text_a"] = example.text_a
         if example.text_b is not None:
             content["text_b"] = example.text_b
         yield json.dumps(content, ensure_ascii=False)
+
+
+def example_of(row: DatasetRow, given: Any) -> LabelledText:
+    """Return a text, or the two of a pair, as an example."""
+    return LabelledText(*text_or_pair(row, given), None)
+
+
+def told(row: DatasetRow, answer: np.ndarray, example: LabelledText) -> dict[str, Any]:
+    """Return the labels from the row's threshold on, and the probability of every label."""
+    chances = {label: round(float(p), 4) for label, p in zip(row.labels, answer, strict=True)}
+    given = [label for label, p in zip(row.labels, answer, strict=True) if p >= row.threshold]
+    return {"prediction": given, "probabilities": chances}
 
 
 def degenerate(row: DatasetRow, answers: Sequence[np.ndarray], examples: Sequence[LabelledText]) -> str:

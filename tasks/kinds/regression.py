@@ -14,6 +14,7 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from tasks.correlations import or_zero, pearson, spearman
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example
+from tasks.given import rows_of_texts, second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.texts import text_records
@@ -36,6 +37,7 @@ metrics = ("pearson", "spearman", "correlation")
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+text_rows = rows_of_texts
 _NUMBER = re.compile(r"[+-]?(\d{1,17}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,2})?")
 
 
@@ -73,7 +75,7 @@ def dataset(
     """Tokenise the examples; a label is its number, 0 where there is none."""
     encoded = encode_examples(
         [example.text_a for example in examples],
-        [example.text_b or "" for example in examples] if row.is_pair else None,
+        second_texts(row, examples),
         _labels(examples),
         tokenizer,
         max_seq_length,
@@ -111,13 +113,23 @@ def scores(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example
 def lines(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> Iterator[str]:
     """Yield a JSON object a line: the score that was found, the true one where it is known, and the texts."""
     for index, (score, example) in enumerate(zip(answers, examples, strict=True)):
-        content: dict[str, Any] = {"index": index, "score": round(score, 6)}
+        content: dict[str, Any] = {"index": index} | told(row, score, example)
         if example.label is not None:
             content["label"] = float(example.label)
         content["text_a"] = example.text_a
         if example.text_b is not None:
             content["text_b"] = example.text_b
         yield json.dumps(content, ensure_ascii=False)
+
+
+def example_of(row: DatasetRow, given: Any) -> Example:
+    """Return a text, or the two of a pair, as an example."""
+    return Example(*text_or_pair(row, given), None)
+
+
+def told(row: DatasetRow, answer: float, example: Example) -> dict[str, Any]:
+    """Return the score."""
+    return {"score": round(answer, 6)}
 
 
 def degenerate(row: DatasetRow, answers: Sequence[float], examples: Sequence[Example]) -> str:

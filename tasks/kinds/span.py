@@ -20,6 +20,7 @@ from absl.app import UsageError
 
 from data.windows import WindowedDataset, Windows, encode_windows
 from tasks.datasets import DatasetRow
+from tasks.given import columns_of
 from tasks.inspection import Inspection, Mark, MostWrong, Text, all_alike, cut, excerpt, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
@@ -47,6 +48,7 @@ flags = (
     "version_2_with_negative",
 )
 suffix = ".json"
+head = "span"
 UNKNOWN = -1
 MAX_ANSWER_TOKENS = 30
 
@@ -388,6 +390,32 @@ def scores(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Ques
 def lines(row: DatasetRow, answers: Sequence[Answered], examples: Sequence[Question]) -> Iterator[str]:
     """Yield one JSON object, as the scripts of SQuAD and CMRC read it and as CLUE takes it: id -> text."""
     yield _object({example.id: answer.text for answer, example in zip(answers, examples, strict=True)})
+
+
+def example_of(row: DatasetRow, given: Any) -> Question:
+    """Return a question on a text as an example."""
+    found = columns_of(row, given, ("question", "context"))
+    return Question("", found["question"], found["context"], None)
+
+
+def told(row: DatasetRow, answer: Answered, example: Question) -> dict[str, Any]:
+    """Return the answer, its characters in the context and its probability among the candidates; no answer is ""."""
+    found = next(each for each in answer.n_best if each["text"] == answer.text)
+    place = (found["begin"], found["end"]) if answer.text else (None, None)
+    probability = round(found["probability"], 6)
+    return {"answer": answer.text, "begin": place[0], "end": place[1], "probability": probability}
+
+
+def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:
+    """Return the row of a reader of answers that another program made."""
+    return DatasetRow(
+        name="span",
+        columns=("question", "context", "answers"),
+        metric="f1",
+        files={},
+        kind="span",
+        scoring=next(iter(SCORINGS)),
+    )
 
 
 def group(example: Question) -> str:

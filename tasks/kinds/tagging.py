@@ -23,6 +23,7 @@ from data.windows import Window, WindowedDataset, Windows, encode_windows, label
 from ground.words import did_you_mean
 from tasks.datasets import DatasetRow
 from tasks.entity_scores import ENTITY_METRICS, OUTSIDE, Entity, entities_of, entity_scores, tags_of
+from tasks.given import columns_of
 from tasks.inspection import Inspection, Mark, MostWrong, Text, excerpt, rates, rates_table, shown
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.readers import find_reader
@@ -44,6 +45,7 @@ metrics = ENTITY_METRICS
 new_heads = ("tagger/.*", "tagger_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
 flags = ("doc_stride",)
+head = "tagger"
 suffix = ".jsonl"
 _JOINED_BY = {"characters": "", "words": " "}
 # What other schemes call the beginning and the inside of an entity.
@@ -319,14 +321,40 @@ def lines(row: DatasetRow, answers: Sequence[Tagged], examples: Sequence[TaggedT
     `begin` is the first character of an entity in `text`, `end` the one behind its last.
     """
     for index, (answer, example) in enumerate(zip(answers, examples, strict=True)):
-        found = [
-            {**_shown(example, entity), "probability": round(chance, 4)}
-            for entity, chance in zip(answer.entities, answer.probabilities, strict=True)
-        ]
-        content: dict[str, Any] = {"index": index, "text": example.text, "entities": found}
+        content: dict[str, Any] = {"index": index, "text": example.text} | told(row, answer, example)
         if example.entities is not None:
             content["label"] = [_shown(example, entity) for entity in example.entities]
         yield json.dumps(content, ensure_ascii=False)
+
+
+def example_of(row: DatasetRow, given: Any) -> TaggedText:
+    """Return a text as an example: of the row's units, characters or words between spaces."""
+    text = columns_of(row, given, ("text_a",))["text_a"]
+    return TaggedText(*_text(text if row.units == "characters" else text.split(" "), _JOINED_BY[row.units]), None)
+
+
+def told(row: DatasetRow, answer: Tagged, example: TaggedText) -> dict[str, Any]:
+    """Return the entities with their characters: `begin` is the first, `end` the one behind the last."""
+    pairs = zip(answer.entities, answer.probabilities, strict=True)
+    return {"entities": [{**_shown(example, entity), "probability": round(chance, 4)} for entity, chance in pairs]}
+
+
+def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:
+    """Return the row of a tagger that another program made; raises `UsageError` where its classes are no tags."""
+    types = tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE))
+    if not labels or {*tag_names(types)} != {*labels} or len(labels) != count:
+        raise UsageError(
+            f"the {count} classes of the tagger are {', '.join(labels[:4]) or 'without names'}: expected O, B-TYPE, "
+            "I-TYPE ..., as id2label of its config.json"
+        )
+    return DatasetRow(
+        name="tagger",
+        columns=("text_a", "label"),
+        metric="f1",
+        files={},
+        kind="tagging",
+        labels=types,
+    )
 
 
 def _shown(example: TaggedText, entity: Entity) -> dict[str, Any]:

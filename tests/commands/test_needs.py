@@ -35,6 +35,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
         }.items()
     },
     ("augment_examples", "top_k"): {"pick": "best"},
+    ("predict", "input_format"): {"text": "x"},
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
     ("run_pretraining", "masked_lm_until"): {"objective": "masked_lm"},
     **{("inspect_records", n): {"action": "repair"} for n in ("vocab_file", "spm_model_file")},

@@ -14,6 +14,7 @@ from tests.hostile.case import Base
 CONFIG = "in/shared.json"
 TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
 OTHER_TEXT = "in/text.gb18030"
+ASKED = "in/asked.tsv"
 NUMBERED = ("in/pieces.txt", "in/pieces.model")
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
@@ -176,6 +177,15 @@ BASES: Mapping[str, Base] = {
             allow_any_start="true",
             pseudo_length_ratio="0.5",
         ),
+        _pretrain(
+            "pretrain_across_and_beside_pseudo",
+            ("in/halves", "in/pseudo", "in/across.json"),
+            input_file="in/halves/*.tfrecord,in/pseudo/*.tfrecord",
+            bert_config_file="in/across.json",
+            objective="camlm:0.5,btmlm:0.5",
+            camlm_positions="restarted",
+            do_eval="false",
+        ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
             "pretrain_resumed",
@@ -213,6 +223,18 @@ BASES: Mapping[str, Base] = {
             "classify_table", ("in/table", *_PAIRS[1:]), task_name="csv", data_dir="in/table", text_column="other"
         ),
         _classify(
+            "classify_asked",
+            (*_PAIRS, "in/tasks.toml"),
+            task_name="asked",
+            task_file="in/tasks.toml",
+            method="pet",
+            pattern="{text_a}[SEP][P1=a][MASK]{text_b}",
+            verbalizer="0=a,1=b|c d",
+            auxiliary_weight="0.1",
+            do_predict="true",
+        ),
+        _classify("classify_contrast", _PAIRS, method="cp_tuning", do_predict="true"),
+        _classify(
             "classify_resumed",
             (*_PAIRS, "in/tuned"),
             ("in/tuned/",),
@@ -243,6 +265,15 @@ BASES: Mapping[str, Base] = {
             ("out/",),
             ("data_dir", "task_file", *_MODEL),
             ("output_dir",),
+        ),
+        Base(
+            "ask",
+            "predict",
+            {"model": "in/tuned", "input_file": ASKED, "output_file": "out/answers.jsonl"},
+            ("in/tuned", ASKED),
+            ("out/",),
+            ("model", "input_file", "vocab_file"),
+            ("output_file",),
         ),
         Base(
             "plan",
@@ -307,11 +338,13 @@ def make_seeds(folder: Path) -> None:
     for name in _SIDES:
         shutil.copy(world.SAMPLES / "parallel" / Path(name).with_stem("train").name, folder / name)
     _json_pairs(inside)
+    lines = (inside / "pairs/test.txt").read_text(encoding="utf-8").splitlines()
+    (folder / ASKED).write_text("".join(f"{line.rpartition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
     _other_encoding(inside)
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
-    for name in ("predict", "inspect_stats_records", "convert_from_bin", "plan"):
+    for name in ("predict", "ask", "inspect_stats_records", "convert_from_bin", "plan"):
         _expect_zero(answer(BASES[name].verb, BASES[name].flags, folder))
     shutil.rmtree(folder / "out")
 

@@ -40,6 +40,8 @@ TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
 MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
 PARTNERS = {"task_name": "tatoeba", "data_dir": "{world}/translations", "do_predict": "false"}
 FOUND = {f"files/out/{name}": DIFFERENT for name in ("eval_results", "dev_predictions", "dev_report")}
+ASKED = {"task_name": "asked", "task_file": "{world}/tasks.toml"}
+PET = {**ASKED, "method": "pet"}
 LANGUAGES = {"task_name": "xnli", "data_dir": "{world}/languages", "task_type": "cross-lingual-transfer"}
 
 ROWS = (
@@ -306,6 +308,26 @@ ROWS = (
             f"{MULTIPLIER}/backbone/encoder/attention_1": 0.5,
             f"{MULTIPLIER}/backbone/encoder/attention_0": 0.25,
         },
+    ),
+    Row("method", "pet", dict.fromkeys(("task", "training", "optimizer", "predicted", RUN_FILE), DIFFERENT), ASKED),
+    Row(
+        "pattern",
+        "{text_a} b [MASK] {text_b}",
+        {
+            "training": DIFFERENT,
+            "predicted": DIFFERENT,
+            f"{RUN_FILE}/row/pattern": "{text_a} b [MASK] {text_b}",
+        },
+        PET,
+    ),
+    Row("verbalizer", "0=c,1=d", {"task/prompt/words": DIFFERENT, f"{RUN_FILE}/row": DIFFERENT}, PET),
+    Row("auxiliary_weight", "0.5", {"task/loss_weights": DIFFERENT, "task/loss_weights/auxiliary": 0.5}, PET),
+    Row("auxiliary_rate", "0.5", {"training": DIFFERENT}, PET),
+    Row(
+        "prompt_encoder",
+        "none",
+        {"task/prompt_encoder": "none", "optimizer": DIFFERENT},
+        {**ASKED, "method": "p_tuning"},
     ),
     Row("freeze", "embeddings", {"optimizer/frozen": EMBEDDINGS}),
     Row("freeze_layers", "1", {"optimizer/frozen": LOWEST}),

@@ -14,7 +14,7 @@ from kind_files import CONFIG
 from modeling import Computation, Config
 from modeling.losses import cross_entropy
 from tasks.choice import ChoiceTask
-from tasks.matching import MatchingTask, in_batch
+from tasks.matching import MatchingTask, alike, in_batch
 from tasks.multilabel import MultilabelTask
 from tasks.regression import RegressionTask
 from tasks.regularization import Adversarial, RDrop
@@ -193,8 +193,25 @@ def test_in_batch_loss_is_numpys_and_symmetric():
     # Rows that fill up are nobody's negatives, and the order of the pairs does not matter.
     assert terms(task, model, rows(PAIRS, [2, 0, 1]))["in_batch"] == pytest.approx(losses["in_batch"], rel=1e-5)
     eye = keras.ops.eye(2)
-    (total, count) = in_batch(eye, eye, keras.ops.ones(2), 0.5)[0]["in_batch"]
+    nobody = keras.ops.zeros((2, 2), "bool")
+    (total, count) = in_batch(eye, eye, keras.ops.ones(2), 0.5, nobody)[0]["in_batch"]
     assert float(total) / float(count) == pytest.approx(np.log1p(np.exp(-2)), rel=1e-5)
+
+
+def test_a_text_that_matches_too_is_no_negative():
+    task = MatchingTask(SHAPE, temperature=0.2, classifier_dropout=0.0, computation=COMPUTATION)
+    model = task.build_model()
+    batch = {name: x.copy() for name, x in PAIRS.items()}
+    for name in ("input_ids", "input_mask", "segment_ids"):
+        batch[name][2, 1] = batch[name][0, 1]
+    found = predicted(task, model, batch)
+    scores = np.exp(found["embedding_a"][:3].astype(float) @ found["embedding_b"][:3].T.astype(float) / 0.2)
+    counted = scores * [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    losses = [np.log(counted.sum(axis=axis)) - np.log(np.diag(scores)) for axis in (0, 1)]
+    assert terms(task, model, batch)["in_batch"] == pytest.approx(np.mean(losses), rel=1e-5)
+    ids = np.array([[[1, 2], [3, 4]], [[1, 2], [5, 6]], [[7, 8], [5, 6]], [[5, 6], [1, 2]]])
+    expected = np.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(alike(keras.ops.convert_to_tensor(ids))), expected)
 
 
 def test_graded_pairs_learn_the_scaled_score():

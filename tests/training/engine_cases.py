@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +102,17 @@ def outcome(engine: Engine, results: list[dict[str, float]]) -> Outcome:
     return engine.state() | steps
 
 
-def eight_steps(names: Iterable[str] = OPTIMIZERS) -> Outcome:
-    """Every optimizer from the same weights on the same batches, with averaging; one in micro-batches too."""
+def eight_steps() -> Outcome:
+    """Every optimizer from the same weights on the same batches, with averaging; two on a model of this project too.
+
+    One of these cuts its batches into micro-batches as well.
+    """
     found = {}
-    for name, micro_batches in [*((name, 1) for name in names), ("lamb", 2)]:
+    for name in OPTIMIZERS:
+        engine = make_engine(ToyTask(), name, ema_decay=0.9)
+        results = engine.train(toy_batches(0, 8))
+        found |= {f"{name}/toy/{key}": x for key, x in outcome(engine, results).items()}
+    for name, micro_batches in (("adamw", 1), ("lamb", 1), ("lamb", 2)):
         engine = make_engine(name=name, micro_batches=micro_batches, ema_decay=0.9)
         results = engine.train(pretraining_batches(0, 8))
         results.append(engine.evaluate(pretraining_batches(90, 91, 6)))

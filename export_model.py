@@ -1,0 +1,97 @@
+"""Write a trained model for other programs, a SavedModel or ONNX, once its answers are the model's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from absl.app import UsageError
+
+from commands.asked_lines import FORMATS as LINE_FORMATS
+from commands.asked_lines import FORMATS_HELP, asked_lines
+from commands.flags import Group, flag, run
+from commands.needs import Need, check_needs
+
+FORMATS = ("saved_model", "saved_model_text", "onnx")
+MOST_INPUTS = 64
+"""Of a file so many are asked; more would say nothing new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a trained model for other programs, a SavedModel or ONNX, once its answers are the model's."""
+
+    _data: ClassVar = Group.DATA
+    model: str = flag(
+        help="a run's output folder, its best/, a conversion, a transformers folder, a TF 1 prefix, a file of weights; "
+        "an archive of one, or its http(s) address, works too"
+    )
+    output: str = flag(help="folder to write, which may hold nothing but a former export")
+    format: str = flag(
+        "saved_model",
+        help="what to write: a SavedModel on ids, one on strings with the tokenizer inside, or ONNX on ids",
+        choices=FORMATS,
+        essential=True,
+    )
+    int8: bool = flag(
+        False, help="with ONNX, also write the weights in 8 bits, by dynamic quantisation", essential=True
+    )
+    input_file: str | None = flag(
+        None, help="inputs that it is asked for the comparison, a line each; by default texts of our own"
+    )
+    input_format: str = flag("auto", help=FORMATS_HELP, choices=LINE_FORMATS)
+    vocab_file: str | None = flag(
+        None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the weights"
+    )
+
+
+NEEDS = (
+    Need(("int8",), "--format=onnx", lambda o: o.format == "onnx"),
+    Need(("input_format",), "--input_file", lambda o: o.input_file),
+)
+
+
+def main(options: Options) -> None:
+    """Load, write, ask in a bare process, compare; print a table of sizes and times."""
+    check_needs(options, NEEDS)
+    from commands.session import check_files
+    from ground.outputs import Target, check_outputs
+
+    check_files(options, ["vocab_file", "input_file"])
+    if os.environ.get("KERAS_BACKEND") != "tensorflow":
+        raise UsageError(f"KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}: exports are made on tensorflow; unset it")
+    from commands.startup import import_tensorflow
+
+    import_tensorflow()
+    from serving.exporting import NAME, is_export
+    from serving.formats import export
+    from serving.loading import load
+
+    proof = f"its {NAME} does not list what it holds"
+    reads = {name: [getattr(options, name.strip("-"))] for name in ("--model", "--input_file", "--vocab_file")}
+    check_outputs(reads, [Target(Path(options.output), "--output", is_export, proof, folder=True)])
+    given = asked_lines(options.input_file, options.input_format) if options.input_file else ()
+    inputs = [each for (_, _, each), _ in zip(given, range(MOST_INPUTS), strict=False)]
+    loaded = load(options.model, vocab_file=options.vocab_file, dtype="float32")
+    show(options.output, export(loaded, Path(options.output), options.format, inputs, int8=options.int8))
+
+
+def show(output: str, written: list) -> None:
+    """Print what was written: how large it is, how long it takes for its inputs, and how near its answers are."""
+    from ground.tables import print_table
+
+    rows = []
+    for each in written:
+        for (count, length), seconds in zip(each.rows, each.seconds, strict=True):
+            shape = f"{count} x {length}" if length else f"{count}"
+            agreeing = "-" if each.agreeing is None else f"{each.agreeing:.1%}"
+            size = f"{each.num_bytes / 2**20:,.1f}"
+            rows.append([each.name, size, shape, f"{1000 * seconds:,.1f}", f"{each.difference:.0e}", agreeing])
+    title = f"written to {output}, loaded and asked by a bare process; its answers beside the model's:"
+    print_table(title, ["file", "MiB", "texts (x tokens)", "ms", "largest difference", "same answer"], rows)
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,320 @@
+"""Any trained model, opened and asked: `load` finds out what lies at a path or an address, `Loaded` answers.
+
+    model = serving.load("my_lcqmc_model")
+    model.predict(("天气怎么样", "今天天气好吗"))    # {"prediction": "1", "confidence": 0.98, ...}
+    model.embed(["天气怎么样"])                      # float32 [1, D]
+
+What lies there: a run folder of any training verb, its `best/` or a step, a conversion, a folder of transformers or of
+PaddleNLP, a TF 1 prefix, a file of weights, an archive of one of them or its address. What is asked of a model is its
+kind's (`tasks/kinds/`); a pretrained model without a task fills masks and embeds (`tasks/pretrained.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl.app import UsageError
+
+from conversion.beside import find_vocabulary, is_lowered, labels_of
+from conversion.class_order import in_order_of
+from conversion.loading import load_into, model_for
+from conversion.readers import Checkpoint, read_checkpoint
+from ground.documents import read_json
+from ground.words import did_you_mean
+from serving.programs import Programs
+from tasks import pretrained
+from tasks.kinds import KINDS, HeadOptions, find_kind, in_order, settings_of
+from tasks.run_file import NAME, RunFile
+
+if TYPE_CHECKING:
+    import keras
+
+    from data.tokenizers import Tokenizer
+    from modeling.config import Config
+    from tasks.datasets import DatasetRow
+
+BATCH_SIZE = 32
+LENGTHS = (16, 32, 64, 128, 256, 384, 512)
+"""What batches are padded to, beside the model's greatest length: each is a program for every number of rows."""
+MAX_SEQ_LENGTH = 512
+"""Tokens to which input is cut where no run says how many, specials counted."""
+PRETRAINED = "pretrained"
+_GIVE_VOCABULARY = "give vocab_file, the vocabulary or SentencePiece model that it was trained with"
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A trained model with all that it takes to ask it.
+
+    Attributes:
+        kind: a key of `tasks.kinds.KINDS`, or "pretrained".
+        labels: names of the classes in the order of the outputs; types of entities for a tagger; empty for none.
+        tokenizer: of the texts.
+        model: the Keras model, called on features.
+        config: of the model.
+        row: what its run knew of the task; None for a pretrained model.
+        max_seq_length: tokens to which input is cut, specials counted.
+        checkpoint: what the weights were read from.
+        task: the device half of the kind, whose `predictions` the model is asked.
+        host: its host half, the module.
+        settings: what decides answers beside the weights.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    model: keras.Model
+    config: Config
+    row: DatasetRow | None
+    max_seq_length: int
+    checkpoint: Checkpoint
+    task: Any
+    host: Any
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._programs = Programs(self.task.predictions, self.model)
+        self._reading = Programs(pretrained.Reader().predictions, self.model)
+        self._predictors: dict[int, Callable[[Any], list[Any]]] = {}
+
+    def predict(self, inputs: Any, batch_size: int = BATCH_SIZE) -> Any:
+        """Return a dictionary that JSON can hold for each input, in their order; for one input the dictionary alone.
+
+        One input is a text, a tuple of texts such as a pair, or a dictionary where a kind reads more, as {"question",
+        "context"} or {"context", "question", "choices"}; a list is of several. Inputs are sorted by length, since the
+        longest of a batch decides what it is padded to, out of few lengths.
+
+        Args:
+            inputs: one of them, or a list.
+            batch_size: texts of full length side by side; of short ones there are more.
+
+        Raises:
+            UsageError: an input is none of the kind's; the message has its number where there are several.
+        """
+        if not isinstance(inputs, list):
+            return self.answers([self.example(inputs)], batch_size)[0]
+        examples = []
+        for number, given in enumerate(inputs):
+            try:
+                examples.append(self.example(given))
+            except UsageError as error:
+                raise UsageError(f"input {number}: {error}") from None
+        return self.answers(examples, batch_size)
+
+    def example(self, given: Any) -> Any:
+        """Return one input as an example of the kind; raises `UsageError`."""
+        return self.host.example_of(self.row, given)
+
+    def answers(self, examples: Sequence[Any], batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
+        """Return the answer to each example that `example` made, as a dictionary that JSON can hold."""
+        if not examples:
+            return []
+        rows = _rows(len(examples), batch_size)
+        dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
+        if make := getattr(self.host, "predictor", None):
+            if batch_size not in self._predictors:
+                self._predictors[batch_size] = make(
+                    self.model,
+                    self.tokenizer,
+                    max_seq_length=self.max_seq_length,
+                    batch_size=batch_size,
+                    **self.settings,
+                )
+            predictions = self._predictors[batch_size](dataset)
+        else:
+            predictions = _predicted(self._programs, dataset, rows)
+        found = self.host.answers(self.row, predictions, examples, **self.settings)
+        return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
+
+    def batches(self, examples: Sequence[Any], rows: int) -> list[dict[str, np.ndarray]]:
+        """Return the features of examples in batches of `rows` examples of full length, short ones first."""
+        dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
+        return list(dataset.evaluation_batches(rows))
+
+    def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what the task says of one batch of features, by the names of an export's outputs."""
+        return next(self._programs.predict([batch]))
+
+    def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].
+
+        A model of the kind "matching" was trained for vectors, which `predict` gives of single texts.
+
+        Raises:
+            UsageError: something is no text.
+        """
+        examples = [pretrained.example_of(None, text) for text in texts]
+        if not examples:
+            return np.zeros((0, self.config.hidden_size), np.float32)
+        rows = _rows(len(examples), batch_size)
+        dataset = self._dataset(pretrained, None, examples, rows, {})
+        return np.stack([each["embedding"] for each in _predicted(self._reading, dataset, rows)])
+
+    def _dataset(self, host: Any, row: DatasetRow | None, examples: Sequence[Any], rows: int, settings: Any) -> Any:
+        dataset = host.dataset(
+            row,
+            examples,
+            self.tokenizer,
+            max_seq_length=self.max_seq_length,
+            batch_size=rows,
+            seed=0,
+            **{name: value for name, value in settings.items() if name in getattr(host, "flags", ())},
+        )
+        dataset.lengths = (*(length for length in LENGTHS if length < self.max_seq_length), self.max_seq_length)
+        return dataset
+
+
+def _rows(count: int, batch_size: int) -> int:
+    """Return the rows of a batch: no more than there are examples, up to the next power of two."""
+    return min(batch_size, 1 << (count - 1).bit_length())
+
+
+def _predicted(programs: Programs, dataset: Any, rows: int) -> list[Any]:
+    found = in_order(dataset, programs.predict(dataset.evaluation_batches(rows)))
+    facts = getattr(dataset, "facts", None)
+    return [{**each, **facts(number)} for number, each in enumerate(found)] if facts else found
+
+
+def load(
+    source: str | Path, *, vocab_file: str | Path | None = None, dtype: str | None = None, **settings: Any
+) -> Loaded:
+    """Open what lies at a path or an address; the backend is the one that Keras has.
+
+    Args:
+        source: a run folder of any training verb, its `best/`, a conversion, a folder of transformers, a TF 1 prefix, a
+            file of weights; or an archive of one of them, or its http(s) address, which is kept in the cache.
+        vocab_file: WordPiece vocabulary or SentencePiece model, where none lies beside the weights.
+        dtype: Keras policy of the model; by default the run's own, else float32.
+        **settings: what decides answers beside the weights, by the names of the verb's flags, in the place of the
+            run's: `num_beams`, `doc_stride`, `n_best_size` ...; for masks `mask_tokens`.
+
+    Raises:
+        UsageError: it is no model, lacks its config or its tokenizer, or a setting is unknown.
+        OSError: a file cannot be read.
+    """
+    checkpoint = read_checkpoint(source, prefer_best=True)
+    content = _run_of(checkpoint)
+    if content is not None:
+        checkpoint = read_checkpoint(checkpoint.path, config=content.config)
+    config = checkpoint.config
+    if config is None:
+        raise UsageError(f"no config lies beside the weights of {source}: put the config.json of the model there")
+    row = content.row if content is not None else _foreign_row(checkpoint)
+    computation = {**(content.computation if content is not None else {}), **({"dtype": dtype} if dtype else {})}
+    host: Any = pretrained if row is None else _host_of(row)
+    settings = _checked_settings(host, settings)
+    if row is None:
+        # Of a decoder there is nothing to ask before it is fine-tuned, but its states are part of the model.
+        task, model = (
+            pretrained.Reader(settings.get("mask_tokens") or pretrained.TOP),
+            model_for(config, checkpoint.tensors),
+        )
+        load_into(model, checkpoint)
+    else:
+        kind: Any = find_kind(row.kind)
+        task = kind.task(row, config, _computation(computation), HeadOptions())
+        if content is None:
+            checkpoint, _ = in_order_of(checkpoint, row.labels)
+        model = task.build_model()
+        load_into(model, checkpoint, allow_unexpected=kind.unused_heads)
+    return Loaded(
+        PRETRAINED if row is None else row.kind,
+        () if row is None else row.labels,
+        _tokenizer(checkpoint, content, vocab_file),
+        model,
+        config,
+        row,
+        _max_seq_length(config, content),
+        checkpoint,
+        task,
+        host,
+        {**_settings_of_run(checkpoint, host), **settings},
+    )
+
+
+def _computation(values: Mapping[str, Any]) -> Any:
+    from modeling.computation import Computation
+
+    return Computation(**values)
+
+
+def _run_of(checkpoint: Checkpoint) -> RunFile | None:
+    """Return what the run says that wrote a checkpoint; None where none did."""
+    folders = checkpoint.folders if checkpoint.source_format == "ours" else []
+    folder = next((folder for folder in folders if (folder / NAME).is_file()), None)
+    return None if folder is None else RunFile.read(folder)
+
+
+def _host_of(row: DatasetRow) -> Any:
+    """Return the module of a row's kind, or of the kind that answers in its place."""
+    kind = find_kind(row.kind)
+    return find_kind(getattr(kind, "served_as", row.kind))
+
+
+def _foreign_row(checkpoint: Checkpoint) -> DatasetRow | None:
+    """Return the row of a checkpoint that no run wrote, by the head that it has; None for one without a task."""
+    for name in KINDS:
+        kind: Any = find_kind(name)
+        head = getattr(kind, "head", "")
+        sizes = [
+            value.shape[-1] for tensor, value in checkpoint.tensors.items() if head and tensor.startswith(f"{head}/")
+        ]
+        if sizes:
+            return kind.foreign_row(labels_of(checkpoint), sizes[0])
+    return None
+
+
+def _settings_of_run(checkpoint: Checkpoint, host: Any) -> dict[str, Any]:
+    """Return the values of the run's flags that decide answers."""
+    paths = [folder / "config.json" for folder in checkpoint.folders if (folder / NAME).is_file()]
+    if not paths or not paths[0].is_file():
+        return {}
+    flags = read_json(paths[0], dict[str, Any], what="a config.json", fix="restore it, or delete it")
+    return {name: flags[name] for name in settings_of(host) if name in flags}
+
+
+def _checked_settings(host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings; raises `UsageError` for one that the kind does not know."""
+    known = settings_of(host)
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; expected some of {', '.join(known) or 'none'}"
+            raise UsageError(f"unknown setting {name!r}{hint}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _max_seq_length(config: Config, content: RunFile | None) -> int:
+    run = content.tokenizer if content is not None and content.tokenizer.file else None
+    return min(run.max_seq_length if run else MAX_SEQ_LENGTH, config.max_sequence_length)
+
+
+def _tokenizer(checkpoint: Checkpoint, content: RunFile | None, given: str | Path | None) -> Tokenizer:
+    """Return the tokenizer of the run, the given one, or the one that lies beside the weights; raises `UsageError`."""
+    from data.tokenizers import load_tokenizer
+
+    folder = next((folder for folder in checkpoint.folders if (folder / NAME).is_file()), checkpoint.folder)
+    if content is not None and content.tokenizer.file and given is None:
+        return content.tokenizer.load(folder)
+    found = find_vocabulary(checkpoint, None if given is None else str(given))
+    if not found:
+        raise UsageError(f"no vocabulary lies beside the weights in {checkpoint.folder}: {_GIVE_VOCABULARY}")
+    file = found[0]
+    # The vocabulary may be the content of a tokenizer.json, of which there is no file.
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / file.name, *([Path(scratch) / "ids.txt"] if file.ids else [])]
+        for path, each in zip(paths, itertools.chain([file], [file.ids] if file.ids else []), strict=True):
+            path.write_bytes(each.content)
+        named: dict[str, Any] = {"vocab_file" if file.name.endswith(".txt") else "spm_model_file": paths[0]}
+        if file.ids:
+            named = {"spm_model_file": paths[0], "vocab_file": paths[1], "segmentation": file.segmentation or None}
+        lowered = content.tokenizer.do_lower_case if content is not None else is_lowered(checkpoint)
+        tokenizer = load_tokenizer(**named, do_lower_case=lowered)
+    if tokenizer.vocab_size > (size := checkpoint.config.padded_vocab_size if checkpoint.config else 0):
+        raise UsageError(f"{file.path} has {tokenizer.vocab_size:,} tokens, the model {size:,}: {_GIVE_VOCABULARY}")
+    return tokenizer
