@@ -61,6 +61,12 @@ class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOp
         None, help="what the files call the column of the second text", group=Group.DATA
     )
     label_column: str | None = flag(None, help="what the files call the column of the label", group=Group.DATA)
+    domain_column: str | None = flag(
+        None,
+        help="what the training file calls the column of a text's domain: the model is MetaKD's teacher of several "
+        "domains or, with --teacher, its student",
+        group=Group.EXAMPLES,
+    )
     task_type: str | None = flag(
         None,
         help="how a task in several languages, as xnli, is trained: on the source language alone, or on the files of "
@@ -143,7 +149,7 @@ NEEDS = (
     *fine_tuning.NEEDS,
     *prompting.NEEDS,
     Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
-    Need(("overwrite_output_dir",), "--do_train", lambda o: o.do_train),
+    Need(("overwrite_output_dir", "domain_column"), "--do_train", lambda o: o.do_train),
 )
 
 

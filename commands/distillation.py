@@ -18,6 +18,7 @@ from absl.app import UsageError
 from commands.flags import Group, flag
 from commands.needs import Need, check_needs
 from commands.options import TrainingOptions
+from ground.words import few_names
 
 if TYPE_CHECKING:
     import keras
@@ -66,6 +67,12 @@ class DistillationOptions(TrainingOptions):
         "runs; a step then costs no pass of the teacher",
         group=Group.DEVICES,
     )
+    domain_weight: float = flag(
+        0.5,
+        help="of the loss by which a teacher of several domains forgets which one a text is of",
+        minimum=0,
+        group=Group.TECHNIQUES,
+    )
     layer_map: tuple[str, ...] = flag(
         (),
         help="layers that are compared, STUDENT:TEACHER, as 0:0,2:6,4:12, where 0 is the embeddings; by default each "
@@ -87,6 +94,11 @@ NEEDS = (
         lambda o: o.teacher,
     ),
     Need(
+        ("domain_weight",),
+        "--domain_column, and --teacher left out",
+        lambda o: o.domain_column and not o.teacher,
+    ),
+    Need(
         ("layer_map",),
         "--hidden_distillation_weight or --attention_distillation_weight",
         lambda o: o.hidden_distillation_weight or o.attention_distillation_weight,
@@ -97,6 +109,11 @@ NEEDS = (
 def teaching_of(options: Any) -> Teaching:
     """Return what is learnt from a teacher; raises `UsageError` for flags that would do nothing, or no such folder."""
     check_needs(options, NEEDS)
+    if options.domain_column and not options.init_checkpoint:
+        raise UsageError(
+            f"--domain_column={options.domain_column}: how typical a text is of its domain is measured with a "
+            "pretrained model; give --init_checkpoint"
+        )
     if options.teacher is None:
         return Teaching(None)
     if not Path(options.teacher).exists():
@@ -149,16 +166,24 @@ class Teaching:
 
     def __init__(self, folder: str | None):
         self._folder, self._teacher, self._scores = folder, None, None
+        self._domains: list[str] = []
+        self._facts: Any = None
 
     def open(self, session: Session, options: Any, splits: Splits) -> None:
-        """Open the teacher; raises `UsageError` where it does not fit the task, the tokenizer or the lengths."""
+        """Open the teacher, and find the domains; raises `UsageError` where something does not fit the task."""
+        if options.domain_column:
+            self._domains = domains_of(options, splits)
         if self._folder is not None and self._teacher is None:
             self._teacher = opened(self._folder, session, options, splits)
 
     def around(self, options: Any) -> list[Callable[[Any], Any]]:
         """Return what makes of a task one that learns from the teacher."""
         if self._teacher is None:
-            return []
+            if not self._domains:
+                return []
+            from tasks.meta_distillation import MetaTeaching
+
+            return [MetaTeaching(len(self._domains), options.domain_weight)]
         from tasks.distillation import Distillation
 
         return [
@@ -174,9 +199,29 @@ class Teaching:
         ]
 
     def before_training(self, session: Session, options: Any, splits: Splits) -> dict[str, str]:
-        """With --cached_teacher let the batches of training bring its scores; return what is to be said of that."""
-        if self._teacher is None or not options.cached_teacher:
-            return {}
+        """Let the batches of training bring what flags ask for; return what is to be said of that.
+
+        With --cached_teacher they bring the teacher's scores, with --domain_column how typical their texts are.
+        """
+        facts = self._with_domains(session, options, splits) if self._domains else {}
+        return facts | (self._with_scores(session, options, splits) if options.cached_teacher else {})
+
+    def _with_domains(self, session: Session, options: Any, splits: Splits) -> dict[str, str]:
+        from tasks.meta_distillation import DomainDataset, facts_of
+
+        training, examples = splits.datasets["train"], splits.examples["train"]
+        if self._facts is None:
+            domains = [self._domains.index(example.domain) for example in examples]
+            classes = [splits.row.labels.index(example.label) for example in examples]
+            predict = partial(_vectors, session, options)
+            self._facts = facts_of(training, domains, classes, predict, options.eval_batch_size)
+        splits.datasets["train"] = DomainDataset(training, self._facts, teaches=self._teacher is None)
+        typical = [each for each, _ in self._facts.values()]
+        told = f"{len(self._domains)} ({few_names(self._domains)}), typicality {min(typical):.2f} to {max(typical):.2f}"
+        return {"domains": told}
+
+    def _with_scores(self, session: Session, options: Any, splits: Splits) -> dict[str, str]:
+        assert self._teacher
         import tasks.taught
 
         training, left = splits.datasets["train"], None
@@ -187,6 +232,27 @@ class Teaching:
         splits.datasets["train"] = tasks.taught.TaughtDataset(training, self._scores)
         known = "" if left is None else f", of {left:,} from the cache"
         return {"teacher": f"scores of {len(self._scores):,} examples{known}"}
+
+
+def domains_of(options: Any, splits: Splits) -> list[str]:
+    """Return the domains of the training examples; raises `UsageError` where one has none, or all have one."""
+    examples = splits.examples["train"]
+    where = f"--domain_column={options.domain_column}"
+    if splits.row.plug_in or splits.row.by_language or splits.row.kind != "classification":
+        raise UsageError(
+            f"{where}: {splits.row.name} is no classification of texts of one language; leave it out, or --method and "
+            "--plug_in"
+        )
+    lacking = sum(not example.domain for example in examples)
+    if lacking:
+        raise UsageError(
+            f"{where}: {lacking:,} of {len(examples):,} training examples have no such column; name a column of the "
+            "header line, or a key of JSON lines"
+        )
+    found = sorted({example.domain for example in examples})
+    if len(found) < 2 and not options.teacher:
+        raise UsageError(f"{where}: all training examples are of {found[0]!r}; a teacher of domains needs two or more")
+    return found
 
 
 def key_of(teacher: OpenTeacher, session: Session) -> str:
@@ -203,7 +269,7 @@ def key_of(teacher: OpenTeacher, session: Session) -> str:
     parts["task"] = f"{type(teacher.task).__name__} {sorted(told.items())}".encode()
     parts["where"] = f"{keras.config.backend()} {session.options.precision}".encode()
     for name, value in teacher.checkpoint.tensors.items():
-        parts[f"weights {name} {tuple(value.shape)}"] = hashlib.sha256(np.ascontiguousarray(value)).digest()
+        parts[f"weights {name} {tuple(value.shape)}"] = hashlib.sha256(np.asarray(value).tobytes()).digest()
     return teacher_scores.key_of(parts)
 
 
@@ -214,6 +280,17 @@ def _predicted(
     from tasks.taught import ScoringTask
 
     yield from session.devices.predictor(ScoringTask(teacher), options, options.eval_batch_size).predict(batches)
+
+
+def _vectors(session: Session, options: Any, batches: Iterable[Batch]) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the vectors of texts of batches by the weights that training starts from."""
+    from commands.weights import initialize
+    from tasks.meta_distillation import VectorTask
+
+    task = VectorTask(session.config, session.computation())
+    engine = session.devices.predictor(task, options, options.eval_batch_size)
+    initialize(engine.model, session.config, options.init_checkpoint, allow_unexpected=(".*",))
+    yield from engine.predict(batches)
 
 
 def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenTeacher:
@@ -241,6 +318,8 @@ def opened(folder: str, session: Session, options: Any, splits: Splits) -> OpenT
     _check_layers(options, session.config, config, splits.row)
     checkpoint, told = in_order_of(checkpoint, splits.row.labels, splits.row.label_names)
     task = kind.task(row, config, session.computation(), HeadOptions(dropout=0.0))
+    if not hasattr(task, "decisions"):
+        raise UsageError(f"{where}: a task of the kind {splits.row.kind} learns from no teacher; leave it out")
     shapes = variable_shapes(task.build_model)
     try:
         beginning = FAMILIES[config.family].begins(shapes, checkpoint.tensors)
@@ -302,7 +381,6 @@ def _row_of(checkpoint: Checkpoint, where: str, ours: DatasetRow) -> DatasetRow:
 def _check_labels(checkpoint: Checkpoint, where: str, row: DatasetRow) -> None:
     """Raise `UsageError` unless the teacher's labels are the task's, in any order, or nothing tells them."""
     from conversion.beside import class_names, labels_of
-    from ground.words import few_names
 
     theirs, ours = labels_of(checkpoint), class_names(checkpoint, row.labels)
     if not theirs or not ours:

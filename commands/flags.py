@@ -432,14 +432,15 @@ def _overview(specs: Mapping[str, _Flag], groups: Mapping[Group, Sequence[str]])
     for title, part in zip(("required", "what most runs need"), shown, strict=True):
         lines += ["", f"{title}:"] if part else []
         lines += [f"  {heads[spec.name]:<{column}}  {_short(spec, _WIDTH - column - 4)}" for spec in part]
-    lines += ["", "all others; --help=GROUP or --help=FLAG explains them, --help=all every flag:"]
+    explained = "--help=GROUP or --help=FLAG explains them, --help=all every flag"
+    lines += ["", f"all others; {explained}, --{_CONFIG}=FILE reads them from JSON:"]
     width = max(len(group.word) for group in groups)
     for group, names in groups.items():
         rest = " ".join(name for name in names if _rank(specs[name]) == 2)
         indent = " " * (width + 4)
         text = f"{group.value}: {rest}" if rest else group.value
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {group.word:<{width}}  ", subsequent_indent=indent)
-    return [*lines, f"  --{_CONFIG}=FILE reads flags from a JSON file, as a run writes it beside its output"]
+    return lines
 
 
 def _head(spec: _Flag) -> str:

@@ -96,6 +96,7 @@ BOUNDS: dict[str, Bounds] = {
     "r_drop_weight": Bounds(0, 1e6, _WEIGHT),
     "distillation_weight": _SHARE,
     "distillation_temperature": Bounds(1, 100, "all labels are alike to a teacher that is divided by more"),
+    "domain_weight": Bounds(0, 1e6, _WEIGHT),
     "hidden_distillation_weight": Bounds(0, 1e6, _WEIGHT),
     "attention_distillation_weight": Bounds(0, 1e6, _WEIGHT),
     "adversarial_sigma": Bounds(0, 10, "word vectors are shorter"),

@@ -186,7 +186,9 @@ def _row(
     template = tokenizer.template
     budget = template.max_tokens(max_seq_length, len(sides))
     lengths = [len(side.ids) for side in sides]
-    kept = [min(lengths[0], budget)] if len(sides) == 1 else [int(each) for each in kept_lengths(*lengths, budget)]
+    kept = (
+        [min(lengths[0], budget)] if len(sides) == 1 else list(map(int, kept_lengths(lengths[0], lengths[1], budget)))
+    )
     words = [(side, *word) for side, own in enumerate(sides) for word in own.words if word[1] <= kept[side]]
     if not words:
         return None

@@ -84,6 +84,7 @@ class _RowShape(TypedDict):
     source_language: NotRequired[str]
     by_language: NotRequired[dict[str, dict[str, Any]]]
     plug_in: NotRequired[bool]
+    domain: NotRequired[str]
     pattern: NotRequired[str]
     verbalizer: NotRequired[list[str]]
     prompt: NotRequired[_PromptShape]
@@ -113,6 +114,8 @@ class Example:
     id: str | None = field(default=None, compare=False)
     partner: Example | None = field(default=None, compare=False)
     """The same example in another language."""
+    domain: str | None = field(default=None, compare=False)
+    """Where the text is from, in a table that tells it."""
 
 
 class NoExampleError(UsageError):
@@ -177,6 +180,7 @@ class DatasetRow:
     source_language: str = ""
     by_language: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plug_in: bool = False
+    domain: str = ""
     pattern: str = ""
     verbalizer: tuple[str, ...] = ()
     prompt: Mapping[str, Any] = field(default_factory=dict)
@@ -192,6 +196,7 @@ class DatasetRow:
         known = {**find_kind(self.kind).header_names, **(TEMPLATES[self.template].columns if self.template else {})}
         known = {column: (*self.names.get(column, ()), *names) for column, names in known.items()}
         known |= {column: names for column, names in self.names.items() if column not in known}
+        known |= {"domain": (self.domain,)} if self.domain else {}
         return known | {column: (name,) for column, name in self.asked.items()}
 
     def of_language(self, language: str) -> DatasetRow:
@@ -456,7 +461,8 @@ def read_examples(row: DatasetRow, path: Path, *, need_labels: bool) -> Examples
             examples.dropped["a column that is missing or empty"] += 1
             continue
         text_b = record.get("text_b", "") if is_pair else None
-        examples.append(Example(record.get("text_a", ""), text_b, label, record.get("id")))
+        domain = record.get("domain") if row.domain else None
+        examples.append(Example(record.get("text_a", ""), text_b, label, record.get("id"), domain=domain))
     if not examples:
         which = "".join(f" of {name} {value}" for name, value in row.only.items())
         raise NoExampleError(f"{path} holds no example{which}: expected a line for each, with {', '.join(row.columns)}")

@@ -18,7 +18,7 @@ import keras
 
 from ground.tensors import Tensor, ops
 from modeling.fusion import fusing
-from modeling.scaffold import scaffolded
+from modeling.scaffold import projection, scaffolded
 from modeling.sharing import shared_bricks
 from tasks.decisions import Decisions, divergence
 from tasks.layer_distillation import attention_distance, hidden_distance, layer_pairs, looks
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TAUGHT = "teacher_scores"
 """Feature of a batch: what a teacher says, float32 [B, outputs by name, rows of an example, tokens or 1, classes]."""
+TYPICALITY = "typicality"
+"""Feature of a batch of which the teacher is more expert in some examples than in others, float32 [B]."""
 NAME, HIDDEN, ATTENTION = "distillation", "hidden_distillation", "attention_distillation"
 
 
@@ -48,10 +50,12 @@ class Teacher(Protocol):
 class StudentTask(Protocol):
     """A `training.engine.Task` that says what its model decides."""
 
-    config: Config
-    loss_weights: Mapping[str, float]
-    metrics: tuple[str, ...]
-
+    @property
+    def config(self) -> Config: ...
+    @property
+    def loss_weights(self) -> Mapping[str, float]: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
     def build_model(self) -> keras.Model: ...
     def companions(self) -> Mapping[str, keras.Model]: ...
     def normalizers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
@@ -126,14 +130,14 @@ class DistilledTask:
         self._of_layers = {name: weight for name, weight in of_layers.items() if weight}
         self.loss_weights |= self._of_layers
         self.metrics = student.metrics
-        sizes = (len(shared_bricks(config)) for config in (student.config, distillation.teacher.config))
-        self._pairs = layer_pairs(distillation.layers, *sizes)
+        own, other = (len(shared_bricks(config)) for config in (student.config, distillation.teacher.config))
+        self._pairs = layer_pairs(distillation.layers, own, other)
         self._teacher: Any = None
 
     def build_model(self) -> keras.Model:
         """Return a new student; where hidden states of another width are learnt, with a projection to them."""
         own, other = self.student.config.hidden_size, self.distillation.teacher.config.hidden_size
-        with scaffolded(other if HIDDEN in self._of_layers and own != other else None):
+        with scaffolded(projection(other) if HIDDEN in self._of_layers and own != other else None):
             return self.student.build_model()
 
     def companions(self) -> Mapping[str, keras.Model]:
@@ -158,34 +162,48 @@ class DistilledTask:
             return losses | {name: (ops.zeros(()), ops.zeros(())) for name in (NAME, *self._of_layers)}, metrics
         cached, layers = self.distillation.cached, bool(self._of_layers)
         watched = Watched(model, scores_only=cached or (False if layers else None))
-        own = {name: value for name, value in batch.items() if name != TAUGHT}
+        own = {name: value for name, value in batch.items() if name not in (TAUGHT, TYPICALITY)}
         losses, metrics = self.student.terms(watched, own, seed=seed, training=True)
+        further: Terms = {}
         if cached:
-            taught, further = _outputs_of(batch[TAUGHT], watched.outputs), {}
+            taught = _outputs_of(batch[TAUGHT], watched.outputs)
         else:
             with fusing():
                 taught = self._teacher(watched.features, training=False, scores_only=not layers)
-                further = self._layer_terms(model, watched, taught)
-        ours, theirs = (self.student.decisions(outputs, batch) for outputs in (watched.outputs, taught))
+        ours, theirs = (self.student.decisions(outputs, own) for outputs in (watched.outputs, taught))
         distances = divergence(ours, theirs, self.distillation.temperature)
-        total = ops.sum(ops.where(ours.weights > 0, distances, 0.0) * ours.weights)
+        trust_B = expertise(theirs.scores, batch["label_ids"], batch[TYPICALITY]) if TYPICALITY in batch else 1.0
+        total = ops.sum(ops.where(ours.weights > 0, distances, 0.0) * ours.weights * trust_B)
+        if layers:
+            with fusing():
+                further = self._layer_terms(model, watched, taught, trust_B)
         return {**losses, NAME: (total, ops.sum(ours.weights)), **further}, metrics
 
-    def _layer_terms(self, model: Any, watched: Watched, taught: Mapping[str, Any]) -> Terms:
+    def _layer_terms(self, model: Any, watched: Watched, taught: Mapping[str, Any], trust_B: Any) -> Terms:
         mask_BL, found = watched.features["input_mask"], {}
         if HIDDEN in self._of_layers:
-            states = (outputs["hidden_states"] for outputs in (watched.outputs, taught))
-            found[HIDDEN] = hidden_distance(*states, self._pairs, mask_BL, model.scaffold)
+            ours, theirs = (outputs["hidden_states"] for outputs in (watched.outputs, taught))
+            found[HIDDEN] = hidden_distance(ours, theirs, self._pairs, mask_BL, model.scaffold)
         if ATTENTION in self._of_layers:
             own, other = zip(*(pair for pair in self._pairs if min(pair)), strict=True)
             ours = looks(model, watched.features, watched.outputs, own)
             found[ATTENTION] = attention_distance(ours, looks(self._teacher, watched.features, taught, other), mask_BL)
         real_B = _has_token(mask_BL)
-        return {name: (ops.sum(distance_B * real_B), ops.sum(real_B)) for name, distance_B in found.items()}
+        return {name: (ops.sum(distance_B * real_B * trust_B), ops.sum(real_B)) for name, distance_B in found.items()}
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the student's predictions."""
         return self.student.predictions(model, batch)
+
+
+def expertise(scores_BC: Tensor, labels_B: Tensor, typicality_B: Tensor) -> Tensor:
+    """Return MetaKD's weight of each example, float32 [B], at most 1: the teacher knows it, and it is typical.
+
+    Example: probability of the label 1, typicality 1: (1 + 1) / (exp(0) + 1) = 1; probability 0: 2 / (e + 1) = .538
+    """
+    chances_BC = ops.softmax(ops.cast(scores_BC, "float32"))
+    right_B = ops.sum(chances_BC * ops.one_hot(labels_B, chances_BC.shape[-1], dtype="float32"), axis=-1)
+    return (1.0 + typicality_B) / (ops.exp(ops.square(right_B - 1.0)) + 1.0)
 
 
 def _outputs_of(scores: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

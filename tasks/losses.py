@@ -284,6 +284,11 @@ LOSSES: Mapping[str, Callable[[Objective, Settings], Loss]] = {
 }
 
 
+IMPORTANCE = "importance"
+"""Feature of a batch whose examples do not weigh alike, float32 [B]."""
+
+
 def example_weights(batch: Batch) -> Tensor:
-    """Return float32 [B]: 1 for an example, 0 for a row that only fills up the batch."""
-    return ops.cast(batch["input_mask"][:, 0], "float32")
+    """Return float32 [B]: 1 for an example, 0 for a row that only fills up the batch; or what IMPORTANCE says."""
+    weights_B = ops.cast(batch["input_mask"][:, 0], "float32")
+    return weights_B * batch[IMPORTANCE] if IMPORTANCE in batch else weights_B

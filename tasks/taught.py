@@ -59,27 +59,57 @@ class ScoringTask:
         return {_SCORES: ops.stack(found, axis=1)}
 
 
-class TaughtDataset:
-    """The batches of a data set with the feature TAUGHT; everything else is the data set's."""
+class WithFeatures:
+    """The batches of a data set with further features of `further`; everything else is the data set's."""
 
-    def __init__(self, dataset: LabelledDataset, scores: Scores):
-        self._dataset, self._scores = dataset, scores
-        self._shape = np.max([value.shape for value in scores.values()], axis=0)
+    def __init__(self, dataset: LabelledDataset):
+        self._dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
+    def further(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Return the further features of a batch; leading axis: examples."""
+        raise NotImplementedError
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of one epoch."""
+        return self._dataset.num_examples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return self._dataset.steps_per_epoch
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return the batch of `step` with TAUGHT, float32 [B, outputs, rows, tokens or 1, classes]."""
-        return self._with_scores(self._dataset.batch(step))
+        """Return the batch of `step`."""
+        return self._with_further(self._dataset.batch(step))
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield every row once, with TAUGHT."""
-        return map(self._with_scores, self._dataset.evaluation_batches(batch_size))
+        """Yield every row once."""
+        return map(self._with_further, self._dataset.evaluation_batches(batch_size))
 
-    def _with_scores(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def evaluation_order(self) -> np.ndarray:
+        """Return the number of each row in the order of `evaluation_batches`."""
+        return self._dataset.evaluation_order()
+
+    def _with_further(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**batch, **self.further(batch)}
+
+
+class TaughtDataset(WithFeatures):
+    """Batches with TAUGHT, float32 [B, outputs, rows of an example, tokens or 1, classes]."""
+
+    def __init__(self, dataset: LabelledDataset, scores: Scores):
+        super().__init__(dataset)
+        self._scores = scores
+        self._shape = np.max([value.shape for value in scores.values()], axis=0)
+
+    def further(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Return the scores of the examples; zeros for what fills up."""
         size, *rows, length = batch["input_ids"].shape
         outputs, _, tokens, classes = self._shape
         found = np.zeros((size, outputs, *(rows or [1]), length if tokens > 1 else 1, classes), np.float32)
@@ -87,7 +117,7 @@ class TaughtDataset:
             if key:
                 value = self._scores[key]
                 place[:, : value.shape[1], : value.shape[2]] = value
-        return {**batch, TAUGHT: found}
+        return {TAUGHT: found}
 
 
 def content_keys(batch: Batch) -> list[bytes]:

@@ -16,7 +16,7 @@ from jax_verbs import call_on_jax
 import run_classifier
 from commands.flags import parse
 from conversion.writers import write_ours
-from modeling import ClassifierModel, Config, variable_shapes
+from modeling import ClassifierModel, Config, PretrainingModel, variable_shapes
 from tasks.datasets import find_row
 from tasks.run_file import RunFile, TokenizerFile
 
@@ -137,6 +137,36 @@ def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkey
 
 
 @pytest.mark.slow
+def test_a_teacher_of_domains_and_its_student(arguments, tmp_path, capsys):
+    config = dataclasses.replace(TEACHER, hidden_size=4, embedding_size=4)
+    shapes = variable_shapes(lambda: PretrainingModel(config, 2))
+    random = np.random.default_rng(7)
+    tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    write_ours(tmp_path / "pretrained", config, tensors, [tmp_path / "vocab.txt"])
+    (tmp_path / "data").mkdir()
+    for split in ("train", "dev"):
+        lines = (tmp_path / f"{split}.tsv").read_text().splitlines()
+        rows = [f"{line}\t{'news' if number % 3 else 'notes'}\n" for number, line in enumerate(lines)]
+        (tmp_path / f"data/{split}.tsv").write_text("label\ttext_a\tsource\n" + "".join(rows))
+    of_domains = {
+        **{name: value for name, value in arguments.items() if name not in ("teacher", "bert_config_file")},
+        "data_dir": tmp_path / "data",
+        "init_checkpoint": tmp_path / "pretrained",
+        "domain_column": "source",
+    }
+    run(of_domains, output_dir=tmp_path / "meta")
+    assert "2 (news, notes), typicality " in capsys.readouterr().err
+    assert any(each.get("domain_corruption_loss", 0) > 0 for each in records(tmp_path / "meta"))
+    run(of_domains, teacher=tmp_path / "meta", distillation_weight=1)
+    told = [each["distillation_loss"] for each in records(tmp_path / "out") if "distillation_loss" in each]
+    run(of_domains, teacher=tmp_path / "meta", distillation_weight=1, domain_column="", output_dir=tmp_path / "plain")
+    plain = [each["distillation_loss"] for each in records(tmp_path / "plain") if "distillation_loss" in each]
+    assert 0 < told[0] < plain[0]
+    with pytest.raises(UsageError, match=r"--domain_column=absent: 12 of 12 training examples have no such column"):
+        run(of_domains, domain_column="absent", output_dir=tmp_path / "other")
+
+
+@pytest.mark.slow
 def test_seeds_share_the_teacher_and_jax_distils_too(arguments, tmp_path):
     call_on_jax(tmp_path, [("run_classifier", {**arguments, "backend": "jax", "seeds": "1,2", "num_train_steps": 1})])
     for seed in (1, 2):
@@ -157,6 +187,7 @@ def test_seeds_share_the_teacher_and_jax_distils_too(arguments, tmp_path):
             {"layer_map": "0:0", "attention_distillation_weight": 1},
             r"--layer_map=0:0: the embeddings have no attention",
         ),
+        ({"domain_column": "source"}, r"--domain_column=source: how typical a text is .* give --init_checkpoint"),
         ({"do_train": "false"}, r"--teacher=.* does nothing without --do_train"),
         ({"max_seq_length": 32}, r"positions for|has positions for 16 tokens"),
     ],

@@ -29,7 +29,13 @@ columns = tuple(HEADER_NAMES)
 header_names = HEADER_NAMES
 metrics = CLASSIFICATION_METRICS
 smaller_is_better = ("loss",)
-row_flags = {"plug_in": "plug_in", "method": "kind", "pattern": "pattern", "verbalizer": "verbalizer"}
+row_flags = {
+    "plug_in": "plug_in",
+    "domain_column": "domain",
+    "method": "kind",
+    "pattern": "pattern",
+    "verbalizer": "verbalizer",
+}
 kept = ("kind", "pattern", "verbalizer", "prompt")
 new_heads = ("classifier/.*", "pooled_layer_norm/.*", "crossed_pooler/.*")
 unused_heads = PRETRAINING_HEADS

@@ -34,6 +34,8 @@ CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
 TABLE = {"task_name": "csv", "data_dir": "{world}/table"}
+DOMAINS = {**TABLE, **PRETRAINED, "label_column": "label"}
+OF_DOMAINS = {**DOMAINS, "domain_column": "class"}
 TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
 MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
 PARTNERS = {"task_name": "tatoeba", "data_dir": "{world}/translations", "do_predict": "false"}
@@ -276,6 +278,16 @@ ROWS = (
     Row(
         "cached_teacher", "true", {"task/distillation/cached": True, "training": DIFFERENT, "taught": DIFFERENT}, TAUGHT
     ),
+    Row(
+        "domain_column",
+        "class",
+        {
+            **dict.fromkeys(("task", "training", "domains", "optimizer"), DIFFERENT),
+            f"{RUN_FILE}/row/domain": "class",
+        },
+        DOMAINS,
+    ),
+    Row("domain_weight", "2", {"task/teaching/weight": 2.0, "task/loss_weights/domain_corruption": 2.0}, OF_DOMAINS),
     Row(
         "layer_map",
         "1:2",

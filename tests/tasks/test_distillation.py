@@ -111,8 +111,8 @@ def numpy_divergence(s: np.ndarray, t: np.ndarray, temperature: float) -> np.nda
 
 
 def apart(student: Any, teacher: Any, temperature: float, form: str = ONE_OF) -> np.ndarray:
-    both = [Decisions(ops.convert_to_tensor(x, "float32"), ops.ones(len(x)), form) for x in (student, teacher)]
-    return ops.convert_to_numpy(divergence(*both, temperature))
+    ours, theirs = (Decisions(ops.convert_to_tensor(x, "float32"), ops.ones(len(x)), form) for x in (student, teacher))
+    return ops.convert_to_numpy(divergence(ours, theirs, temperature))
 
 
 LOGITS = st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3)
@@ -132,8 +132,8 @@ def test_divergence_is_numpys_not_negative_and_blind_to_a_shift_of_the_students_
 def test_the_example_of_the_docstring_labels_by_themselves_and_values():
     assert apart([[0.0, 0.0]], [[2.0, 0.0]], 2.0) == pytest.approx([0.4437], abs=1e-4)
     s, t = np.array([[0.5, -3.0]]), np.array([[2.0, 1.0]])
-    pairs = [numpy_divergence(*(np.stack([x[0], 0 * x[0]], axis=-1) for x in (s, t)), 3.0)]
-    assert apart(s, t, 3.0, EACH) == pytest.approx(np.mean(pairs), rel=1e-4)
+    pairs = [np.stack([x[0], 0 * x[0]], axis=-1) for x in (s, t)]
+    assert apart(s, t, 3.0, EACH) == pytest.approx(numpy_divergence(pairs[0], pairs[1], 3.0).mean(), rel=1e-4)
     assert apart([[1.5]], [[4.0]], 3.0, VALUE) == pytest.approx([6.25])
     # A sigmoid that is nearly 1 has a logarithm all the same.
     assert np.isfinite(apart([[80.0]], [[-80.0]], 1.0, EACH)).all()

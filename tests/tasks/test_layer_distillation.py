@@ -51,10 +51,11 @@ class Trained:
     """A teacher with the weights that its seed gives."""
 
     def __init__(self, config: Config, seed: int):
-        self.config, self.seed = config, seed
+        self.config = config
+        self.task = ClassificationTask(config, 2, classifier_dropout=0.0, computation=Computation(seed=seed))
 
     def build(self) -> keras.Model:
-        return ClassifierModel(self.config, 2, 0.0, Computation(seed=self.seed))
+        return self.task.build_model()
 
 
 def taught(teacher: Config, seed: int = 5, **settings: Any) -> DistilledTask:
@@ -100,18 +101,19 @@ def test_a_layer_that_is_not_there_is_one_line(given: str, message: str):
 def test_distances_are_numpys():
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(3, 3, 5, 4))
-    tensors = [[ops.convert_to_tensor(x, "float32") for x in states] for states in (student, teacher)]
-    found = ops.convert_to_numpy(hidden_distance(*tensors, [(0, 2), (1, 1)], MASK, None))
+    ours, theirs = ([ops.convert_to_tensor(x, "float32") for x in states] for states in (student, teacher))
+    found = ops.convert_to_numpy(hidden_distance(ours, theirs, [(0, 2), (1, 1)], MASK, None))
     for row, count in ((0, 5), (1, 3)):
         wanted = [((student[s, row, :count] - teacher[t, row, :count]) ** 2).mean() for s, t in ((0, 2), (1, 1))]
         assert found[row] == pytest.approx(np.mean(wanted), rel=1e-4)
     looks = [np.exp(rng.normal(size=(3, heads, 5, 5))) for heads in (2, 3)]
     q, p = (x / x.sum(-1, keepdims=True) for x in looks)
-    one = attention_distance(*([ops.convert_to_tensor(x, "float32")] for x in (q, p[:, :2])), MASK)
+    own, same, more = ([ops.convert_to_tensor(x, "float32")] for x in (q, p[:, :2], p))
+    one = attention_distance(own, same, MASK)
     wanted = (p[1, :2, :3] * np.log(p[1, :2, :3] / q[1, :, :3])).sum(-1).mean()
     assert float(one[1]) == pytest.approx(wanted, rel=1e-4)
     # Two heads against three: their means.
-    other = attention_distance(*([ops.convert_to_tensor(x, "float32")] for x in (q, p)), MASK)
+    other = attention_distance(own, more, MASK)
     means = [x[0].mean(axis=0) for x in (p, q)]
     assert float(other[0]) == pytest.approx((means[0] * np.log(means[0] / means[1])).sum(-1).mean(), rel=1e-4)
 
@@ -119,7 +121,7 @@ def test_distances_are_numpys():
 @pytest.mark.slow
 def test_where_attention_looks_is_what_the_block_computes_with():
     model = ClassifierModel(PRELN, 2, 0.0, Computation(seed=3))
-    body = model.backbone
+    body: Any = model.backbone
     states = body(BATCH)["hidden_states"]
     mask = body.attention_mask(BATCH)
     for block, weights in enumerate(body.encoder.attention_weights(states, mask, range(3))):
