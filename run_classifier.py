@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import exporting, fine_tuning, seeds
+from commands import distillation, exporting, fine_tuning, prompting, seeds
+from commands.distillation import DistillationOptions, Teaching
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
+from commands.prompting import PromptOptions
 from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FineTuningOptions, TechniqueOptions):
+class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
@@ -139,6 +141,7 @@ class Options(FineTuningOptions, TechniqueOptions):
 
 NEEDS = (
     *fine_tuning.NEEDS,
+    *prompting.NEEDS,
     Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
     Need(("overwrite_output_dir",), "--do_train", lambda o: o.do_train),
 )
@@ -174,10 +177,11 @@ def main(options: Options) -> None:
     options = with_defaults(options)
     seeds.seeds_of(options)
     check_techniques(options)
+    teaching = distillation.teaching_of(options)
     session, options = fine_tuning.checked(options)
     exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
-    seeds.run_seeds(session, options, row, files, lambda own: Classification())
+    seeds.run_seeds(session, options, row, files, lambda own: Classification(teaching))
 
 
 class Classification:
@@ -187,15 +191,24 @@ class Classification:
     predictions = ".tsv"
     _child: TaskDrivenChild | None = None
 
+    def __init__(self, teaching: Teaching):
+        self._teaching = teaching
+
     def head(self, options: Options) -> HeadOptions:
-        """Return dropout and regularizers."""
+        """Return dropout, regularizers, what is learnt from a teacher and what methods are told."""
         from commands.techniques import regularizers
         from tasks.kinds import HeadOptions
 
-        return HeadOptions(options.classifier_dropout, regularizers(options))
+        return HeadOptions(
+            options.classifier_dropout,
+            regularizers(options),
+            around=self._teaching.around(options),
+            further=prompting.further(options),
+        )
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
-        """Accept all: labels were checked as they were read."""
+        """Open the teacher, where there is one; labels were checked as they were read."""
+        self._teaching.open(session, options, splits)
 
     def optimizing(self, session: Session, options: Options, num_steps: int) -> Mapping[str, Any]:
         """Return what the techniques do to the optimizer; keep the child whose weights are yet to be chosen."""
@@ -205,13 +218,14 @@ class Classification:
         return behaviour
 
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
-        """With --child_tuning=D choose the weights that are trained."""
+        """Ask the teacher, where it is asked once; with --child_tuning=D choose the weights that are trained."""
         from commands.techniques import choose_child
 
+        facts = self._teaching.before_training(session, options, splits)
         if not self._child:
-            return {}
+            return facts
         model, training = session.engine.model, splits.datasets["train"]
-        return {"child": choose_child(options, session.config, task, model, self._child, training)}
+        return facts | {"child": choose_child(options, session.config, task, model, self._child, training)}
 
     def answers(self, session: Session, options: Options, splits: Splits, split: str) -> list[Any]:
         """Return the answer to every example."""

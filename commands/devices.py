@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
@@ -115,6 +116,10 @@ class Devices:
         check_batch(options, batch_size, self.data_parts())
         return TensorFlowEngine(task, optimizer, strategy=strategy, **arguments)
 
+    def predictor(self, task: Task, options: TrainingOptions, batch_size: int) -> AnyEngine:
+        """Return an engine of a task that is only asked for predictions; raises as `engine`."""
+        return self.engine(task, _NothingLearnt(), options, batch_size)
+
     def data_parts(self) -> int:
         """Return over how many devices, of all processes, a batch is cut; once the backend is started."""
         import keras
@@ -141,6 +146,19 @@ class Devices:
         import keras
 
         return unused_gpu(keras.config.backend()) if found_devices()[0] == "CPU" else None
+
+
+class _NothingLearnt:
+    """The optimizer of an engine that only predicts: it has no slots, and nothing is trained."""
+
+    def trainable(self, names: Iterable[str]) -> list[str]:
+        return []
+
+    def init(self, parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def update(self, gradients: Any, parameters: Any, slots: Any, step: Any) -> Any:
+        raise AssertionError
 
 
 def _placement(options: DeviceOptions) -> Placement:

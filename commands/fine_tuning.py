@@ -267,6 +267,7 @@ def fine_tune(
     from commands.estimate import Work
 
     tokenizer, splits = read_data(session, options, row, files)
+    row = splits.row
     session.start()
     options, facts = settle(session, options)
     fits = partial(
@@ -327,6 +328,8 @@ def read_data(
         splits = session.together(lambda: LanguageSplits(row, files, **language_options(options, row)))
     else:
         splits = session.together(lambda: Splits(row, files, dev_share=options.dev_share))
+    if settled := getattr(splits.kind, "settled", None):
+        splits.row = session.together(lambda: settled(splits.row, tokenizer, splits.examples))
     splits.tunes = getattr(options, "threshold", None) is None
     for note in splits.notes:
         session.say(note)
@@ -391,6 +394,7 @@ def reads(options: FineTuningOptions, files: Mapping[str, Sequence[Path]]) -> di
         "--task_file": [options.task_file],
         "--data_dir": [path for paths in files.values() for path in paths],
         "--init_checkpoint": [options.init_checkpoint if options.do_train else None],
+        "--teacher": [getattr(options, "teacher", None)],
     }
 
 
@@ -400,6 +404,8 @@ def build(session: Session, options: FineTuningOptions, splits: Splits, num_step
 
     head, computation = course.head(options), session.computation()
     task = splits.kind.task(splits.row, session.config, computation, head)
+    for around in head.around:
+        task = around(task)
     schedule = create_schedule(
         "polynomial",
         rate=options.learning_rate or 0.0,

@@ -81,13 +81,13 @@ def _with_tokenizer(options: Any, checkpoint: Checkpoint, source: str) -> Any:
         )
     return dataclasses.replace(
         options,
-        **_files(found[0]),
+        **files_of(found[0]),
         segmentation=found[0].segmentation or options.segmentation,
         do_lower_case=options.do_lower_case and (bool(found[0].ids) or is_lowered(checkpoint)),
     )
 
 
-def _files(found: VocabularyFile) -> dict[str, str]:
+def files_of(found: VocabularyFile) -> dict[str, str]:
     """Return the tokenizer's files by flag."""
     if found.ids:
         return {"spm_model_file": str(found.path), "vocab_file": str(found.ids.path)}

@@ -342,7 +342,7 @@ def check_objective(dataset: PretrainingDataset, objective: str) -> None:
     if not same_records(objective, made_for):
         raise UsageError(
             f"--objective={objective} but the records were made with --objective={made_for}: "
-            f"give --objective={made_for}, or make others"
+            f"give --objective={made_for}, or make others with create_pretraining_data.py --objective={objective}"
         )
 
 

@@ -66,11 +66,13 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    SAME: "plug_in pooling pooling_layer test_data_path",
-    FIXED: "freeze freeze_layers label_column languages selection_language task_type text_column text_pair_column",
+    SAME: "method pattern plug_in pooling pooling_layer test_data_path verbalizer",
+    FIXED: "freeze freeze_layers label_column languages prompt_encoder selection_language task_type text_column "
+    "text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
-    "in_batch_temperature",
+    "in_batch_temperature attention_distillation_weight auxiliary_rate auxiliary_weight cached_teacher "
+    "distillation_temperature distillation_weight hidden_distillation_weight layer_map teacher",
     # Which of the candidates is the answer belongs to an evaluation.
     FREE: "do_export export_model_dir margin_neighbours max_answer_length n_best_size null_score_diff_threshold "
     "overwrite_output_dir retrieval_margin threshold version_2_with_negative",
@@ -178,8 +180,10 @@ def _facts(former: RunFile, run: RunFile) -> dict[tuple[str, str], tuple[Any, An
     pretraining = run.row is None and former.row is None
     facts = {("--objective" if pretraining else "--task_name", "task"): (_task(former), _task(run))}
     if former.row and run.row:
-        for name in ("kind", "columns", "labels", "score_range", "pooling", "pooling_layer", "plug_in"):
+        for name in ("columns", "labels", "score_range", "pooling", "pooling_layer", "plug_in"):
             facts["--task_name", name] = (getattr(former.row, name), getattr(run.row, name))
+        for flag, name in (("--method", "kind"), ("--pattern", "pattern"), ("--verbalizer", "verbalizer")):
+            facts[flag, name] = (getattr(former.row, name), getattr(run.row, name))
     if former.tokenizer.fingerprint and run.tokenizer.fingerprint:
         short = (former.tokenizer.fingerprint[:12], run.tokenizer.fingerprint[:12])
         facts[_INPUT if pretraining else _TOKENIZER, "a tokenizer"] = short

@@ -96,7 +96,9 @@ def with_row_flags(session: Session, options: Any, row: DatasetRow) -> DatasetRo
 
     kind = find_kind(row.kind)
     given = {field: getattr(options, name) for name, field in row_flags_of(kind).items()}
-    given = {field: value for field, value in given.items() if value is not None}
+    given = {field: value for field, value in given.items() if value not in (None, ())}
+    if not options.do_train:
+        given = kept_of_run(options, row, getattr(kind, "kept", ())) | given
     if hasattr(kind, "tuned") and not options.do_train and "threshold" not in given:
         given |= {"threshold": next((former.threshold for former in former_rows(options, row)), row.threshold)}
     row = dataclasses.replace(row, **given)
@@ -107,6 +109,12 @@ def with_row_flags(session: Session, options: Any, row: DatasetRow) -> DatasetRo
         session.say(f"no development file in {options.data_dir}: --do_eval scores the test file")
         row = dataclasses.replace(row, files={**row.files, "dev": row.files.get("test", ())})
     return row
+
+
+def kept_of_run(options: Any, row: DatasetRow, fields: Collection[str]) -> dict[str, Any]:
+    """Return what a finished run of the task has decided of its row, as the method by which it was trained."""
+    former = next(iter(former_rows(options, row)), None) if fields else None
+    return {name: value for name in fields if (value := getattr(former, name, None))}
 
 
 def has_files(row: DatasetRow, data_dir: str, split: str) -> bool:
@@ -167,7 +175,7 @@ def find_language_task(
     further |= {
         field: value
         for name, field in row_flags_of(find_kind(source.kind)).items()
-        if (value := getattr(options, name)) is not None
+        if (value := getattr(options, name)) not in (None, ())
     }
     task = LanguageTask(
         source.name.removesuffix(f"_{source.language}"),
@@ -213,6 +221,11 @@ def check_several_languages(options: Any, family: Mapping[str, DatasetRow]) -> N
         raise UsageError(
             f"--task_name={options.task_name} is several tasks: give {options.task_name}_X, X one of {names}, or "
             "--task_type, to train for all"
+        )
+    if getattr(options, "method", None):
+        raise UsageError(
+            f"--method={options.method} with --task_name={options.task_name}: a prompt is of one language; give "
+            f"--task_name={options.task_name}_X, X one of {names}"
         )
     if options.plug_in and options.do_train and options.task_type != TRANSLATED:
         raise UsageError(

@@ -16,7 +16,8 @@ from absl.app import UsageError
 from conversion.lazy import Array, Tensors, derived
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
-from modeling.beginnings import Beginning
+from modeling.beginnings import Beginning, Computed
+from modeling.computation import SCAFFOLD
 from modeling.config import Config
 from modeling.families import FAMILIES
 
@@ -87,6 +88,7 @@ def load_into(
     """
     from modeling import named_variables
 
+    checkpoint = with_computed(checkpoint, getattr(model, "computed", lambda names: ())(checkpoint.tensors))
     variables = named_variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     values, report = assignment(
@@ -100,6 +102,16 @@ def load_into(
     for name, value in values.items():
         variables[name].assign(np.asarray(value))
     return report
+
+
+def with_computed(checkpoint: Checkpoint, computed: Iterable[Computed]) -> Checkpoint:
+    """Return the checkpoint with variables that follow from its tensors, and without those that made them."""
+    tensors = dict(checkpoint.tensors)
+    for each in computed:
+        sources = [checkpoint.tensors[name] for name in each.sources]
+        tensors = {name: value for name, value in tensors.items() if name not in each.unused}
+        tensors[each.variable] = derived(each.shape, each.function, *sources)
+    return dataclasses.replace(checkpoint, tensors=tensors)
 
 
 def model_for(config: Config, tensors: Tensors) -> Any:
@@ -180,7 +192,7 @@ def assignment(
     missing = [
         name
         for name in report.missing
-        if not (_allowed(name, allow_missing) or _unread(name, tensors) or name in beginning.new)
+        if not (_allowed(name, (*allow_missing, f"{SCAFFOLD}/.*")) or _unread(name, tensors) or name in beginning.new)
     ]
     unexpected = [
         name for name in report.unexpected if not (_allowed(name, allow_unexpected) or name in beginning.unused)

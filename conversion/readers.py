@@ -23,6 +23,7 @@ from conversion.locating import locate
 from conversion.rules import Naming, Translation
 from ground.files import check_plain
 from ground.words import few_names
+from modeling.computation import SCAFFOLD
 from modeling.config import Config, load_config
 from training import checkpoints
 
@@ -154,7 +155,8 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
     values, state = found.config, folder / "state.json"
     if not found.tensors:
         raise UsageError(f"{folder} holds no model*.safetensors that its state.json names; take another step")
-    tensors = {name.removeprefix("model/"): _stored(value, folder) for name, value in found.tensors.items()}
+    held = {name.removeprefix("model/"): _stored(value, folder) for name, value in found.tensors.items()}
+    tensors = {name: value for name, value in held.items() if not name.startswith(f"{SCAFFOLD}/")}
     if config is None and values:
         unknown = values.keys() - {field.name for field in dataclasses.fields(Config)}
         if unknown:
@@ -163,7 +165,7 @@ def _read_ours(folder: Path, config: Config | None) -> Checkpoint:
             config = Config.from_json(values)
         except UsageError as error:
             raise UsageError(f"the config in {state}: {error}") from None
-    return Checkpoint(_weights(tensors, folder), config, "ours", folder)
+    return Checkpoint(_weights(tensors, folder), config, "ours", folder, sorted(held.keys() - tensors.keys()))
 
 
 def _stored(value: checkpoints.StoredTensor, folder: Path) -> LazyTensor:

@@ -162,10 +162,14 @@ class ClassificationDataset:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Return the batch of optimizer step `step` (from 0): int32 [B, L] features and `label_ids` [B]."""
+        return self._collate(self.members(step))
+
+    def members(self, step: int) -> np.ndarray:
+        """Return the numbers of the examples of the batch of `step`."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._plan[0] != epoch:
             self._plan = (epoch, self._epoch_batches(epoch))
-        return self._collate(self._plan[1][position])
+        return self._plan[1][position]
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield all examples once, short ones first (`evaluation_order` maps them back).

@@ -26,6 +26,7 @@ from data.translations import CUT
 from data.word_order import WordOrder
 
 _CLAUSE_ENDS = "，、；：。！？,;:.!?"
+_AS = {"documents": "them as en=A.txt or A.txt", "pairs": "them as en-zh=A.en:A.zh or A.tsv"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Recipe:
             others = ", ".join(name for name, row in OBJECTIVES.items() if row.text in (self.reads, "both"))
             raise UsageError(
                 f"--input_file has {self.reads}, but --objective={self.objective} learns from {self.row.text}: give "
-                f"other text, or --objective={others}"
+                f"{_AS[self.row.text]}, or --objective={others}"
             )
         self.layout.check(self)
 

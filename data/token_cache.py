@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
-import re
 import stat
 import sys
 import time
@@ -54,7 +53,6 @@ _TYPES = {
 }
 _IDS = ("splits", "ids")
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_OURS = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.\d+\.tmp")
 _BLOCK_TEXTS = 1 << 16
 _found: Counter[str] = Counter()
 
@@ -207,27 +205,6 @@ def _write(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     content = b"".join(column.tobytes() for column in columns.values())
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _make_room(path.parent, size) and size <= cache.room(path.parent):
+        if cache.make_room(path.parent, size, MOST_BYTES, MOST_FILES) and size <= cache.room(path.parent):
             # Not synced: a file that a crash of the machine cut off has not its digest.
             write_atomically(path, _digest(path.name, content) + content, sync=False)
-
-
-def _make_room(folder: Path, size: int) -> bool:
-    """Remove the least recently used files until one of `size` bytes fits; return whether it does.
-
-    Several processes may do so at once: what another one has removed is as good as removed.
-    """
-    files = []
-    for entry in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                status = entry.stat(follow_symlinks=False)
-                files.append((status.st_mtime_ns, status.st_size, entry.path))
-    total, number = size + sum(size for _, size, _ in files), len(files) + 1
-    for _, freed, path in sorted(files):
-        if total <= MOST_BYTES and number <= MOST_FILES:
-            break
-        with contextlib.suppress(OSError):
-            Path(path).unlink(missing_ok=True)
-            total, number = total - freed, number - 1
-    return total <= MOST_BYTES and number <= MOST_FILES

@@ -2,16 +2,18 @@
 
     python3 -m examples.finetuning_tasks --input_file=news.txt,novels.txt --data_dir=tasks --output_dir=out --dry_run
 
-learns a vocabulary, pretrains on masked tokens, fine-tunes the result and random weights of the same shape on every
-task with every seed, and writes table.md and table.json. A task without a development file has a share of its training
-examples held out, the same for all. Pretraining has one length: a second stage of 256 tokens, as BERT has it, unlearnt
-in 3,000 steps what 12,000 had taught, because all positions behind the 48th were new.
+learns a vocabulary, pretrains on masked tokens, goes on with the texts of the tasks' training examples (Gururangan et
+al. 2020, "Don't Stop Pretraining", section 4), fine-tunes the result and random weights of the same shape on every task
+with every seed, and writes table.md and table.json. A task without a development file has a share of its training
+examples held out, the same for all; no pretraining sees it. Pretraining has one length: a second stage of 256 tokens,
+as BERT has it, unlearnt in 3,000 steps what 12,000 had taught, because all positions behind the 48th were new.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,10 @@ class Options:
     vocab_size: int = flag(8000, help="of the vocabulary that is learnt from --input_file", unit="tokens", minimum=8)
     num_train_steps: int = flag(12_000, help="of pretraining", unit="steps", minimum=1)
     pretraining_length: int = flag(48, help="of an example in pretraining", unit="tokens", minimum=8)
+    num_adaptation_steps: int = flag(
+        2500, help="of pretraining on the tasks' own texts; 0 leaves it out", unit="steps", minimum=0
+    )
+    adaptation_learning_rate: float = flag(5e-4, help="peak learning rate on the tasks' own texts", minimum=0)
     tokens_per_step: int = flag(2048, help="of pretraining", unit="tokens", minimum=256)
     pretraining_learning_rate: float = flag(1e-3, help="peak learning rate of pretraining", minimum=0)
     precision: str = flag("float32", help="compute precision of all training", choices=("float32", "bfloat16"))
@@ -93,6 +99,8 @@ def main(options: Options) -> int:
     if not options.dry_run:
         write_config(options, folder / "config.json")
         write_model_config(options.bert_config_file, None, options.vocab_size, folder)
+        if options.num_adaptation_steps:
+            write_task_texts(options)
     steps = plan(options)
     status = run_steps("finetuning_tasks", steps, folder, lambda: write_tables(options), dry_run=options.dry_run)
     if not status and not options.dry_run:
@@ -109,18 +117,60 @@ def plan(options: Options) -> list[Step]:
     flags |= {"common_characters": False, "character_coverage": 1}
     steps = [Step("vocabulary", command("train_tokenizer", flags), [vocabulary], 5.0)]
     if "pretrained" in options.arms:
-        steps += pretraining(options, vocabulary)
+        rate, num_steps = options.pretraining_learning_rate, options.num_train_steps
+        steps += pretraining(options, "pretraining", text, num_steps, rate, {})
+    if "pretrained" in options.arms and options.num_adaptation_steps:
+        rate, num_steps = options.adaptation_learning_rate, options.num_adaptation_steps
+        texts, start = ",".join(map(str, task_texts(options).values())), {"init_checkpoint": folder / "pretraining"}
+        steps += pretraining(options, "adaptation", texts, num_steps, rate, start)
     steps += [fine_tuning(options, task, arm, vocabulary) for task in options.tasks for arm in options.arms]
     return steps
 
 
-def pretraining(options: Options, vocabulary: Path) -> list[Step]:
-    """Return the steps that make the records and pretrain on them."""
-    folder, length, num_steps = Path(options.output_dir), options.pretraining_length, options.num_train_steps
+def task_texts(options: Options) -> dict[str, Path]:
+    """Return the files of the tasks' own texts; all tasks have theirs, whichever are fine-tuned."""
+    return {name: Path(options.output_dir) / f"texts/{name}.txt" for name in TASKS}
+
+
+def write_task_texts(options: Options) -> None:
+    """Write the texts of the tasks' training examples without labels, a document each, and none that is held out."""
+    from tasks.datasets import find_row
+    from tasks.sources import find_files
+    from tasks.splits import Splits
+
+    for name, path in task_texts(options).items():
+        row, files = find_files(find_row(name), str(Path(options.data_dir) / name), ["train"])
+        examples = Splits(row, files, dev_share=TASKS[name].dev_share).examples["train"]
+        documents = dict.fromkeys("".join(f"{line}\n" for line in sentences_of(example)) for example in examples)
+        write_atomically(path, "\n".join(documents))
+
+
+def sentences_of(example: Any) -> Iterator[str]:
+    """Yield the sentences of the texts of an example, of whatever kind."""
+    for field_name in ("text_a", "text_b", "text", "question", "context"):
+        for sentence in re.split(r"(?<=[。！？])|\s*\n\s*", getattr(example, field_name, None) or ""):
+            if sentence.strip():
+                yield sentence.strip()
+
+
+def pretraining(
+    options: Options, name: str, text: str, num_steps: int, rate: float, start: Mapping[str, object]
+) -> list[Step]:
+    """Return the steps that make records of a text and pretrain on them.
+
+    Args:
+        options: of the recipe.
+        name: of the run.
+        text: its files.
+        num_steps: its length.
+        rate: its peak learning rate.
+        start: the flag of the weights that it begins with, if any.
+    """
+    folder, length = Path(options.output_dir), options.pretraining_length
     flags: dict[str, object] = {
-        "input_file": ",".join(options.input_file),
-        "output_file": folder / "records/text.tfrecord",
-        "vocab_file": vocabulary,
+        "input_file": text,
+        "output_file": folder / f"records/{name}.tfrecord",
+        "vocab_file": folder / "vocab.txt",
         "objective": "masked_lm",
         "masking": "dynamic",
         "max_seq_length": length,
@@ -129,12 +179,14 @@ def pretraining(options: Options, vocabulary: Path) -> list[Step]:
         "eval_fraction": 0.02,
         "num_shards": 4,
     }
-    records = Step("records", command("create_pretraining_data", flags), [folder / "records/text.manifest.json"], 20.0)
+    product = folder / f"records/{name}.manifest.json"
+    records = Step(f"records of {name}", command("create_pretraining_data", flags), [product], 20.0)
     flags = {
-        "input_file": folder / "records/text*.tfrecord",
+        "input_file": folder / f"records/{name}*.tfrecord",
         "objective": "masked_lm",
         "bert_config_file": folder / "model_config.json",
-        "output_dir": folder / "pretraining",
+        **start,
+        "output_dir": folder / name,
         "do_train": True,
         "do_eval": True,
         "eval_batch_size": 64,
@@ -142,7 +194,7 @@ def pretraining(options: Options, vocabulary: Path) -> list[Step]:
         "train_batch_size": max(1, options.tokens_per_step // length),
         "num_train_steps": num_steps,
         "num_warmup_steps": num_steps // 20,
-        "learning_rate": options.pretraining_learning_rate,
+        "learning_rate": rate,
         "precision": options.precision,
         "optimizer": "adamw",
         "adam_bias_correction": True,
@@ -151,13 +203,13 @@ def pretraining(options: Options, vocabulary: Path) -> list[Step]:
         "keep_checkpoint_max": 1,
     }
     seconds = num_steps * options.tokens_per_step / _TOKENS_PER_SECOND
-    words, product = command("run_pretraining", flags), folder / "pretraining/eval_results.json"
-    return [records, Step("pretraining", words, [product], seconds)]
+    return [records, Step(name, command("run_pretraining", flags), [folder / name / "eval_results.json"], seconds)]
 
 
 def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step:
     """Return the step that fine-tunes an arm on a task with every seed that is left, and scores it."""
     folder, task = Path(options.output_dir), TASKS[name]
+    start = folder / ("adaptation" if options.num_adaptation_steps else "pretraining")
     output = folder / "fine_tuning" / arm / name
     products = {seed: output / f"seed_{seed}" / "eval_results.json" for seed in options.seeds}
     seeds = [seed for seed in options.seeds if not products[seed].is_file()] or list(options.seeds)
@@ -166,7 +218,7 @@ def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step
         "data_dir": Path(options.data_dir) / name,
         "vocab_file": vocabulary,
         "bert_config_file": folder / "model_config.json",
-        **({"init_checkpoint": folder / "pretraining"} if arm == "pretrained" else {}),
+        **({"init_checkpoint": start} if arm == "pretrained" else {}),
         "output_dir": output,
         "do_train": True,
         "do_eval": True,

@@ -3,6 +3,7 @@
     downloads/HOST--NAME--KEY/    a file, what is known of it, and what is in it if it is an archive
     archives/NAME--KEY/           what is in an archive of this machine
     tokens/KEY                    the tokens of many texts
+    teachers/KEY                  what a teacher says of examples
 
 It may be deleted at any time.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ SPARE_BYTES = 64 * 2**20
 MAKE_ROOM = f"free some, or set {VARIABLE} to a folder of another disk"
 _MOST_WAITING_SECONDS = 6 * 3600
 """As long as 200 GB take at 10 MB a second; what another process needs longer for is not waited for."""
+_DIGEST_NAMES = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.\d+\.tmp")
 _digests: dict[tuple[str, int, int, int], str] = {}
 
 
@@ -57,6 +60,33 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 def room(folder: Path) -> int:
     """Return how many bytes may still be written to an existing folder."""
     return max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
+
+
+def make_room(folder: Path, size: int, most_bytes: int, most_files: int) -> bool:
+    """Remove the least recently used files of digests until one of `size` bytes fits; return whether it does.
+
+    Several processes may do so at once: what another one has removed is as good as removed. Files of other names stay.
+
+    Args:
+        folder: that is to hold the file.
+        size: of the file, in bytes.
+        most_bytes: that all files may have together.
+        most_files: that there may be.
+    """
+    files = []
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if _DIGEST_NAMES.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                files.append((status.st_mtime_ns, status.st_size, entry.path))
+    total, number = size + sum(size for _, size, _ in files), len(files) + 1
+    for _, freed, path in sorted(files):
+        if total <= most_bytes and number <= most_files:
+            break
+        with contextlib.suppress(OSError):
+            Path(path).unlink(missing_ok=True)
+            total, number = total - freed, number - 1
+    return total <= most_bytes and number <= most_files
 
 
 def digest(file: Path) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 DTYPES: Mapping[str, str] = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 """`--precision` -> the Keras dtype policy; variables, LayerNorm, softmax and logits are float32 in all."""
 
+SCAFFOLD = "scaffold"
+"""Name of the layer that a model has only while it learns; see `modeling/scaffold.py`."""
+
 
 @dataclass(frozen=True)
 class Computation:

@@ -4,6 +4,7 @@ Google's ALBERT normalises in the embedding width and projects afterwards, with 
 vector first, without a bias, and adds positions and segments in the model's width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -42,7 +43,10 @@ class Embeddings(keras.layers.Layer):
         projects_first: the projection, then without a bias, precedes the sum with positions and segments.
         sum_width: width of that sum, and of the hidden states that `logits` scores.
         words: other embeddings, whose word table is this one's too.
+        lookup: (ids [B, L], word table [V, E]) -> vectors [B, L, E], where a model has further rows (soft prompts).
     """
+
+    lookup: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -119,7 +123,10 @@ class Embeddings(keras.layers.Layer):
         length = input_ids_BL.shape[1]
         if isinstance(length, int) and places_BL is None:
             self.config.check_sequence_length(length)
-        x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
+        if self.lookup is None:
+            x = ops.take(self.word_embeddings, input_ids_BL, axis=0)
+        else:
+            x = self.lookup(input_ids_BL, self.word_embeddings)
         if word_noise_BLE is not None:
             x = x + ops.cast(word_noise_BLE, x.dtype)
         if self.config.embedding_scale != 1.0:

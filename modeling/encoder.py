@@ -91,6 +91,24 @@ class Encoder(keras.layers.Layer):
         last_block = partial(block, first_only=True) if first_only else None
         return self.run_blocks(block, self._bricks(), x_BLD, training=training, last_block=last_block)
 
+    def attention_weights(
+        self, states: Sequence[Tensor], attention_mask: Tensor | None, blocks: Sequence[int]
+    ) -> list[Tensor]:
+        """Return where the self-attention of some blocks looks, float32 [B, N, L, L] each; without dropout.
+
+        Args:
+            states: those that `call` returns.
+            attention_mask: as in `call`.
+            blocks: their numbers, from 0.
+        """
+        found = []
+        for number in blocks:
+            attention, *_ = bricks = self._bricks()[number]
+            assert isinstance(attention, Attention)
+            with self._gathered(bricks):
+                found.append(attention.attention_weights(states[number], attention_mask=attention_mask))
+        return found
+
     def _bricks(self) -> list[Bricks]:
         """Return the bricks of every block in order."""
         return [(self.attentions[i], self.feed_forwards[j]) for i, j in self.order]

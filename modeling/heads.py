@@ -54,6 +54,10 @@ class Head(Protocol):
         """Return the floating-point operations of one example, forward."""
         ...
 
+    # May be absent:
+    # computed(names) -> list[modeling.beginnings.Computed]: its variables that follow from other tensors of a
+    #     checkpoint, of which it is told the names.
+
 
 def gather_positions(x_BLD: Tensor, positions_BP: Tensor) -> Tensor:
     """Return the rows of `x_BLD` at `positions_BP`, x_BPD."""
@@ -85,8 +89,11 @@ class VocabularyScores(keras.layers.Layer):
 
     def call(self, x_BPD: Tensor, embeddings: Embeddings) -> Tensor:
         """Return float32 logits [B, P, V]."""
-        h = self.layer_norm(activation(self.hidden_act, self.transform(x_BPD)))
-        return embeddings.logits(h) + self.output_bias
+        return embeddings.logits(self.transformed(x_BPD)) + self.output_bias
+
+    def transformed(self, x_BPD: Tensor) -> Tensor:
+        """Return what is compared with the word table, [B, P, E] (albert_zh: [B, P, D])."""
+        return self.layer_norm(activation(self.hidden_act, self.transform(x_BPD)))
 
 
 class MaskedLMHead:

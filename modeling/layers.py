@@ -199,9 +199,12 @@ class Attention(keras.layers.Layer):
         context_BPD = self._attend_with_itself(query_BNKH[:, :, length:], itself, text, attention_mask, training)
         return self._added(x_BKD, ops.concatenate([context_BLD, context_BPD], axis=1), training)
 
-    def attention_weights(self, x_BLD: Tensor, memory: KeyValue, attention_mask: Tensor | None = None) -> Tensor:
+    def attention_weights(
+        self, x_BLD: Tensor, memory: KeyValue | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Return where `call` looks, float32 [B, N, L, S], each row a distribution; without dropout."""
         h_BLD = self.layer_norm(x_BLD) if self.preln else x_BLD
+        memory = memory or self.keys_values(h_BLD)
         query_BNLH = self._split(self.query(h_BLD)) * self.head_size**-0.5
         scores_BNLS = ops.cast(ops.matmul(query_BNLH, ops.transpose(memory[0], (0, 1, 3, 2))), "float32")
         if attention_mask is not None:

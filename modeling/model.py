@@ -1,12 +1,13 @@
 """The one model: a body and the heads on it; `PretrainingModel` and its neighbours below are choices of heads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import keras
 
 from ground.tensors import Tensor
+from modeling.beginnings import Computed
 from modeling.body import Body
 from modeling.computation import Computation, Sizes
 from modeling.config import Config
@@ -15,6 +16,7 @@ from modeling.families import FAMILIES
 from modeling.heads import ClassifierHead, Head, MaskedLMHead, PairHead, TokenHead
 from modeling.layouts import LayoutRules, transformer_rules
 from modeling.randomness import seeded_by_default
+from modeling.scaffold import scaffold
 from modeling.variables import Initialization
 
 HeadOfModel = Callable[[Config, Initialization, Computation, Body], Head]
@@ -46,13 +48,14 @@ class LanguageModel(keras.Model):
         self.heads = tuple(head(config, initialization, computation, self.backbone) for head in heads)
         # Keras tracks layers, not heads. The order is that of the variables, by which gradients are summed.
         self.head_layers = [layer for head in self.heads for layer in head.layers]
+        self.scaffold = scaffold(config, initialization, computation)
         # JAX takes no seed of more than 32 bits; engines draw from keys of their own, which have all 64.
         self.seed_generator = keras.random.SeedGenerator(computation.seed % 2**32)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Create every variable; done by the constructor."""
-        for layer in (self.backbone, *self.head_layers):
+        for layer in (self.backbone, *self.head_layers, *([self.scaffold] if self.scaffold else [])):
             layer.build(None)
 
     @property
@@ -88,6 +91,10 @@ class LanguageModel(keras.Model):
             for head in self.heads:
                 found |= head(outputs, features, self.backbone, training)
         return found if scores_only else {**found, **outputs}
+
+    def computed(self, names: Collection[str]) -> list[Computed]:
+        """Return the variables that heads compute from tensors of a checkpoint, by the names of all that it has."""
+        return [each for head in self.heads if hasattr(head, "computed") for each in head.computed({*names})]  # pyright: ignore[reportAttributeAccessIssue]
 
     def operations(self, sizes: Sizes) -> int:
         """Return the floating-point operations of the products of one example, forward."""

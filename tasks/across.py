@@ -16,11 +16,12 @@ import keras
 import numpy as np
 from absl.app import UsageError
 
+from ground.keys import fold_in
 from ground.tensors import Tensor, ops
 from modeling import masks
 from modeling.heads import QueriesHead, gather_positions
 from modeling.losses import label_is_best, negative_log_likelihood
-from modeling.randomness import gumbel
+from modeling.randomness import gumbel, next_key, seeded
 from modeling.two_sides import apart, side_by_side
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tasks.losses import Batch, Settings, Terms
 
 _SIDES = ("", "other_")
+MOST_SCORES = 1 << 26
+"""Scores over the vocabulary that are held at a time while sentences are written, 256 MiB of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,8 @@ class BesidePseudoLoss:
         pseudo_mask_BK = ops.cast(slots_K < written_B1, "int32")
         places_BL = ops.zeros_like(ids_BL) + ops.arange(length, dtype="int32")
         pseudo_places_BK = lengths_B1 + slots_K
-        outputs = model(
+        # The body alone: the head would score all placeholders at once.
+        outputs = model.backbone(
             {
                 "input_ids": original_ids(batch),
                 "input_mask": mask_BL,
@@ -218,9 +222,8 @@ class BesidePseudoLoss:
                 "query_places": pseudo_places_BK,
             },
             training=False,
-            scores_only=True,
         )
-        pseudo_BK = self._picked(ops.stop_gradient(outputs["masked_lm_logits"])) * pseudo_mask_BK
+        pseudo_BK = self._picked(model, ops.stop_gradient(outputs["queried_output"])) * pseudo_mask_BK
         prepared |= {
             "input_ids": ops.concatenate([ids_BL, pseudo_BK], axis=1),
             "input_mask": ops.concatenate([mask_BL, pseudo_mask_BK], axis=1),
@@ -252,11 +255,36 @@ class BesidePseudoLoss:
         found = {"masked_lm_ids": ops.argmax(outputs["masked_lm_logits"], axis=-1)}
         return found | ({"pseudo_ids": batch["pseudo_ids"]} if self.pseudo else {})
 
-    def _picked(self, logits_BKV: Tensor) -> Tensor:
-        """Return a token for every placeholder."""
-        if self.pseudo is not None and self.pseudo.pick == "sample":
-            logits_BKV = logits_BKV + gumbel(tuple(logits_BKV.shape))
-        return ops.cast(ops.argmax(logits_BKV, axis=-1), "int32")
+    def _picked(self, model: keras.Model, x_BKD: Tensor) -> Tensor:
+        """Return a token for every placeholder, int32 [B, K], a few placeholders of each text at a time.
+
+        Five placeholders, two at a time: 0 1 | 2 3 | 4 and one of zeros, which is dropped.
+        """
+        (head,) = (head for head in model.heads if isinstance(head, QueriesHead))
+        draws = self.pseudo is not None and self.pseudo.pick == "sample"
+
+        def pick(x_BPD: Tensor) -> Tensor:
+            logits_BPV = head.scores(x_BPD, embeddings=model.backbone.embeddings)
+            noise = gumbel(tuple(logits_BPV.shape)) if draws else 0.0
+            return ops.cast(ops.argmax(logits_BPV + noise, axis=-1), "int32")
+
+        batch_size, width, depth = x_BKD.shape
+        slots = max(1, MOST_SCORES // (batch_size * model.config.padded_vocab_size))
+        if slots >= width:
+            return pick(x_BKD)
+        parts, key = -(-width // slots), next_key() if draws else None
+        padded = ops.pad(x_BKD, ((0, 0), (0, parts * slots - width), (0, 0)))
+        x_NBPD = ops.transpose(ops.reshape(padded, (batch_size, parts, slots, depth)), (1, 0, 2, 3))
+
+        def body(_: Tensor, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            x_BPD, number = part
+            with seeded(None if key is None else fold_in(key, number)):
+                ids_BP = pick(x_BPD)
+            return ids_BP, ids_BP
+
+        nothing_BP = ops.zeros((batch_size, slots), "int32")
+        _, ids_NBP = ops.scan(body, nothing_BP, (x_NBPD, ops.arange(parts)))
+        return ops.reshape(ops.transpose(ids_NBP, (1, 0, 2)), (batch_size, parts * slots))[:, :width]
 
 
 def pseudo_length(length: int, ratio: float, positions: int) -> int:

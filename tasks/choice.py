@@ -16,6 +16,7 @@ from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import fold_in, seeded
+from tasks.decisions import Decisions
 from tasks.grouped import grouped_weights, real_rows, rows_of
 from tasks.losses import Terms
 from tasks.regularization import Passes, Regularizer, symmetric_divergence
@@ -95,6 +96,11 @@ class ChoiceTask:
         crossed = [cross_entropy(each_BC, labels_B, weights_B) for each_BC in logits]
         losses = {"choice": (sum(total for total, _ in crossed) / len(crossed), crossed[0][1])} | further
         return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the choice of every example."""
+        real_BC = real_rows(batch)
+        return Decisions(_by_example(outputs["logits"], real_BC), real_BC[:, 0])
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C]; 0 for a choice that is not there."""

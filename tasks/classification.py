@@ -12,6 +12,7 @@ from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import fold_in, seeded
+from tasks.decisions import Decisions
 from tasks.losses import Terms, example_weights
 from tasks.regularization import Passes, Regularizer, symmetric_divergence, usable
 
@@ -87,6 +88,10 @@ class ClassificationTask:
         crossed = [cross_entropy(each_BC, labels_B, weights_B) for each_BC in logits]
         losses = {"classification": (sum(total for total, _ in crossed) / len(crossed), crossed[0][1])} | further
         return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the label of every example."""
+        return Decisions(outputs["logits"], example_weights(batch))
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C]."""

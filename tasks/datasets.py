@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from ground.documents import check_shape, read_toml
 from ground.words import did_you_mean
-from tasks.kinds import KINDS, find_kind
+from tasks.kinds import KINDS, METHODS, find_kind
 from tasks.readers import READERS, find_reader
 from tasks.span_scores import SCORINGS
 from tasks.submissions import FORMS
@@ -31,6 +31,20 @@ class _SubmissionShape(TypedDict, total=False):
     form: str
     files: dict[str, _Names]
     id: Literal["row", "key"]
+
+
+_Id = Annotated[int, Meta(ge=-1, le=2**24)]
+_Words = Annotated[list[Annotated[list[_Id], Meta(min_length=1, max_length=64)]], Meta(min_length=1)]
+
+
+class _PromptShape(TypedDict, total=False):
+    """What a run makes of a pattern and a verbalizer; `run.json` has it, see `tasks.prompts.prompt`."""
+
+    mask_id: _Id
+    masks: Annotated[int, Meta(ge=1, le=64)]
+    slots: Annotated[list[_Id], Meta(max_length=2**16)]
+    words: list[_Words]
+    anchors: Annotated[int, Meta(ge=0, le=2**16)]
 
 
 class _RowShape(TypedDict):
@@ -70,6 +84,9 @@ class _RowShape(TypedDict):
     source_language: NotRequired[str]
     by_language: NotRequired[dict[str, dict[str, Any]]]
     plug_in: NotRequired[bool]
+    pattern: NotRequired[str]
+    verbalizer: NotRequired[list[str]]
+    prompt: NotRequired[_PromptShape]
     submission: NotRequired[_SubmissionShape]
 
 
@@ -160,6 +177,9 @@ class DatasetRow:
     source_language: str = ""
     by_language: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plug_in: bool = False
+    pattern: str = ""
+    verbalizer: tuple[str, ...] = ()
+    prompt: Mapping[str, Any] = field(default_factory=dict)
     submission: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -247,7 +267,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
     if missing:
         raise UsageError(f"{path}: [{name}] lacks {', '.join(missing)}")
     check_shape(table, _RowShape, where=f"{path}: [{name}]", fix="write it as in tasks/datasets.toml")
-    if (name_of_kind := table.get("kind", "classification")) not in KINDS:
+    if (name_of_kind := table.get("kind", "classification")) not in {**KINDS, **METHODS}:
         raise UsageError(f"{path}: [{name}] is of the unknown kind {name_of_kind!r}; known: {', '.join(KINDS)}")
     for split in table["files"]:
         if not _SPLIT.fullmatch(split):
@@ -255,7 +275,7 @@ def parse_row(name: str, table: object, path: Path) -> DatasetRow:
                 f"{path}: [{name}] names files for {split!r}; known: {', '.join(SPLITS)}, and others: dev_x"
             )
     files = {split: tuple(candidates) for split, candidates in table["files"].items()}
-    as_tuples = ("columns", "labels", "ignored_labels", "blanks", "optional", "score_range")
+    as_tuples = ("columns", "labels", "ignored_labels", "blanks", "optional", "score_range", "verbalizer")
     lists = {key: tuple(table[key]) for key in as_tuples if key in table}
     names = {column: tuple(words) for column, words in table.get("names", {}).items()}
     row = DatasetRow(name=name, **{**table, **lists, "files": files, "names": names})

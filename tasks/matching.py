@@ -16,6 +16,7 @@ from modeling.fusion import fusing
 from modeling.heads import EmbeddingHead
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import seeded
+from tasks.decisions import VALUE, Decisions
 from tasks.grouped import grouped_weights, rows_of
 from tasks.losses import Terms
 from tasks.regularization import Regularizer, usable
@@ -88,21 +89,30 @@ class MatchingTask:
     ) -> tuple[Terms, Terms]:
         """Return the loss that the row's labels ask for, and the error or the share of partners that are nearest."""
         with seeded(seed), fusing():
-            a_BD, b_BD = _towers(model, batch, training)
+            a_BD, b_BD = _towers(model(rows_of(batch), training=training, scores_only=True))
         weights_B = grouped_weights(batch)
         if self.score_range:
             return _graded(a_BD, b_BD, ops.cast(batch["label_ids"], "float32"), weights_B, self.score_range)
         return in_batch(a_BD, b_BD, weights_B, self.temperature, alike(batch["input_ids"]))
 
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the cosine of every pair, or the partners among the batch [2, B], half a decision each."""
+        a_BD, b_BD = _towers(outputs)
+        weights_B = grouped_weights(batch)
+        if self.score_range:
+            return Decisions(ops.sum(a_BD * b_BD, axis=-1)[:, None], weights_B, VALUE)
+        scores = _partner_scores(a_BD, b_BD, weights_B, self.temperature, alike(batch["input_ids"]))
+        return Decisions(ops.stack(scores), ops.stack([0.5 * weights_B] * 2))
+
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `embedding_a` and `embedding_b`, float32 [B, D], of length 1."""
         with fusing():
-            a_BD, b_BD = _towers(model, batch, False)
+            a_BD, b_BD = _towers(model(rows_of(batch), training=False, scores_only=True))
         return {"embedding_a": a_BD, "embedding_b": b_BD}
 
 
-def _towers(model: keras.Model, batch: Mapping[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-    vectors_RD = model(rows_of(batch), training=training, scores_only=True)["embedding"]
+def _towers(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    vectors_RD = outputs["embedding"]
     vectors_B2D = ops.reshape(vectors_RD, (-1, 2, vectors_RD.shape[-1]))
     return vectors_B2D[:, 0], vectors_B2D[:, 1]
 
@@ -127,15 +137,23 @@ def in_batch(
         a [1 0], [0 1]; b the same; temperature 0.5
         scores 2 0 / 0 2, of either side log(1 + exp(-2)) = 0.127 a pair
     """
-    # A text that fills up the batch is nobody's negative, nor is one that matches too: it would be pushed away.
-    negative_BB = ops.logical_and(weights_B[None, :] > 0, ops.logical_not(alike_BB))
-    scores_BB = ops.where(negative_BB, ops.matmul(a_BD, ops.transpose(b_BD)) / temperature, _NO_TEXT)
-    backwards_BB = ops.where(negative_BB, ops.matmul(b_BD, ops.transpose(a_BD)) / temperature, _NO_TEXT)
+    scores_BB, backwards_BB = _partner_scores(a_BD, b_BD, weights_B, temperature, alike_BB)
     partners_B = ops.arange(scores_BB.shape[0], dtype="int32")
     forth, count = cross_entropy(scores_BB, partners_B, weights_B)
     back, _ = cross_entropy(backwards_BB, partners_B, weights_B)
     metrics = {"in_batch_accuracy": accuracy_term(scores_BB, partners_B, weights_B)}
     return {"in_batch": ((forth + back) / 2, count)}, metrics
+
+
+def _partner_scores(
+    a_BD: Tensor, b_BD: Tensor, weights_B: Tensor, temperature: float, alike_BB: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the scores [B, B] of every text b for every a, and of every a for every b."""
+    # A text that fills up the batch is nobody's negative, nor is one that matches too: it would be pushed away.
+    negative_BB = ops.logical_and(weights_B[None, :] > 0, ops.logical_not(alike_BB))
+    scores_BB = ops.where(negative_BB, ops.matmul(a_BD, ops.transpose(b_BD)) / temperature, _NO_TEXT)
+    backwards_BB = ops.where(negative_BB, ops.matmul(b_BD, ops.transpose(a_BD)) / temperature, _NO_TEXT)
+    return scores_BB, backwards_BB
 
 
 def _graded(

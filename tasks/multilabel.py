@@ -11,6 +11,7 @@ from ground.tensors import Tensor, ops
 from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.randomness import seeded
+from tasks.decisions import EACH, Decisions
 from tasks.losses import Terms, example_weights
 from tasks.regularization import Regularizer, usable
 
@@ -76,6 +77,10 @@ class MultilabelTask:
         return {"labels": (ops.sum(loss_B * weights_B), count)}, {
             "subset_accuracy": (ops.sum(right_B * weights_B), count)
         }
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return every label of every example, by itself."""
+        return Decisions(outputs["logits"], example_weights(batch), EACH)
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C], each label's own."""

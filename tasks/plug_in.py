@@ -17,6 +17,7 @@ from modeling.fusion import fusing
 from modeling.heads import CrossedClassifierHead
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import seeded
+from tasks.decisions import Decisions
 from tasks.grouped import ROW_FEATURES, grouped_weights
 from tasks.losses import Terms
 from tasks.regularization import Regularizer, usable
@@ -86,6 +87,12 @@ class PlugInTask:
             {"classification": _summed([cross_entropy(each_BC, labels_B, weights_B) for each_BC in both])},
             {"accuracy": _summed([accuracy_term(each_BC, labels_B, weights_B) for each_BC in both])},
         )
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the label of every example in both languages, [2, B]."""
+        weights_B = grouped_weights(batch)
+        logits_2BC = ops.stack([outputs["logits"], outputs["other_logits"]])
+        return Decisions(logits_2BC, ops.stack([weights_B, weights_B]))
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `probabilities` float32 [B, C] of the first language."""

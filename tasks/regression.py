@@ -11,6 +11,7 @@ from ground.tensors import Tensor, ops
 from modeling import ClassifierModel, Computation, LanguageModel
 from modeling.fusion import fusing
 from modeling.randomness import seeded
+from tasks.decisions import VALUE, Decisions
 from tasks.losses import Terms, example_weights
 from tasks.regularization import Regularizer, usable
 
@@ -66,6 +67,10 @@ class RegressionTask:
         count = ops.sum(weights_B)
         losses = {"squared_error": (ops.sum(ops.square(errors_B) * weights_B), count)}
         return losses, {"absolute_error": (ops.sum(ops.absolute(errors_B) * weights_B), count)}
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the score of every example."""
+        return Decisions(outputs["logits"], example_weights(batch), VALUE)
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `score` float32 [B]."""

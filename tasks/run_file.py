@@ -25,7 +25,7 @@ from ground.documents import check_shape, read_json
 from ground.files import write_atomically
 from modeling.config import Config
 from tasks.datasets import DatasetRow, parse_row
-from tasks.kinds import KINDS, HeadOptions, find_kind
+from tasks.kinds import KINDS, METHODS, HeadOptions, find_kind
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -191,7 +191,7 @@ class RunFile:
         check_shape(content, _RunShape, where=str(path), fix=_FIX)
         del content["version"]
         row = content.pop("row")
-        kinds = (PRETRAINING, *KINDS)
+        kinds = (PRETRAINING, *KINDS, *METHODS)
         if content["kind"] not in kinds or (row is None) != (content["kind"] == PRETRAINING):
             raise UsageError(
                 f"{path}: kind is {content['kind']!r}, expected one of {', '.join(kinds)}, with a row but for the "

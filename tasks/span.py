@@ -15,6 +15,7 @@ from modeling import Computation, LanguageModel, SpanModel
 from modeling.fusion import fusing
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import seeded
+from tasks.decisions import Decisions
 from tasks.losses import Terms, example_weights
 from tasks.regularization import Regularizer, usable
 
@@ -72,7 +73,7 @@ class SpanTask:
     ) -> tuple[Terms, Terms]:
         """Return the cross-entropies and the shares of right ends."""
         with seeded(seed), fusing():
-            logits_BL2 = self._logits(model, batch, training)
+            logits_BL2 = _within(model(batch, training=training), batch)
         weights_B = self._weights(batch)
         losses: Terms = {}
         metrics: Terms = {}
@@ -82,16 +83,21 @@ class SpanTask:
             metrics[f"{end}_accuracy"] = accuracy_term(logits_BL, labels_B, weights_B)
         return losses, metrics
 
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the first and the last token of the answer in every row [2, B], half a decision each."""
+        weights_B = 0.5 * self._weights(batch)
+        return Decisions(ops.transpose(_within(outputs, batch), (2, 0, 1)), ops.stack([weights_B, weights_B]))
+
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `start_logits` and `end_logits`, float32 [B, L]."""
         with fusing():
-            logits_BL2 = self._logits(model, batch, False)
+            logits_BL2 = _within(model(batch, training=False), batch)
         return {f"{end}_logits": logits_BL2[:, :, number] for number, end in enumerate(_ENDS)}
-
-    def _logits(self, model: keras.Model, batch: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return float32 [B, L, 2], of which padding has next to nothing."""
-        logits_BL2 = model(batch, training=training)["span_logits"]
-        return ops.where(ops.cast(batch["input_mask"], "bool")[:, :, None], logits_BL2, _NOWHERE)
 
     def _weights(self, batch: Mapping[str, Tensor]) -> Tensor:
         return example_weights(batch) * ops.cast(batch["label_ids"][:, 0] >= 0, "float32")
+
+
+def _within(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of both ends, float32 [B, L, 2], of which padding has next to nothing."""
+    return ops.where(ops.cast(batch["input_mask"], "bool")[:, :, None], outputs["span_logits"], _NOWHERE)

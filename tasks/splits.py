@@ -141,6 +141,8 @@ class Splits:
     def answers(self, engine: Predictor, split: str, batch_size: int) -> list[Any]:
         """Return the answer of the engine's present weights to every example of a split."""
         dataset = self.datasets[split]
+        if "train" in self.datasets and (prepare := getattr(self.kind, "prepare", None)):
+            prepare(self.row, engine, self.datasets["train"], batch_size)
         predictions = in_order(dataset, engine.predict(dataset.evaluation_batches(batch_size)))
         if facts := getattr(dataset, "facts", None):
             predictions = [{**each, **facts(number)} for number, each in enumerate(predictions)]

@@ -12,6 +12,7 @@ from modeling import Computation, LanguageModel, TaggerModel
 from modeling.fusion import fusing
 from modeling.losses import accuracy_term, cross_entropy
 from modeling.randomness import seeded
+from tasks.decisions import Decisions
 from tasks.losses import Terms
 from tasks.regularization import Regularizer, usable
 
@@ -68,6 +69,10 @@ class TaggingTask:
         labels_BL, weights_BL = batch["label_ids"], ops.cast(batch["label_weights"], "float32")
         loss = cross_entropy(logits_BLC, labels_BL, weights_BL)
         return {"tagging": loss}, {"accuracy": accuracy_term(logits_BLC, labels_BL, weights_BL)}
+
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
+        """Return the tag of every token that has one."""
+        return Decisions(outputs["tagger_logits"], ops.cast(batch["label_weights"], "float32"))
 
     def predictions(self, model: keras.Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `log_probabilities` float32 [B, L, C] of the tags."""

@@ -122,6 +122,7 @@ KNOWS_FEATURES = (
     "modeling/body.py",
     "modeling/encoder_decoder.py",
     "modeling/heads.py",
+    "modeling/prompt_heads.py",
     "modeling/queries.py",
     "modeling/two_sides.py",
     "tasks/",

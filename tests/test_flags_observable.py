@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from observing import (
+    augmentation_flags,
     classifier_flags,
     conversion_flags,
     data_flags,
@@ -30,6 +31,7 @@ VERBS = {
         data_flags.CREATE,
         data_flags.INSPECT,
         data_flags.TRAIN,
+        augmentation_flags.VERB,
         pretraining_flags.VERB,
         classifier_flags.VERB,
         generation_flags.VERB,

@@ -38,7 +38,9 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 TRAINING = ("run_pretraining.py", "run_classifier.py", "run_generation.py")
 ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id", "model_parallel")
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-FOR_REAL = ("my_lcqmc_model", "my_questions", "my_plug_encoder", "my_veco")
+FOR_REAL = (
+    *("my_lcqmc_model", "my_questions", "my_teacher", "my_plug_encoder", "my_veco", "my_ernie_m", "my_few_asked"),
+)
 """Folders of runs that other parts of the pages read."""
 FEWER = {
     "create_pretraining_data.py": ["--dupe_factor=1", "--num_workers=1"],
@@ -144,7 +146,7 @@ def make_small_world(folder: Path) -> None:
     for split, count in (("train", 24), ("dev", 9), ("test", 7)):
         lines = (ROOT / f"data/samples/pairs/{split}.txt").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"data/samples/pairs/{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for name in ("reviews", "entities", "answers", "choices", "parallel"):
+    for name in ("reviews", "few_reviews", "entities", "answers", "choices", "parallel"):
         shutil.copytree(ROOT / "data/samples" / name, folder / "data/samples" / name)
     make_configs_and_pairs_of_a_reader(folder)
     make_model(folder / "ernie-m-base", positions=300)
@@ -160,7 +162,9 @@ def make_configs_and_pairs_of_a_reader(folder: Path) -> None:
     config = dataclasses.replace(load_config(folder / "albert_config/veco_tiny.json"), vocab_size=2500)
     plugged_out = dataclasses.replace(config, cross_attention=False)
     translator = dataclasses.replace(plugged_out, num_decoder_layers=2)
-    for name, own in (("my_veco", config), ("my_plugged_out", plugged_out), ("my_translator", translator)):
+    ernie_m = dataclasses.replace(load_config(folder / "albert_config/ernie_m_tiny.json"), vocab_size=2500)
+    configs = {"my_veco": config, "my_plugged_out": plugged_out, "my_translator": translator, "my_ernie_m": ernie_m}
+    for name, own in configs.items():
         (folder / f"{name}.json").write_text(own.to_json())
     (folder / "my_translation").mkdir()
     for side, language in (("source", "zh"), ("target", "en")):

@@ -6,8 +6,8 @@ A kind is a module with the functions of `Kind`, and one row of KINDS; a row of 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,12 @@ KINDS: dict[str, str] = {
     "mining": "tasks.kinds.mining",
 }
 """kind -> the module that implements it; imported when a row of that kind is used."""
+METHODS: dict[str, str] = {
+    "pet": "tasks.prompts.pet",
+    "p_tuning": "tasks.prompts.p_tuning",
+    "cp_tuning": "tasks.prompts.cp_tuning",
+}
+"""method -> the module that is the kind of a row of classification where --method asks for it."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,15 @@ class HeadOptions:
         dropout: rate on the input of the head, in training.
         regularizers: further losses in training.
         label_smoothing: share of a label that is spread over all, in training.
+        around: each makes of the task a task that learns from something besides, as from a teacher.
+        further: values of options that some methods read, by name; without one a method has its own default.
     """
 
     dropout: float = 0.1
     regularizers: Sequence[Regularizer] = ()
     label_smoothing: float = 0.0
+    around: Sequence[Callable[[Any], Any]] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LabelledDataset(Protocol):
@@ -112,6 +122,11 @@ class Kind(Protocol):
         group(example): what keeps examples together where a share of them is held out; by default the first text.
         complaint(row): what is wrong with a row, one clause, or "".
         notes(row, examples): what is to be said of the examples of a split; empty for nothing.
+        settled(row, tokenizer, examples by split): the row with what tokenizer and training examples decide, or a
+            `UsageError`.
+        kept: fields of a row that a run which is only scored has from the finished run, unless flags say otherwise.
+        prepare(row, engine, dataset, batch_size): lets the present weights know the training examples, before they are
+            asked for answers.
         tuned(row, answers, examples of dev): the row with what dev decides for every split, such as a threshold.
         files(row, split, answers, examples): further files of predictions, contents by the end of their name.
         submitted(row, answers, examples): id and released answer of each example, to be handed in.
@@ -191,8 +206,8 @@ class Kind(Protocol):
 
 
 def find_kind(name: str) -> Kind:
-    """Return the kind called `name`, a key of KINDS."""
-    return importlib.import_module(KINDS[name])  # pyright: ignore[reportReturnType]
+    """Return the kind called `name`, a key of KINDS or METHODS."""
+    return importlib.import_module(KINDS.get(name) or METHODS[name])  # pyright: ignore[reportReturnType]
 
 
 def flags_of(kind: Kind) -> tuple[str, ...]:

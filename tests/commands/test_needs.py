@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from absl.app import UsageError
 
+from commands.distillation import NEEDS as DISTILLATION
 from commands.flags import _flags_of
 from commands.needs import check_needs
 from commands.techniques import NEEDS as TECHNIQUES
@@ -33,6 +34,7 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
             "warmup_proportion": {"num_warmup_steps": 5, "do_train": True},
         }.items()
     },
+    ("augment_examples", "top_k"): {"pick": "best"},
     ("predict", "input_format"): {"text": "x"},
     ("create_pretraining_data", "short_seq_prob"): {"objective": "plug"},
     ("run_pretraining", "masked_lm_until"): {"objective": "masked_lm"},
@@ -45,13 +47,16 @@ WITHOUT: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def needs(verb: str) -> tuple:
-    return (*getattr(importlib.import_module(verb), "NEEDS", ()), *(TECHNIQUES if verb == "run_classifier" else ()))
+    return (
+        *getattr(importlib.import_module(verb), "NEEDS", ()),
+        *((*TECHNIQUES, *DISTILLATION) if verb == "run_classifier" else ()),
+    )
 
 
 def other(spec: Any) -> Any:
     if spec.declaration.choices:
         return next(choice for choice in spec.declaration.choices if choice != spec.default)
-    one = {bool: spec.default is False, int: 4, float: 0.5, str: "x"}[spec.kind]
+    one = {bool: spec.default is False, int: 4, float: 0.25 if spec.default == 0.5 else 0.5, str: "x"}[spec.kind]
     return (one,) if spec.many else one
 
 

@@ -91,7 +91,7 @@ def test_what_contradicts_the_method_is_one_line(tmp_path: Path):
         ({"trigram_rate": 0.1}, "--trigram_rate=0.1: --objective=camlm reads two texts"),
         (
             {"input_file": f"en={ROOT}/data/samples/en/work.txt"},
-            "--input_file has documents, but --objective=camlm learns from pairs: give other text, or",
+            "--input_file has documents, but --objective=camlm learns from pairs: give them as en-zh=A.en:",
         ),
         ({"pack_sequences": True}, "--pack_sequences needs --objective=masked_lm"),
         (

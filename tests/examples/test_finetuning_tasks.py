@@ -15,6 +15,7 @@ from commands.flags import parse
 from examples import finetuning_tasks as recipe
 from tasks.datasets import find_row
 from tasks.kinds import find_kind
+from tasks.splits import Splits
 
 
 def options_of(folder: Path, **changes: Any) -> recipe.Options:
@@ -29,7 +30,8 @@ def flags_of(step: Any) -> dict[str, str]:
 
 def test_every_command_parses_and_every_metric_is_one_of_its_kind(tmp_path: Path):
     steps = recipe.plan(options_of(tmp_path))
-    assert len(steps) == 1 + 2 + 14
+    assert len(steps) == 1 + 2 * 2 + 14
+    assert len(recipe.plan(options_of(tmp_path, num_adaptation_steps=0))) == 1 + 2 + 14
     for step in steps:
         verb = {"run_classifier.py": run_classifier, "run_pretraining.py": run_pretraining}.get(step.command[0])
         if verb is not None:
@@ -44,7 +46,33 @@ def test_arms_differ_in_their_weights_alone(tmp_path: Path):
         random, pretrained = (flags_of(steps[f"fine-tuning {arm} {name}"]) for arm in recipe.ARMS)
         assert random.keys() ^ pretrained.keys() == {"init_checkpoint"}
         assert {key for key in random if random[key] != pretrained[key]} == {"output_dir"}
-        assert pretrained["init_checkpoint"] == flags_of(steps["pretraining"])["output_dir"]
+        assert pretrained["init_checkpoint"] == flags_of(steps["adaptation"])["output_dir"]
+    assert flags_of(steps["adaptation"])["init_checkpoint"] == flags_of(steps["pretraining"])["output_dir"]
+
+
+def test_the_texts_of_tasks_have_every_training_example_and_none_that_is_held_out(tmp_path: Path):
+    pairs = [(f"甲{n}问什么？是{n}吗。", f"乙{n}答") for n in range(20)]
+    for name, header, row in (
+        ("lcqmc", "", "{a}\t{b}\t1\n"),
+        ("thucnews_title", "text\tlabel\n", "{a}\t3\n"),
+    ):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        text = header + "".join(row.format(a=a, b=b) for a, b in pairs)
+        (tmp_path / f"tasks/{name}/train.tsv").write_text(text, encoding="utf-8")
+    options = options_of(tmp_path, data_dir=tmp_path / "tasks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "TASKS", {name: recipe.TASKS[name] for name in ("lcqmc", "thucnews_title")})
+        recipe.write_task_texts(options)
+    for name, second in (("lcqmc", True), ("thucnews_title", False)):
+        row, (path,) = find_row(name), [tmp_path / f"tasks/{name}/train.tsv"]
+        kept = Splits(row, {"train": [path]}, dev_share=0.2).examples["train"]
+        assert 10 < len(kept) < 20
+        wanted = [
+            "".join(f"{line}\n" for line in (*each.text_a.replace("？", "？\n").split("\n"), each.text_b) if line)
+            for each in kept
+        ]
+        assert second == any("乙" in document for document in wanted)
+        assert (tmp_path / f"out/texts/{name}.txt").read_text(encoding="utf-8") == "\n".join(wanted)
 
 
 def test_the_table_has_what_is_done(tmp_path: Path):
@@ -61,5 +89,5 @@ def test_the_table_has_what_is_done(tmp_path: Path):
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert recipe.main(options_of(tmp_path, dry_run=True)) == 0
-    assert "17 steps, 17 left" in capsys.readouterr().out
+    assert "19 steps, 19 left" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

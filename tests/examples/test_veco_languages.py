@@ -15,6 +15,7 @@ import run_generation
 import run_pretraining
 import train_tokenizer
 from commands.flags import parse
+from examples import parallel_texts as shared
 from examples import veco_languages as recipe
 from examples.steps import Step
 from modeling import load_config
@@ -61,7 +62,7 @@ def test_every_command_parses_and_every_row_loads(folder: Path):
     assert len(steps) == 1 + 3 * 2 + 3 * (3 + 3 * 3 + 4)
     for step in steps:
         parse(VERBS[step.command[0]].Options, step.command[1:])
-    recipe.write_texts(options, *recipe.split_lines(options))
+    recipe.write_texts(options, *shared.split_lines(options))
     assert load_rows(folder / "out/tasks.toml").keys() >= {
         flags_of(step).get("task_name", "translation") for step in steps
     }
@@ -84,9 +85,9 @@ def test_arms_see_the_same_sentences_and_as_many_tokens(folder: Path):
 
 def test_what_is_held_out_is_not_learnt_from_in_any_language(folder: Path):
     options = options_of(folder)
-    train, held_out = recipe.split_lines(options)
+    train, held_out = shared.split_lines(options)
     assert (len(held_out), {*held_out[0]}) == (4, {"en", "de", "fr"})
-    for language in recipe.LANGUAGES:
+    for language in shared.LANGUAGES:
         assert not {line[language] for line in train} & {line[language] for line in held_out}
     twins = [{*lines} & {"dog a", "dog b"} for lines in ([line["en"] for line in part] for part in (train, held_out))]
     # Where one of the two lines that are alike in French is held out, the other is left out.
@@ -126,7 +127,7 @@ def test_files_of_unequal_lengths_are_refused(folder: Path):
     with pytest.raises(
         UsageError, match=r"train\.en 12, train\.de 12, train\.fr 1 lines; expected as many in every file"
     ):
-        recipe.split_lines(options_of(folder))
+        shared.split_lines(options_of(folder))
 
 
 def test_the_tables_have_what_is_done(folder: Path):
@@ -170,7 +171,7 @@ def test_the_floor_counts_shared_pieces(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tokenizers, "load_tokenizer", lambda **_: Words())
     options = options_of(folder)
     assert recipe.floor(options) == {}
-    recipe.write_texts(options, *recipe.split_lines(options))
+    recipe.write_texts(options, *shared.split_lines(options))
     (folder / "out/spiece.model").write_bytes(b"")
     # The last words are the same in German and English.
     found = recipe.floor(options)

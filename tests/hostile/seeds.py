@@ -177,6 +177,15 @@ BASES: Mapping[str, Base] = {
             allow_any_start="true",
             pseudo_length_ratio="0.5",
         ),
+        _pretrain(
+            "pretrain_across_and_beside_pseudo",
+            ("in/halves", "in/pseudo", "in/across.json"),
+            input_file="in/halves/*.tfrecord,in/pseudo/*.tfrecord",
+            bert_config_file="in/across.json",
+            objective="camlm:0.5,btmlm:0.5",
+            camlm_positions="restarted",
+            do_eval="false",
+        ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
             "pretrain_resumed",
@@ -214,6 +223,18 @@ BASES: Mapping[str, Base] = {
             "classify_table", ("in/table", *_PAIRS[1:]), task_name="csv", data_dir="in/table", text_column="other"
         ),
         _classify(
+            "classify_asked",
+            (*_PAIRS, "in/tasks.toml"),
+            task_name="asked",
+            task_file="in/tasks.toml",
+            method="pet",
+            pattern="{text_a}[SEP][P1=a][MASK]{text_b}",
+            verbalizer="0=a,1=b|c d",
+            auxiliary_weight="0.1",
+            do_predict="true",
+        ),
+        _classify("classify_contrast", _PAIRS, method="cp_tuning", do_predict="true"),
+        _classify(
             "classify_resumed",
             (*_PAIRS, "in/tuned"),
             ("in/tuned/",),
@@ -222,6 +243,28 @@ BASES: Mapping[str, Base] = {
         ),
         _classify(
             "predict", (*_PAIRS, "in/tuned"), ("in/tuned/",), output_dir="in/tuned", do_train="", do_predict="true"
+        ),
+        dataclasses.replace(
+            _classify("classify_taught", (*_PAIRS, "in/tuned"), teacher="in/tuned", distillation_weight="0.9"),
+            reads=("data_dir", "task_file", "teacher", *_MODEL),
+        ),
+        Base(
+            "augment",
+            "augment_examples",
+            {
+                "task_name": "lcqmc",
+                "data_dir": "in/pairs",
+                "output_dir": "out/more",
+                "init_checkpoint": "in/shared",
+                "vocab_file": VOCABULARY,
+                "max_seq_length": "24",
+                "num_copies": "1",
+                "backend": "tensorflow",
+            },
+            ("in/pairs", "in/shared", VOCABULARY),
+            ("out/",),
+            ("data_dir", "task_file", *_MODEL),
+            ("output_dir",),
         ),
         Base(
             "ask",

@@ -29,6 +29,7 @@ ANSWERED = {"files": DIFFERENT}
 CUT_OTHERWISE: dict[str, Any] = dict.fromkeys(
     ("plan", "training", "optimizer/schedule", "predicted", "files"), DIFFERENT
 )
+TAUGHT = {"teacher": "{world}/classifier"}
 CHILD_F, CHILD_D = {"child_tuning": "F"}, {"child_tuning": "D"}
 
 PIECES = {"vocab_file": "{world}/pieces.txt", "spm_model_file": "{world}/pieces.model"}
@@ -37,6 +38,8 @@ TOLD = {"training": DIFFERENT, "predicted": DIFFERENT, "files": DIFFERENT}
 MATCHES = {"task_name": "lcqmc_matching", "do_predict": "false"}
 PARTNERS = {"task_name": "tatoeba", "data_dir": "{world}/translations", "do_predict": "false"}
 FOUND = {f"files/out/{name}": DIFFERENT for name in ("eval_results", "dev_predictions", "dev_report")}
+ASKED = {"task_name": "asked", "task_file": "{world}/tasks.toml"}
+PET = {**ASKED, "method": "pet"}
 LANGUAGES = {"task_name": "xnli", "data_dir": "{world}/languages", "task_type": "cross-lingual-transfer"}
 
 ROWS = (
@@ -238,6 +241,47 @@ ROWS = (
         "0.5",
         {"task/loss_weights/r_drop": 0.5, "task/regularizers": DIFFERENT, "task/regularizers/0/is": "RDrop"},
     ),
+    Row("teacher", "{world}/classifier", {"task": DIFFERENT}),
+    Row(
+        "distillation_weight",
+        "0.25",
+        {
+            "task/distillation/weight": 0.25,
+            "task/loss_weights/classification": 0.75,
+            "task/loss_weights/distillation": 0.25,
+        },
+        TAUGHT,
+    ),
+    Row("distillation_temperature", "4", {"task/distillation/temperature": 4.0}, TAUGHT),
+    Row(
+        "hidden_distillation_weight",
+        "2",
+        {
+            "task/distillation/hidden_weight": 2.0,
+            "task/loss_weights/hidden_distillation": 2.0,
+            "task/_of_layers/hidden_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "attention_distillation_weight",
+        "2",
+        {
+            "task/distillation/attention_weight": 2.0,
+            "task/loss_weights/attention_distillation": 2.0,
+            "task/_of_layers/attention_distillation": 2.0,
+        },
+        TAUGHT,
+    ),
+    Row(
+        "cached_teacher", "true", {"task/distillation/cached": True, "training": DIFFERENT, "taught": DIFFERENT}, TAUGHT
+    ),
+    Row(
+        "layer_map",
+        "1:2",
+        {"task/distillation/layers": ("1:2",), "task/_pairs": DIFFERENT},
+        {**TAUGHT, "hidden_distillation_weight": "1"},
+    ),
     Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
     Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),
     Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping/0/fraction": 0.5}, CHILD_F),
@@ -252,6 +296,26 @@ ROWS = (
             f"{MULTIPLIER}/backbone/encoder/attention_1": 0.5,
             f"{MULTIPLIER}/backbone/encoder/attention_0": 0.25,
         },
+    ),
+    Row("method", "pet", dict.fromkeys(("task", "training", "optimizer", "predicted", RUN_FILE), DIFFERENT), ASKED),
+    Row(
+        "pattern",
+        "{text_a} b [MASK] {text_b}",
+        {
+            "training": DIFFERENT,
+            "predicted": DIFFERENT,
+            f"{RUN_FILE}/row/pattern": "{text_a} b [MASK] {text_b}",
+        },
+        PET,
+    ),
+    Row("verbalizer", "0=c,1=d", {"task/prompt/words": DIFFERENT, f"{RUN_FILE}/row": DIFFERENT}, PET),
+    Row("auxiliary_weight", "0.5", {"task/loss_weights": DIFFERENT, "task/loss_weights/auxiliary": 0.5}, PET),
+    Row("auxiliary_rate", "0.5", {"training": DIFFERENT}, PET),
+    Row(
+        "prompt_encoder",
+        "none",
+        {"task/prompt_encoder": "none", "optimizer": DIFFERENT},
+        {**ASKED, "method": "p_tuning"},
     ),
     Row("freeze", "embeddings", {"optimizer/frozen": EMBEDDINGS}),
     Row("freeze_layers", "1", {"optimizer/frozen": LOWEST}),

@@ -76,6 +76,16 @@ files = {{ train = ["train.txt"], dev = ["dev.txt"], test = ["test.txt"] }}
 """
     for name in ("mirrored", "lcqmc_pair")
 )
+# One that is asked in words, which any vocabulary of English text has.
+TASK_FILE += """
+[asked]
+columns = ["text_a", "text_b", "label"]
+labels = ["0", "1"]
+metric = "accuracy"
+pattern = "{text_a} a [MASK] {text_b}"
+verbalizer = ["0=a", "1=b"]
+files = { train = ["train.txt"], dev = ["dev.txt"], test = ["test.txt"] }
+"""
 
 
 PARALLEL = f"{SAMPLES}/parallel/train.en:{SAMPLES}/parallel/train.zh"

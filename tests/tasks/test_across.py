@@ -22,6 +22,7 @@ from modeling import LanguageModel, named_variables
 from modeling.computation import Sizes
 from modeling.config import Config
 from modeling.heads import QueriesHead
+from modeling.randomness import seeded
 from tasks.across import Across, Pseudo, original_ids, pseudo_length
 from tasks.pretraining import PretrainingTask
 
@@ -285,6 +286,26 @@ def test_a_drawn_sentence_follows_the_seed_and_dropout_is_off(model: Any):
     assert repetition([1, 2], "sample") == repetition([1, 2], "sample") != repetition([3, 4], "sample")
 
 
+@pytest.mark.parametrize("slots", [1, 3, 6])
+def test_few_scores_at_a_time_write_the_same_sentence(model: Any, monkeypatch: pytest.MonkeyPatch, slots: int):
+    batch = alone()
+    before = prepared(model, batch)["pseudo_ids"]
+    monkeypatch.setattr("tasks.across.MOST_SCORES", B * 30 * slots + 1)
+    np.testing.assert_array_equal(prepared(model, batch)["pseudo_ids"], before)
+    # The gradient is that of before, and a drawn sentence has noise of its own for each part.
+    test_no_gradient_goes_through_what_was_written(model)
+    found = _drawn_from_equal_scores(model, batch)
+    parts = [found[:, begin : begin + slots] for begin in range(0, L - slots, slots)]
+    assert len(parts) == 1 or not np.array_equal(parts[0], parts[1])
+
+
+def _drawn_from_equal_scores(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    (loss,) = PretrainingTask(CONFIG, "btmlm", pseudo=dataclasses.replace(PSEUDO, pick="sample")).losses
+    states = np.zeros((B, L, CONFIG.hidden_size), np.float32)
+    with seeded(KEY):
+        return np.asarray(loss._picked(model, states))  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_repetition_and_emptiness_are_shares_of_what_was_written():
     (loss,) = PretrainingTask(CONFIG, "btmlm", pseudo=PSEUDO).losses
     written = np.array([[7, 7, 7, 3, 0], [9, 8, 0, 0, 0]], np.int32)
@@ -307,6 +328,7 @@ from modeling_cases import without_dropout
 from test_accounting import COUNT_PRODUCTS
 from test_across import CASES, KEY, found_in
 from test_queries import ERNIE, beside, randomized
+import tasks.across
 from modeling import Computation, seeded
 
 exec(COUNT_PRODUCTS.split("found = {}")[0])
@@ -328,6 +350,8 @@ for choice in ({}, {"remat": True, "scan": True}):
 for kept, other in zip(*gradients, strict=True):
     np.testing.assert_allclose(kept, other, atol=1e-5 * max(1.0, float(abs(kept).max())))
 terms = {name: found_in(case, jax.jit) for name, case in CASES.items()}
+tasks.across.MOST_SCORES = 200
+terms["in parts"] = found_in(CASES["written"], jax.jit)
 print(json.dumps({"counted": counted, "terms": terms}))
 """
 
@@ -339,7 +363,7 @@ def test_jax_computes_the_same_and_every_product_that_it_traces_is_counted():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     answer = json.loads(result.stdout)
-    for name, case in CASES.items():
+    for name, case in (CASES | {"in parts": CASES["written"]}).items():
         for term, pair in found_in(case).items():
             np.testing.assert_allclose(answer["terms"][name][term], pair, rtol=2e-5, err_msg=f"{name} {term}")
     model = LanguageModel(_OTHER, [QueriesHead])
