@@ -87,7 +87,7 @@ def main(options: Options) -> None:
         import_tensorflow()
     import serving
 
-    asked = {} if options.mask_tokens is None else {"mask_tokens": options.mask_tokens}
+    asked: dict[str, Any] = {} if options.mask_tokens is None else {"mask_tokens": options.mask_tokens}
     loaded = serving.load(options.model, vocab_file=options.vocab_file, **asked)
     with _output(options.output_file) as write:
         if options.text:

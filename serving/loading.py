@@ -24,6 +24,7 @@ from absl.app import UsageError
 from conversion.beside import find_vocabulary, is_lowered, labels_of
 from conversion.class_order import in_order_of
 from conversion.loading import load_into, model_for
+from conversion.locating import locate
 from conversion.readers import Checkpoint, read_checkpoint
 from ground.documents import read_json
 from ground.words import did_you_mean
@@ -198,10 +199,9 @@ def load(
         UsageError: it is no model, lacks its config or its tokenizer, or a setting is unknown.
         OSError: a file cannot be read.
     """
-    checkpoint = read_checkpoint(source, prefer_best=True)
-    content = _run_of(checkpoint)
-    if content is not None:
-        checkpoint = read_checkpoint(checkpoint.path, config=content.config)
+    kind_of_files, where = locate(source, prefer_best=True)
+    content = _run_of(where) if kind_of_files == "ours" else None
+    checkpoint = read_checkpoint(where, config=None if content is None else content.config)
     config = checkpoint.config
     if config is None:
         raise UsageError(f"no config lies beside the weights of {source}: put the config.json of the model there")
@@ -244,9 +244,9 @@ def _computation(values: Mapping[str, Any]) -> Any:
     return Computation(**values)
 
 
-def _run_of(checkpoint: Checkpoint) -> RunFile | None:
-    """Return what the run says that wrote a checkpoint; None where none did."""
-    folders = checkpoint.folders if checkpoint.source_format == "ours" else []
+def _run_of(where: Path) -> RunFile | None:
+    """Return what the run says that wrote the checkpoint in a folder; None where none did."""
+    folders = Checkpoint({}, None, "ours", where).folders
     folder = next((folder for folder in folders if (folder / NAME).is_file()), None)
     return None if folder is None else RunFile.read(folder)
 

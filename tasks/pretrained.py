@@ -99,8 +99,8 @@ def dataset(
         positions.append([place + len(template.first) for place in places])
     lengths = np.array([len(ids) for ids in rows], np.int64)
     flat = np.concatenate([np.zeros(0, np.int32), *(np.array(ids, np.int32) for ids in rows)])
-    ids, segments, splits = assembled(template, [(flat, bounds_of(lengths)[:-1], lengths)])
-    encoded = EncodedExamples(ids, segments, splits, np.full(len(rows), -1, np.int32))
+    tokens, segments, splits = assembled(template, [(flat, bounds_of(lengths)[:-1], lengths)])
+    encoded = EncodedExamples(tokens, segments, splits, np.full(len(rows), -1, np.int32))
     return MaskedTexts(encoded, batch_size, max_seq_length, seed=seed, positions=positions, tokenizer=tokenizer)
 
 

@@ -70,9 +70,6 @@ class HeadOptions:
 class LabelledDataset(Protocol):
     """Encoded examples in batches; one example may fill several rows (windows, choices)."""
 
-    lengths: tuple[int, ...]
-    """What batches may be padded to, ascending."""
-
     @property
     def num_examples(self) -> int:
         """Rows of one epoch."""
@@ -96,6 +93,7 @@ class LabelledDataset(Protocol):
         ...
 
     # May be absent:
+    # lengths: what batches may be padded to, ascending; who asks a trained model sets them, for few programs.
     # facts(row) -> Mapping: what `Kind.answers` has to know of a row beside its prediction.
     # notes: what is to be said of the encoded examples.
 

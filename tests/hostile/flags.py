@@ -428,8 +428,9 @@ def _all_but(place: str, base: Base) -> tuple[str, ...]:
         return tuple(f"out/{name}" for name in endings if not place.startswith(f"out/{name}"))
     if base.verb.startswith("run_"):
         return tuple(f"out/{name}" for name in _RUN_FILES if not place.startswith(f"out/{name}"))
-    # A conversion writes its whole folder, and only where nothing else lies.
-    return () if place.startswith("out/converted") or base.verb == "train_tokenizer" else ("out/converted",)
+    # A conversion or an export writes its whole folder, and only where nothing else lies.
+    own = base.flags[base.writes[0]]
+    return () if place.startswith(own) or base.verb == "train_tokenizer" else (own,)
 
 
 _RUN_FILES = (

@@ -276,6 +276,15 @@ BASES: Mapping[str, Base] = {
             ("output_file",),
         ),
         Base(
+            "export",
+            "export_model",
+            {"model": "in/tuned", "input_file": ASKED, "output": "out/export"},
+            ("in/tuned", ASKED),
+            ("out/",),
+            ("model", "input_file", "vocab_file"),
+            ("output",),
+        ),
+        Base(
             "plan",
             "plan_training",
             {"bert_config_file": CONFIG, "device": "h100", "max_seq_length": "32", "train_batch_size": "8"},
@@ -344,7 +353,7 @@ def make_seeds(folder: Path) -> None:
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
-    for name in ("predict", "ask", "inspect_stats_records", "convert_from_bin", "plan"):
+    for name in ("predict", "ask", "export", "inspect_stats_records", "convert_from_bin", "plan"):
         _expect_zero(answer(BASES[name].verb, BASES[name].flags, folder))
     shutil.rmtree(folder / "out")
 

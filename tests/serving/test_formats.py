@@ -98,7 +98,7 @@ def test_wrong_answers_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def asked(ask: str, path: Path, given: list[Any], **further: Any) -> dict[str, np.ndarray]:
         found = {}
         for number, _ in enumerate(given):
-            found |= {f"{number}/probabilities": np.float32([[0.5, 0.6]]), f"{number}/seconds": np.array(1.0)}
+            found |= {f"{number}/probabilities": np.array([[0.5, 0.6]]), f"{number}/seconds": np.array(1.0)}
         return found
 
     monkeypatch.setattr(formats, "asked", asked)

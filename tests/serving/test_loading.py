@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
@@ -20,7 +19,7 @@ from test_exporting import run_of
 import serving
 from conversion.readers import read_checkpoint
 from conversion.writers import write_ours, write_tf1, write_transformers
-from ground.tensors import named_variables
+from ground.tensors import named_variables, ops
 from modeling import PretrainingModel
 from modeling.config import Config
 from serving import loading
@@ -51,9 +50,9 @@ class Eager:
 
     def predict(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, np.ndarray]]:
         for batch in batches:
-            given = {name: keras.ops.convert_to_tensor(value) for name, value in batch.items()}
+            given = {name: ops.convert_to_tensor(value) for name, value in batch.items()}
             found = self.task.predictions(self.model, given)
-            yield {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
+            yield {name: ops.convert_to_numpy(value) for name, value in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +163,7 @@ def test_a_pretrained_model_fills_masks_and_embeds(form: str, forms: Path, tmp_p
     filled, embedded = loaded.predict(["a [MASK] c", "d"])
     ids = np.array([[2, 5, 4, 7, 3]])
     outputs = loaded.model({"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)})
-    logits = keras.ops.convert_to_numpy(outputs["masked_lm_logits"])[0, 2].astype(np.float64)
+    logits = ops.convert_to_numpy(outputs["masked_lm_logits"])[0, 2].astype(np.float64)
     chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = np.argsort(-chances)[:3]
     (mask,) = filled["masks"]
@@ -172,7 +171,7 @@ def test_a_pretrained_model_fills_masks_and_embeds(form: str, forms: Path, tmp_p
     assert [each["probability"] for each in mask] == pytest.approx(chances[best], abs=1e-5)
     ids = np.array([[2, 8, 3]])
     outputs = loaded.model({"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)})
-    mean = keras.ops.convert_to_numpy(outputs["sequence_output"])[0].mean(axis=0)
+    mean = ops.convert_to_numpy(outputs["sequence_output"])[0].mean(axis=0)
     np.testing.assert_allclose(embedded["embedding"], mean / np.linalg.norm(mean), atol=1e-5)
     np.testing.assert_allclose(loaded.embed(["d"])[0], embedded["embedding"], atol=1e-5)
     with pytest.raises(UsageError, match=r"a \[MASK\] stands behind 40 tokens; the model reads 30: shorten the text"):
