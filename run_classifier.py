@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import exporting, fine_tuning, prompting, seeds
+from commands import ensembles, exporting, fine_tuning, prompting, seeds
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
@@ -179,6 +179,9 @@ def main(options: Options) -> None:
     session, options = fine_tuning.checked(options)
     exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
+    if options.unlabelled_file:
+        ensembles.run_ensemble(session, options, row, files, Classification)
+        return
     seeds.run_seeds(session, options, row, files, lambda own: Classification())
 
 
