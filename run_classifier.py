@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import distillation, exporting, fine_tuning, prompting, seeds
+from commands import distillation, ensembles, exporting, fine_tuning, prompting, seeds
 from commands.distillation import DistillationOptions, Teaching
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
@@ -187,6 +187,9 @@ def main(options: Options) -> None:
     session, options = fine_tuning.checked(options)
     exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
+    if options.unlabelled_file:
+        ensembles.run_ensemble(session, options, row, files, lambda: Classification(teaching))
+        return
     seeds.run_seeds(session, options, row, files, lambda own: Classification(teaching))
 
 

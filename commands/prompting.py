@@ -24,7 +24,13 @@ class PromptOptions(TrainingOptions):
     )
     pattern: str | None = flag(
         None,
-        help="how the text is asked, as '{text}。很[MASK]！' or '{text_a}[P1][MASK][P2]{text_b}'; by default the row's",
+        help="how the text is asked, as '{text}。很[MASK]！' or '{text_a}[P1][MASK][P2]{text_b}'; by default the "
+        "row's; several with --unlabelled_file, || between them",
+    )
+    unlabelled_file: str | None = flag(
+        None,
+        help="texts without labels, in the form of the test file: a model for each pattern answers to them, and the "
+        "classifier that is left learns their joint answers (PET's second half)",
     )
     verbalizer: tuple[str, ...] = flag((), help="the words of every label, as 0=差,1=好|不错; by default the row's")
     auxiliary_weight: float | None = flag(
@@ -47,6 +53,7 @@ NEEDS = (
     Need(
         ("auxiliary_weight", "auxiliary_rate"), "--method=pet or cp_tuning", lambda o: o.method in ("pet", "cp_tuning")
     ),
+    Need(("unlabelled_file",), "--method=pet and --do_train", lambda o: o.method == "pet" and o.do_train),
     Need(("prompt_encoder",), "--method=p_tuning and --do_train", lambda o: o.method == "p_tuning" and o.do_train),
 )
 

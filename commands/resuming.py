@@ -66,7 +66,7 @@ _FINE_TUNING = {
     "restart_degenerate seeds",
 }
 _CLASSIFICATION = {
-    SAME: "method pattern plug_in pooling pooling_layer test_data_path verbalizer",
+    SAME: "method pattern plug_in pooling pooling_layer test_data_path unlabelled_file verbalizer",
     FIXED: "domain_column freeze freeze_layers label_column languages prompt_encoder selection_language task_type "
     "text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "

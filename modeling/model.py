@@ -94,7 +94,10 @@ class LanguageModel(keras.Model):
 
     def computed(self, names: Collection[str]) -> list[Computed]:
         """Return the variables that heads compute from tensors of a checkpoint, by the names of all that it has."""
-        return [each for head in self.heads if hasattr(head, "computed") for each in head.computed({*names})]  # pyright: ignore[reportAttributeAccessIssue]
+        found: list[Computed] = []
+        for head in self.heads:
+            found += getattr(head, "computed", lambda names: [])({*names})
+        return found
 
     def operations(self, sizes: Sizes) -> int:
         """Return the floating-point operations of the products of one example, forward."""

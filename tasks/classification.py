@@ -87,7 +87,9 @@ class ClassificationTask:
                 logits += more
         crossed = [cross_entropy(each_BC, labels_B, weights_B) for each_BC in logits]
         losses = {"classification": (sum(total for total, _ in crossed) / len(crossed), crossed[0][1])} | further
-        return losses, {"accuracy": accuracy_term(logits_BC, labels_B, weights_B)}
+        # Labels may be distributions [B, C].
+        best_B = labels_B if len(labels_B.shape) == 1 else ops.argmax(labels_B, axis=-1)
+        return losses, {"accuracy": accuracy_term(logits_BC, best_B, weights_B)}
 
     def decisions(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Decisions:
         """Return the label of every example."""

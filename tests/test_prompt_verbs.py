@@ -146,3 +146,38 @@ def test_a_task_of_another_kind_has_no_method(world: Path):
         UsageError, match=r"^--method=pet does nothing without a --task_name of the kind classification"
     ):
         run(flags_of(world, "sts_b", "other") | {"method": "pet"})
+
+
+def test_patterns_answer_to_unlabelled_texts_and_a_classifier_learns_it(world: Path):
+    texts = (world / "lcqmc/train.tsv").read_text().splitlines()[1:]
+    lines = [json.dumps(dict(zip(("sentence1", "sentence2"), line.split("\t")[:2], strict=True))) for line in texts]
+    (world / "unlabelled.jsonl").write_text("\n".join(lines) + "\n")
+    given = flags(world, "pet", "ensemble") | {
+        "unlabelled_file": world / "unlabelled.jsonl",
+        "pattern": "{text_a}[MASK]e{text_b} || {text_b}[MASK]{text_a}",
+        "auxiliary_weight": 0,
+    }
+    folder = run(given)
+    content = json.loads((folder / "run.json").read_text())
+    assert content["kind"] == "soft_labels"
+    assert not content["row"]["prompt"]
+    patterns = [json.loads((folder / f"pattern_{n}/run.json").read_text())["row"]["pattern"] for n in (1, 2)]
+    assert patterns == ["{text_a}[MASK]e{text_b}", "{text_b}[MASK]{text_a}"]
+    soft = (folder / "soft_labels/train_soft_labels.jsonl").read_text().splitlines()
+    assert len(soft) == len(texts)
+    found = chances(folder)
+    run(predicting(world, "ensemble"))
+    np.testing.assert_allclose(chances(folder), found, atol=2e-4)
+    with pytest.raises(UsageError, match=r"^--unlabelled_file=.*nowhere: no such file; expected texts in the form of"):
+        run(given | {"unlabelled_file": world / "nowhere"})
+    with pytest.raises(UsageError, match=r"^--dev_share=0.2 with --unlabelled_file: the classifier is chosen by"):
+        run({**given, "dev_share": 0.2, "data_dir": alone(world)})
+
+
+def alone(world: Path) -> Path:
+    """Return a folder with a training and a test file."""
+    folder = world / "without_dev"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.tsv").write_text((world / f"lcqmc/{split}.tsv").read_text())
+    return folder

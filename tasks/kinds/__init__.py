@@ -44,8 +44,9 @@ METHODS: dict[str, str] = {
     "pet": "tasks.prompts.pet",
     "p_tuning": "tasks.prompts.p_tuning",
     "cp_tuning": "tasks.prompts.cp_tuning",
+    "soft_labels": "tasks.prompts.soft_labels",
 }
-"""method -> the module that is the kind of a row of classification where --method asks for it."""
+"""method -> the module that is the kind of a row of classification where --method, or an ensemble, asks for it."""
 
 
 @dataclass(frozen=True)

@@ -321,6 +321,16 @@ ROWS = (
         PET,
     ),
     Row("verbalizer", "0=c,1=d", {"task/prompt/words": DIFFERENT, f"{RUN_FILE}/row": DIFFERENT}, PET),
+    Row(
+        "unlabelled_file",
+        "{world}/trial.jsonl",
+        {
+            **dict.fromkeys(("plan", "training", "optimizer", "predicted", "files"), DIFFERENT),
+            "engine (2)": DIFFERENT,
+            "task": DIFFERENT,
+        },
+        PET,
+    ),
     Row("auxiliary_weight", "0.5", {"task/loss_weights": DIFFERENT, "task/loss_weights/auxiliary": 0.5}, PET),
     Row("auxiliary_rate", "0.5", {"training": DIFFERENT}, PET),
     Row(

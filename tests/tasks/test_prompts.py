@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kind_files import SPECIALS, WORDS
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from tasks.datasets import DatasetRow, Example, find_row, load_rows
 from tasks.kinds import METHODS, find_kind
-from tasks.prompts import cp_tuning, p_tuning, pet
+from tasks.prompts import cp_tuning, p_tuning, pet, soft_labels
 from tasks.prompts.pattern import encode_prompts, parse, slots_of, with_soft_literals
 from tasks.prompts.prompt import pieces_of_row, settled_with_words
 from tasks.prompts.verbalizer import words_of
@@ -234,7 +235,7 @@ def test_training_examples_of_one_label_are_one_line(tokenizer: Any):
         contrastive(tokenizer, EXAMPLES[:3], batch_size=8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "soft_labels"])
 def test_a_method_is_a_kind_of_its_own_and_else_classification(method: str):
     kind: Any = find_kind(method)
     classification = find_kind("classification")
@@ -250,3 +251,27 @@ def test_a_toy_method_is_a_row_and_a_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(METHODS, "toy", "tasks.kinds.multilabel")
     assert find_kind("toy") is find_kind("multilabel")
     assert isinstance(dataclasses.replace(PAIR, kind="toy"), DatasetRow)
+
+
+def test_joint_answers_are_the_softened_mean_of_scores_and_are_learnt_as_they_are(tokenizer: Any, tmp_path: Path):
+    chances = np.array([[0.8, 0.2], [0.5, 0.5]])
+    np.testing.assert_allclose(soft_labels.softened(chances), np.array([2**0.5, 1]) / (2**0.5 + 1))
+    np.testing.assert_allclose(soft_labels.softened(chances[:1], 1.0), chances[0], rtol=1e-6)
+    files = []
+    for number, of_model in enumerate(([0.8, 0.3], [0.5, 0.1])):
+        lines = [{"text_a": "a b", "text_b": t, "probabilities": {"0": p, "1": 1 - p}} for t, p in zip("cd", of_model)]  # noqa: B905
+        files.append(tmp_path / f"{number}.jsonl")
+        files[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = tmp_path / soft_labels.NAME
+    assert soft_labels.write_soft_labels(files, ("0", "1"), target) == 2
+    row = dataclasses.replace(PAIR, kind="soft_labels")
+    examples = soft_labels.read(row, target, need_labels=True)
+    assert [(each.text_b, each.label) for each in examples] == [("c", "0"), ("d", "1")]
+    batch = soft_labels.dataset(row, examples, tokenizer, max_seq_length=16, batch_size=4).batch(0)
+    assert batch["label_ids"].dtype == np.float32
+    found = {round(float(x), 4) for x in batch["label_ids"][:, 0]}
+    wanted = soft_labels.softened(np.array([[0.3, 0.7], [0.1, 0.9]]))[0]
+    assert found == {round(2**0.5 / (2**0.5 + 1), 4), round(float(wanted), 4), 0.0}
+    target.write_text('{"text_a": "a", "probabilities": {"0": 2}}\n')
+    with pytest.raises(UsageError, match=r"train_soft_labels.jsonl:1: .*make the file anew"):
+        soft_labels.read(row, target, need_labels=True)
