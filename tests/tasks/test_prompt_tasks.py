@@ -255,7 +255,7 @@ def test_the_contrastive_loss_is_numpy_s_and_its_weights_have_no_gradient(given:
             s, alike = float(vectors[i] @ vectors[j]), bool(labels[i] == labels[j])
             a = -scale * max(0, 1 + m - s) / k if alike else scale * max(0, s + m)
             sides[alike].append((a * (s - 1 + m if alike else s - m), a, i, j))
-    total = sum(np.logaddexp.reduce([each[0] for each in side]) for side in sides.values())
+    total = np.sum([np.logaddexp.reduce([each[0] for each in side]) for side in sides.values()])
     for side in sides.values():
         exponents = np.array([each[0] for each in side])
         shares = np.exp(exponents - np.logaddexp.reduce(exponents)) * sigmoid(total)
