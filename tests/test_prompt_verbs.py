@@ -15,6 +15,7 @@ from jax_verbs import call_on_jax
 from kind_files import flags_of, write_world
 
 import run_classifier
+import serving
 from commands.flags import parse
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,9 @@ def test_a_method_trains_scores_predicts_and_opens_without_flags(
     run(predicting(world, method, data_dir=world / f"alone_{method}"))
     # Other labels of what is predicted change nothing.
     np.testing.assert_allclose(chances(folder), found, atol=2e-4)
+    pairs = [tuple(line.split("\t")[:2]) for line in lines]
+    answers = serving.load(folder).predict(pairs)
+    np.testing.assert_allclose([[*each["probabilities"].values()] for each in answers], found, atol=2e-4)
     names = {variable.path for variable in open_run(folder).model.weights}
     assert not any("lstm" in name for name in names)
     assert any("soft_prompt/vectors" in name for name in names) == (method != "pet")

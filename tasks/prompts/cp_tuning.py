@@ -18,7 +18,7 @@ from absl.app import UsageError
 
 from tasks.kinds import HeadOptions, classification, in_order
 from tasks.prompts.pattern import Piece, parse, slots_of
-from tasks.prompts.pet import unused_heads  # noqa: F401 (of the kind)
+from tasks.prompts.pet import text_rows, unused_heads  # noqa: F401 (of the kind)
 from tasks.prompts.prompt import PromptDataset, encoded_examples, hiding
 
 if TYPE_CHECKING:

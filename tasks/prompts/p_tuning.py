@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 flags = ()
 new_heads = pet.new_heads
 unused_heads = pet.unused_heads
+text_rows = pet.text_rows
 
 
 def __getattr__(name: str) -> Any:

@@ -51,6 +51,11 @@ def dataset(
     return PromptDataset(encoded, batch_size, max_seq_length, seed=seed, **hiding(row, tokenizer, "beside", rate))
 
 
+def text_rows(row: DatasetRow) -> list[list[str]]:
+    """Return none: a row of features is a text in its pattern, which no graph on strings puts together."""
+    return []
+
+
 def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> VerbalizedTask:
     """Return a softmax over the words of the labels, and a masked-LM loss beside it."""
     from tasks.verbalized import VerbalizedTask

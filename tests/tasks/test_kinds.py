@@ -12,6 +12,7 @@ import pytest
 from absl.app import UsageError
 
 import run_classifier
+import serving
 from commands.flags import parse
 from data.labelled import ClassificationDataset, encode_examples
 from modeling import Config
@@ -85,6 +86,12 @@ def toy_choice() -> types.ModuleType:
         yield "question\tanswer"
         yield from (f"{each.question}\t{each.choices[answer]}" for answer, each in zip(answers, examples, strict=True))
 
+    def example_of(row, given):
+        return types.SimpleNamespace(question=given[0], choices=given[1], label=0)
+
+    def told(row, answer, example):
+        return {"chosen": example.choices[answer]}
+
     vars(module).update(
         verb="run_classifier",
         needs=(),
@@ -93,7 +100,7 @@ def toy_choice() -> types.ModuleType:
         metrics=("right",),
         new_heads=classification.new_heads,
         unused_heads=classification.unused_heads,
-        **{each.__name__: each for each in (read, dataset, task, answers, scores, lines)},
+        **{each.__name__: each for each in (read, dataset, task, answers, scores, lines, example_of, told)},
     )
     return module
 
@@ -135,6 +142,10 @@ def test_a_kind_of_several_rows_an_example_needs_no_other_file(tmp_path: Path, m
     assert lines[0] == "question\tanswer"
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["right"] == pytest.approx(right)
     assert json.loads((tmp_path / "out/run.json").read_text())["row"]["kind"] == "toy_choice"
+    asked = serving.load(tmp_path / "out").predict(
+        [(question, choices.split("|")) for question, choices, _ in examples]
+    )
+    assert asked == [{"chosen": given[question]} for question, _, _ in examples]
 
 
 def test_predictions_come_back_in_the_order_of_the_rows():
