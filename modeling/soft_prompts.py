@@ -201,7 +201,7 @@ class SoftPrompt:
             return []
 
         def begin(words_VE: np.ndarray) -> np.ndarray:
-            own = ops.convert_to_numpy(ops.convert_to_tensor(self.vectors.vectors))
+            own = ops.convert_to_numpy(ops.copy(self.vectors.vectors))
             found = np.array(own, words_VE.dtype)
             for slot, word in enumerate(self.initial_ids):
                 if word >= 0:

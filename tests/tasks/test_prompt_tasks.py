@@ -44,7 +44,8 @@ def batch_of(ids: np.ndarray, **more: Any) -> dict[str, Any]:
 
 
 def numbers(value: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(value)))
+    # A copy: NumPy warns where it takes the value of a TensorFlow variable itself.
+    return np.asarray(ops.convert_to_numpy(ops.copy(value)))
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
