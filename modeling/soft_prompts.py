@@ -201,8 +201,7 @@ class SoftPrompt:
             return []
 
         def begin(words_VE: np.ndarray) -> np.ndarray:
-            own = ops.convert_to_numpy(ops.copy(self.vectors.vectors))
-            found = np.array(own, words_VE.dtype)
+            found = np.asarray(self.vectors.vectors).astype(words_VE.dtype)
             for slot, word in enumerate(self.initial_ids):
                 if word >= 0:
                     found[slot] = words_VE[word]
