@@ -64,6 +64,7 @@ class WithFeatures:
 
     def __init__(self, dataset: LabelledDataset):
         self._dataset = dataset
+        self.lengths: tuple[int, ...] = getattr(dataset, "lengths", ())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
