@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import ClassVar
 from absl.app import UsageError
 
 from commands.asked_lines import FORMATS as LINE_FORMATS
-from commands.asked_lines import FORMATS_HELP, asked_lines
+from commands.asked_lines import FORMATS_HELP, asked_lines, at
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 
@@ -73,8 +74,11 @@ def main(options: Options) -> None:
     reads = {name: [getattr(options, name.strip("-"))] for name in ("--model", "--input_file", "--vocab_file")}
     check_outputs(reads, [Target(Path(options.output), "--output", is_export, proof, folder=True)])
     given = asked_lines(options.input_file, options.input_format) if options.input_file else ()
-    inputs = [each for (_, _, each), _ in zip(given, range(MOST_INPUTS), strict=False)]
+    asked = list(itertools.islice(given, MOST_INPUTS))
     loaded = load(options.model, vocab_file=options.vocab_file, dtype="float32")
+    for _, place, each in asked:
+        at(place, loaded.example, each)
+    inputs = [each for _, _, each in asked]
     show(options.output, export(loaded, Path(options.output), options.format, inputs, int8=options.int8))
 
 

@@ -7,14 +7,14 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from absl.app import UsageError
 
-from commands.asked_lines import FORMATS, FORMATS_HELP, Given, asked_lines
+from commands.asked_lines import FORMATS, FORMATS_HELP, Given, asked_lines, at
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 
@@ -107,8 +107,8 @@ def answer(loaded: Loaded, inputs: Iterable[Given], batch_size: int, write: Text
     done, inputs = 0, iter(inputs)
     with Progress(None, "examples", "answering") if sys.stderr.isatty() and not at_once else _Silent() as progress:
         while some := list(itertools.islice(inputs, 1 if at_once else _BATCHES_AT_A_TIME * batch_size)):
-            examples = [_at(place, loaded.example, given) for _, place, given in some]
-            answers = _at(some[0][1] + " ...", lambda each: loaded.answers(each, batch_size), examples)
+            examples = [at(place, loaded.example, given) for _, place, given in some]
+            answers = at(some[0][1] + " ...", lambda each: loaded.answers(each, batch_size), examples)
             for (number, _, _), found in zip(some, answers, strict=True):
                 print(_line({"index": number, **found}), file=write)
             write.flush()
@@ -127,14 +127,6 @@ class _Silent:
 
     def update(self, done: float) -> None:
         pass
-
-
-def _at(place: str, function: Callable[[Any], Any], value: Any) -> Any:
-    """Return function(value), with the place in front of what is wrong with it."""
-    try:
-        return function(value)
-    except UsageError as error:
-        raise UsageError(f"{place}: {error}") from None
 
 
 def _line(answer: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,11 @@ def _read(text: str, form: str, place: str) -> Any:
         return tuple(value) if isinstance(value, list) else value
     texts: Sequence[str] = text.split("\t") if form == "tsv" else [text]
     return texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def at(place: str, function: Callable[[Any], Any], value: Any) -> Any:
+    """Return function(value), with the place in front of what is wrong with it."""
+    try:
+        return function(value)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None

@@ -132,11 +132,14 @@ def engine_of(kind: str, notes: Notes) -> type:
 
     class Engine:
         def __init__(self, task: Any, optimizer: Any, *, seed: int, **arguments: Any):
-            self.task, self.optimizer, self.step, self.seed = task, optimizer, 0, seed
+            self.task, self.optimizer, self.step, self.seed, self.arguments = task, optimizer, 0, seed, arguments
             self.placement = arguments.get("placement")
             self.model = declared(task.build_model)
             notes.add("engine", {"kind": kind, "seed": seed, **arguments})
             notes.add("task", task)
+
+        def restart(self, task: Any, seed: int) -> None:
+            Engine.__init__(self, task, self.optimizer, seed=seed, **self.arguments)
 
         def evaluate(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
             notes.add("held out", list(batches))

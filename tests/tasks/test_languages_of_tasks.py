@@ -14,6 +14,7 @@ from absl.app import UsageError
 from kind_files import CONFIG
 from language_files import XNLI_HEAD, write_languages
 
+import run_classifier
 from commands.task_files import find_task, language_options
 from tasks.datasets import find_family, find_row
 from tasks.languages import LanguageSplits
@@ -54,7 +55,7 @@ def options_of(folder: Path, task: str, **further: Any) -> Any:
         "plug_in": False,
         "output_dir": str(folder / "out"),
     }
-    return SimpleNamespace(**{**given, **further})
+    return run_classifier.Options(**{**given, **further})
 
 
 def found(folder: Path, task: str, monkeypatch: pytest.MonkeyPatch, **further: Any) -> LanguageSplits:
