@@ -70,11 +70,11 @@ PREDICT = Verb(
 def without_export(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     """Note what would be loaded and written."""
 
-    def load(source: str, **settings: Any) -> str:
+    def load(source: str, **settings: Any) -> Echo:
         notes.add("loaded", {"source": source, **settings})
-        return source
+        return Echo(notes)
 
-    def export(loaded: str, target: Path, form: str, inputs: list[Any], *, int8: bool) -> list[Any]:
+    def export(loaded: Echo, target: Path, form: str, inputs: list[Any], *, int8: bool) -> list[Any]:
         notes.add("exported", {"target": target, "format": form, "inputs": inputs, "int8": int8})
         return []
 
