@@ -227,10 +227,10 @@ def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> di
         "format": FORMAT,
         "version": _VERSION,
         "task": row.name if row is not None else "",
+        "row": None if row is None else dataclasses.asdict(row),
         "kind": content.kind,
         "labels": list(class_names(content)),
         "threshold": row.threshold if row is not None else None,
-        "row": None if row is None else dataclasses.asdict(row),
         "config": dataclasses.asdict(content.config),
         "max_seq_length": content.tokenizer.max_seq_length,
         "tokenizer": {name: known[name] for name in ("fingerprint", "do_lower_case", "segmentation")}

@@ -172,7 +172,7 @@ def export(
         UsageError: the format is not of such a model, a package is missing, the answers differ, or the score of 8 bits
             is too low; `target` stays as it was.
     """
-    if loaded.programs is not None:
+    if loaded.form != "run":
         raise UsageError("--model is an export itself: give the run that it was made of")
     graphs = getattr(loaded.host, "graphs", ONE_PASS)
     if graphs not in FORMATS[form]:
@@ -223,7 +223,7 @@ class Development:
         Raises:
             UsageError: the score of weights of 8 bits is lower than the model's by more than is allowed.
         """
-        from serving.exports import open_export
+        from serving.exported import open_export
 
         mine = loaded.score(self.examples)
         scored = []
@@ -298,7 +298,9 @@ class OnIds:
 
     def __init__(self, loaded: Loaded, inputs: list[Any]):
         self.loaded = loaded
-        self.shapes = inputs_of(content_of(loaded)) | ({POSITIONS: [None, None]} if loaded.fills_masks else {})
+        self.shapes: dict[str, list[int | None]] = inputs_of(content_of(loaded))
+        if loaded.fills_masks:
+            self.shapes[POSITIONS] = [None, None]
         batches = loaded.batches(examples_of(loaded, inputs), rows=2)
         chosen = {0: batches[0], len(batches) - 1: batches[-1]}
         alone = {name: value[:1] for name, value in batches[0].items()}
@@ -387,6 +389,7 @@ class SavedModelOnStrings:
             form.inputs,
             {name: value.shape.as_list() for name, value in sorted(concrete.structured_outputs.items())},
             self.loaded.settings,
+            strings=self.loaded.host.on_strings,
             imports=["tensorflow_text"],
         )
         return [Artefact(_TEXT, folder, _STRINGS, self.given, self.judge)]

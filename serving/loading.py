@@ -27,7 +27,6 @@ from conversion.loading import load_into, model_for
 from conversion.locating import locate
 from conversion.readers import Checkpoint, read_checkpoint
 from ground.words import did_you_mean
-from serving import exports
 from serving.exporting import settings_in
 from serving.programs import Programs
 from tasks import pretrained
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 LENGTHS = (16, 32, 64, 128, 256, 384, 512)
 """What batches are padded to, beside the model's greatest length: each is a program for every number of rows."""
+FREE_STEP = 16
+"""What lengths are a multiple of where nothing is compiled for a length."""
 MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
 PRETRAINED = "pretrained"
@@ -67,7 +68,9 @@ class Loaded:
         task: the device half of the kind, whose `predictions` the model is asked.
         host: its host half, the module.
         settings: what decides answers beside the weights.
-        programs: of an export, what is asked in the place of the model, which is then None, like the task.
+        programs: what predicts batches of features: the compiled model, or an export in its place.
+        form: "run" for a model of Keras, else the `--format` of its export.
+        precision: of its numbers, a Keras policy or "int8".
     """
 
     kind: str
@@ -82,17 +85,21 @@ class Loaded:
     host: Any
     settings: dict[str, Any]
     programs: Any = None
+    form: str = "run"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        self._programs = self.programs or Programs(self.task.predictions, self.model)
-        self._reading = self.programs or Programs(pretrained.Reader().predictions, self.model)
+        self._reading = self.programs
+        if self.programs is None:
+            self.programs = Programs(self.task.predictions, self.model)
+            self._reading = Programs(pretrained.Reader().predictions, self.model)
         self._predictors: dict[int, Callable[[Any], list[Any]]] = {}
 
     @property
     def fills_masks(self) -> bool:
         """Whether it is a pretrained model that scores tokens for masks."""
-        if self.programs is not None:
-            return POSITIONS in self.programs.inputs
+        if self.form != "run":
+            return POSITIONS in getattr(self.programs, "names", ())
         return self.kind == PRETRAINED and any("/masked_lm/" in f"/{each.path}" for each in self.model.variables)
 
     def predict(self, inputs: Any, batch_size: int = BATCH_SIZE) -> Any:
@@ -139,18 +146,10 @@ class Loaded:
             return []
         rows = _rows(len(examples), batch_size)
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
-        if make := getattr(self.host, "predictor", None):
-            if batch_size not in self._predictors:
-                self._predictors[batch_size] = make(
-                    self.model,
-                    self.tokenizer,
-                    max_seq_length=self.max_seq_length,
-                    batch_size=batch_size,
-                    **self.settings,
-                )
-            predictions = self._predictors[batch_size](dataset)
+        if generate := self.generates(batch_size):
+            predictions = generate(dataset)
         else:
-            predictions = _predicted(self._programs, dataset, rows)
+            predictions = _predicted(self.programs, dataset, rows)
         return self.host.answers(self.row, predictions, examples, **self.settings)
 
     def batches(self, examples: Sequence[Any], rows: int) -> list[dict[str, np.ndarray]]:
@@ -160,7 +159,27 @@ class Loaded:
 
     def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the task says of one batch of features, by the names of an export's outputs."""
-        return next(self._programs.predict([batch]))
+        return next(self.programs.predict([batch]))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What batches are padded to; where shapes are free (an export), more of them."""
+        free = getattr(self.programs, "free", False)
+        lengths = range(FREE_STEP, self.max_seq_length, FREE_STEP) if free else LENGTHS
+        return (*(length for length in lengths if length < self.max_seq_length), self.max_seq_length)
+
+    def dataset(self, example: Any, max_seq_length: int | None = None) -> Any:
+        """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""
+        return self._dataset(self.host, self.row, [example], 1, self.settings, max_seq_length)
+
+    def generates(self, batch_size: int = BATCH_SIZE) -> Callable[..., list[Any]] | None:
+        """Return what predicts the sources of a data set by a search; None where one pass of the model does."""
+        make = getattr(self.host, "predictor", None)
+        if make is not None and batch_size not in self._predictors:
+            self._predictors[batch_size] = make(
+                self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **self.settings
+            )
+        return self._predictors.get(batch_size)
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].
@@ -170,7 +189,7 @@ class Loaded:
         Raises:
             UsageError: something is no text, or it is an export of a model with a task.
         """
-        if self.programs is not None and self.kind != PRETRAINED:
+        if self.form != "run" and self.kind != PRETRAINED:
             raise UsageError(f"an export of the kind {self.kind} answers its task alone: load the run for vectors")
         examples = [pretrained.example_of(None, text) for text in texts]
         if not examples:
@@ -179,17 +198,25 @@ class Loaded:
         dataset = self._dataset(pretrained, None, examples, rows, {})
         return np.stack([each["embedding"] for each in _predicted(self._reading, dataset, rows)])
 
-    def _dataset(self, host: Any, row: DatasetRow | None, examples: Sequence[Any], rows: int, settings: Any) -> Any:
+    def _dataset(
+        self,
+        host: Any,
+        row: DatasetRow | None,
+        examples: Sequence[Any],
+        rows: int,
+        settings: Any,
+        max_seq_length: int | None = None,
+    ) -> Any:
         dataset = host.dataset(
             row,
             examples,
             self.tokenizer,
-            max_seq_length=self.max_seq_length,
+            max_seq_length=max_seq_length or self.max_seq_length,
             batch_size=rows,
             seed=0,
             **{name: value for name, value in settings.items() if name in getattr(host, "flags", ())},
         )
-        dataset.lengths = (*(length for length in LENGTHS if length < self.max_seq_length), self.max_seq_length)
+        dataset.lengths = self.lengths
         return dataset
 
 
@@ -212,7 +239,7 @@ def load(
     Args:
         source: a run folder of any training verb, its `best/`, a conversion, a folder of transformers, a TF 1 prefix, a
             file of weights; or an archive of one of them, or its http(s) address, which is kept in the cache; or the
-            folder of an export on ids, or its .onnx file (`serving/exports.py`).
+            folder of an export on ids, or its .onnx file (`serving/exported.py`).
         vocab_file: WordPiece vocabulary or SentencePiece model, where none lies beside the weights.
         dtype: Keras policy of the model; by default the run's own, else float32.
         **settings: what decides answers beside the weights, by the names of the verb's flags, in the place of the
@@ -222,10 +249,12 @@ def load(
         UsageError: it is no model, lacks its config or its tokenizer, or a setting is unknown.
         OSError: a file cannot be read.
     """
-    if (place := exports.found_at(source)) is not None:
+    from serving.exported import is_exported, open_export
+
+    if is_exported(Path(source)):
         if vocab_file is not None or dtype not in (None, "float32"):
             raise UsageError(f"{source} is an export, which has its own vocabulary and computes in float32")
-        return exports.open_export(place, **settings)
+        return open_export(source, **settings)
     kind_of_files, where = locate(source, prefer_best=True)
     content = _run_of(where) if kind_of_files == "ours" else None
     checkpoint = read_checkpoint(where, config=None if content is None else content.config)
@@ -262,6 +291,7 @@ def load(
         task,
         host,
         {**_settings_of_run(checkpoint, host), **settings},
+        precision=computation.get("dtype", "float32"),
     )
 
 

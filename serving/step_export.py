@@ -17,8 +17,8 @@ from generation.language_model import Generative
 from generation.model import Tokens
 from modeling import masks
 from modeling.fusion import plain
+from serving.exported import open_export
 from serving.exporting import SAVED_MODEL, compare, describe_export
-from serving.exports import open_export
 from serving.formats import (
     ASK_ONNX,
     INT8_TOLERANCE,

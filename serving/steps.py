@@ -33,13 +33,15 @@ class Graphs(Protocol):
     """The two graphs, however they are asked.
 
     Attributes:
+        free: nothing is compiled for a shape.
         inputs: names of the encoder's.
         decoder_inputs: names of the decoder's.
         cache: shape of one of `past_*`, [N, H].
     """
 
-    inputs: Sequence[str]
-    decoder_inputs: Sequence[str]
+    free: bool
+    inputs: tuple[str, ...]
+    decoder_inputs: tuple[str, ...]
     cache: tuple[int, int]
 
     def encode(self, given: Mapping[str, np.ndarray]) -> Arrays: ...
@@ -52,13 +54,18 @@ class OnnxGraphs:
 
     Args:
         path: of either file, `encoder*.onnx` or `decoder*.onnx`.
+        threads: that ONNX Runtime computes with; 0: as many as cores.
     """
 
-    def __init__(self, path: Path):
-        from serving.exports import session_of
+    free = True
+
+    def __init__(self, path: Path, threads: int = 0):
+        from serving.exported import onnx_session
 
         kind = path.name.removeprefix(ENCODER).removeprefix(DECODER)
-        self._encoder, self._decoder = (session_of(path.with_name(f"{name}{kind}")) for name in (ENCODER, DECODER))
+        self._encoder, self._decoder = (
+            onnx_session(path.with_name(f"{name}{kind}"), threads) for name in (ENCODER, DECODER)
+        )
         self.inputs, self.decoder_inputs = (
             tuple(each.name for each in session.get_inputs()) for session in (self._encoder, self._decoder)
         )
@@ -82,6 +89,8 @@ def _run(session: Any, given: Mapping[str, np.ndarray]) -> Arrays:
 
 class SavedModelGraphs:
     """Two signatures of a SavedModel, by TensorFlow."""
+
+    free = True
 
     def __init__(self, folder: Path):
         import tensorflow

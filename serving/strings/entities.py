@@ -43,12 +43,11 @@ class Entities(tf.Module):
         scores = tf.cast(joined(rows, log_chances), tf.float64)
         words = self._words(texts)
         token, first = self._carriers(rows, words)
-        return self._marked(texts, words, token, first, self._tags(rows, scores, words, token, first))
+        return self._marked(texts, words, *self._tags(rows, scores, words, token, first))
 
     def _words(self, texts: Any) -> dict[str, Any]:
         """Return of each word its text, first character and the one behind, and whether it begins with a mark."""
         codes = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
-        count = tf.size(texts, tf.int64)
         if not self.of_characters:
             # A space behind each text ends its last word.
             ends = tf.fill([tf.size(texts), 1], tf.constant(_SPACE, tf.int32))
@@ -63,7 +62,7 @@ class Entities(tf.Module):
             begin = tf.where(follows, tf.concat([tf.zeros_like(end[:1]), end[:-1]], axis=0) + 1, 0)
             flat = tf.gather(flat, tf.gather(codes.row_starts(), row) + begin)
         is_mark = self.marks(flat)
-        return {"text": row, "begin": begin, "end": end, "is_mark": is_mark, "texts": count}
+        return {"text": row, "begin": begin, "end": end, "is_mark": is_mark, "texts": tf.size(texts, tf.int64)}
 
     def _carriers(self, rows: WindowRows, words: dict[str, Any]) -> tuple[Any, Any]:
         """Return the token that carries each word, -1 for none, and whether the word is the first that it carries."""
@@ -102,9 +101,8 @@ class Entities(tf.Module):
         tag = tf.where(first | (tag == 0), tag, tf.where(ends, 0, inside))
         return tag, tf.where(known, tf.gather(chances, tf.maximum(number, 0)), 1.0)
 
-    def _marked(self, texts: Any, words: dict[str, Any], token: Any, first: Any, tagged: Any) -> dict[str, Any]:
+    def _marked(self, texts: Any, words: dict[str, Any], tag: Any, chance: Any) -> dict[str, Any]:
         """Return the entities of the tags of words: runs of one type, each with the least chance of its words."""
-        tag, chance = tagged
         kind, text = (tag + 1) // 2, words["text"]
         same = tf.concat([tf.zeros_like(text[:1], tf.bool), (kind[1:] == kind[:-1]) & (text[1:] == text[:-1])], axis=0)
         begins = (kind > 0) & ((tag % 2 == 1) | ~same)

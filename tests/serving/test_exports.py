@@ -21,7 +21,7 @@ from ground.tensors import named_variables
 from modeling import PretrainingModel
 from modeling.config import Config
 from serving import formats
-from serving.exports import found_at
+from serving.exported import is_exported
 from serving.formats import Development, export
 from serving.loading import load
 from serving.strings import compare_answers
@@ -99,12 +99,12 @@ def test_eight_bits_that_cost_too_much_are_not_kept(classifier: Any, onnx: Path,
 
 def test_a_saved_model_is_opened(tmp_path: Path, classifier: Any):
     export(classifier, tmp_path / "out", "saved_model", PAIRS)
-    assert found_at(tmp_path / "out") == tmp_path / "out"
-    assert found_at(tmp_path) is None
+    assert is_exported(tmp_path / "out")
+    assert not is_exported(tmp_path)
     found = load(tmp_path / "out").predict(PAIRS)
     assert compare_answers(found, classifier.predict(PAIRS), 1e-4, what="saved_model") < 1e-4
     (tmp_path / "out/labels.json").write_text("[]")
-    with pytest.raises(UsageError, match="is no export, or a damaged one"):
+    with pytest.raises(UsageError, match=r"does not hold the files that its export\.json lists"):
         load(tmp_path / "out")
 
 
@@ -129,8 +129,13 @@ def test_two_graphs_write_the_texts_of_the_search(tmp_path: Path):
     export(loaded, tmp_path / "out", "onnx", SOURCES)
     files = {path.name for path in (tmp_path / "out").glob("*.onnx")}
     assert files == {"encoder.onnx", "decoder.onnx"}
-    for settings in ({}, {"preset": "greedy", "num_beams": 1}, {"finishing_rule": "gnmt", "no_repeat_ngram_size": 2}):
-        wanted = load(tmp_path / "run", dtype="float32", **{"num_beams": 3, "max_target_length": 8} | settings)
+    shared: dict[str, Any] = {"num_beams": 3, "max_target_length": 8}
+    ways: list[dict[str, Any]] = [
+        {"preset": "greedy", "num_beams": 1},
+        {"finishing_rule": "gnmt", "no_repeat_ngram_size": 2},
+    ]
+    for settings in ways:
+        wanted = load(tmp_path / "run", dtype="float32", **(shared | settings))
         found = load(tmp_path / "out", **settings).predict(SOURCES)
         assert compare_answers(found, wanted.predict(SOURCES), 1e-3, what="texts") < 1e-3
 
