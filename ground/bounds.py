@@ -62,6 +62,7 @@ BOUNDS: dict[str, Bounds] = {
     "ema_decay": Bounds(0, 1, "an average with decay 1 never moves", below=True),
     "poly_power": Bounds(0, 100, "a higher power is 0 after a few steps"),
     "warmup_proportion": _SHARE,
+    "max_drop": Bounds(0, 100, "a score has 100 points"),
     "dev_share": Bounds(0, 0.5, "more would be held out than is trained on"),
     "num_train_epochs": Bounds(0, 100_000, "nobody reads a text more often; to go on, run again"),
     "num_train_steps": _steps(1),
