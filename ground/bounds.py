@@ -114,6 +114,18 @@ BOUNDS: dict[str, Bounds] = {
     "num_seeds": Bounds(1, 1000, "nobody trains so often to know a deviation"),
     "restart_degenerate": Bounds(0, 1000, "what fails so often is not a matter of the seed"),
     "random_seed": _SEED,
+    # -- serving
+    "port": Bounds(0, 65_535, "ports have 16 bits"),
+    "reload_seconds": Bounds(0, 86_400, "whoever waits a day for a model restarts the server"),
+    "max_body_bytes": Bounds(1_000, 2**30, "every request in flight may hold so much memory"),
+    "max_texts": Bounds(1, 4096, "a request is answered as a whole, within one deadline"),
+    "max_text_characters": Bounds(1, 2**24, "no model reads a thousandth of it"),
+    "queue_texts": Bounds(1, 2**20, "what waits longer than its deadline is computed for nobody"),
+    "deadline_seconds": Bounds(0.01, 3600, "no client waits for an hour"),
+    "grace_seconds": Bounds(1, 3600, "supervisors kill what has not ended by then"),
+    "batch_tokens": Bounds(16, 2**24, _BATCH),
+    "batch_rows": Bounds(1, 4096, _BATCH),
+    "threads": Bounds(0, 4096, "no machine has more cores"),
     # -- devices
     "num_tpu_cores": Bounds(1, 2**20, "no machine has more"),
     "num_devices": Bounds(1, 2**20, "no machine has more"),

@@ -202,6 +202,7 @@ def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> di
         "format": FORMAT,
         "version": _VERSION,
         "task": row.name if row is not None else "",
+        "row": None if row is None else dataclasses.asdict(row),
         "kind": content.kind,
         "labels": list(class_names(content)),
         "threshold": row.threshold if row is not None else None,

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 LENGTHS = (16, 32, 64, 128, 256, 384, 512)
 """What batches are padded to, beside the model's greatest length: each is a program for every number of rows."""
+FREE_STEP = 16
+"""What lengths are a multiple of where nothing is compiled for a length."""
 MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
 PRETRAINED = "pretrained"
@@ -65,6 +67,9 @@ class Loaded:
         task: the device half of the kind, whose `predictions` the model is asked.
         host: its host half, the module.
         settings: what decides answers beside the weights.
+        programs: what predicts batches of features; by default the compiled model.
+        form: "run" for a model of Keras, else the `--format` of its export.
+        precision: of its numbers, a Keras policy or "int8".
     """
 
     kind: str
@@ -78,10 +83,14 @@ class Loaded:
     task: Any
     host: Any
     settings: dict[str, Any]
+    programs: Any = None
+    form: str = "run"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        self._programs = Programs(self.task.predictions, self.model)
-        self._reading = Programs(pretrained.Reader().predictions, self.model)
+        if self.programs is None:
+            self.programs = Programs(self.task.predictions, self.model)
+            self._reading = Programs(pretrained.Reader().predictions, self.model)
         self._predictors: dict[int, Callable[[Any], list[Any]]] = {}
 
     def predict(self, inputs: Any, batch_size: int = BATCH_SIZE) -> Any:
@@ -118,18 +127,10 @@ class Loaded:
             return []
         rows = _rows(len(examples), batch_size)
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
-        if make := getattr(self.host, "predictor", None):
-            if batch_size not in self._predictors:
-                self._predictors[batch_size] = make(
-                    self.model,
-                    self.tokenizer,
-                    max_seq_length=self.max_seq_length,
-                    batch_size=batch_size,
-                    **self.settings,
-                )
-            predictions = self._predictors[batch_size](dataset)
+        if generate := self.generates(batch_size):
+            predictions = generate(dataset)
         else:
-            predictions = _predicted(self._programs, dataset, rows)
+            predictions = _predicted(self.programs, dataset, rows)
         found = self.host.answers(self.row, predictions, examples, **self.settings)
         return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
 
@@ -140,7 +141,27 @@ class Loaded:
 
     def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the task says of one batch of features, by the names of an export's outputs."""
-        return next(self._programs.predict([batch]))
+        return next(self.programs.predict([batch]))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What batches are padded to; where shapes are free (an export), more of them."""
+        free = getattr(self.programs, "free", False)
+        lengths = range(FREE_STEP, self.max_seq_length, FREE_STEP) if free else LENGTHS
+        return (*(length for length in lengths if length < self.max_seq_length), self.max_seq_length)
+
+    def dataset(self, example: Any, max_seq_length: int | None = None) -> Any:
+        """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""
+        return self._dataset(self.host, self.row, [example], 1, self.settings, max_seq_length)
+
+    def generates(self, batch_size: int = BATCH_SIZE) -> Callable[..., list[Any]] | None:
+        """Return what predicts the sources of a data set by a search; None where one pass of the model does."""
+        make = getattr(self.host, "predictor", None)
+        if make is not None and batch_size not in self._predictors:
+            self._predictors[batch_size] = make(
+                self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **self.settings
+            )
+        return self._predictors.get(batch_size)
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].
@@ -157,17 +178,25 @@ class Loaded:
         dataset = self._dataset(pretrained, None, examples, rows, {})
         return np.stack([each["embedding"] for each in _predicted(self._reading, dataset, rows)])
 
-    def _dataset(self, host: Any, row: DatasetRow | None, examples: Sequence[Any], rows: int, settings: Any) -> Any:
+    def _dataset(
+        self,
+        host: Any,
+        row: DatasetRow | None,
+        examples: Sequence[Any],
+        rows: int,
+        settings: Any,
+        max_seq_length: int | None = None,
+    ) -> Any:
         dataset = host.dataset(
             row,
             examples,
             self.tokenizer,
-            max_seq_length=self.max_seq_length,
+            max_seq_length=max_seq_length or self.max_seq_length,
             batch_size=rows,
             seed=0,
             **{name: value for name, value in settings.items() if name in getattr(host, "flags", ())},
         )
-        dataset.lengths = (*(length for length in LENGTHS if length < self.max_seq_length), self.max_seq_length)
+        dataset.lengths = self.lengths
         return dataset
 
 
@@ -207,7 +236,7 @@ def load(
         raise UsageError(f"no config lies beside the weights of {source}: put the config.json of the model there")
     row = content.row if content is not None else _foreign_row(checkpoint)
     computation = {**(content.computation if content is not None else {}), **({"dtype": dtype} if dtype else {})}
-    host: Any = pretrained if row is None else _host_of(row)
+    host: Any = pretrained if row is None else host_of(row)
     settings = _checked_settings(host, settings)
     if row is None:
         # Of a decoder there is nothing to ask before it is fine-tuned, but its states are part of the model.
@@ -235,6 +264,7 @@ def load(
         task,
         host,
         {**_settings_of_run(checkpoint, host), **settings},
+        precision=computation.get("dtype", "float32"),
     )
 
 
@@ -251,7 +281,7 @@ def _run_of(where: Path) -> RunFile | None:
     return None if folder is None else RunFile.read(folder)
 
 
-def _host_of(row: DatasetRow) -> Any:
+def host_of(row: DatasetRow) -> Any:
     """Return the module of a row's kind, or of the kind that answers in its place."""
     kind = find_kind(row.kind)
     return find_kind(getattr(kind, "served_as", row.kind))

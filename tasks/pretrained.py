@@ -30,7 +30,9 @@ TOP = 5
 
 
 def example_of(row: None, given: Any) -> str:
-    """Return a text as an example; raises `UsageError` for anything else."""
+    """Return a text, or an object of `text_a` or `text`, as an example; raises `UsageError` for anything else."""
+    if isinstance(given, Mapping) and len(given) == 1:
+        given = given.get("text_a", given.get("text"))
     if not isinstance(given, str) or not given.strip():
         raise UsageError(f"{repr(given)[:60]} is no text; expected one, with {MASK} where a token is to be found")
     return given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from modeling import LanguageModel
 
 _NO_TEXT = -1e9
+HEARD_STEPS = 2
+"""Tokens that are generated between two looks, where somebody listens."""
 
 
 class TextGenerator:
@@ -57,15 +59,24 @@ class TextGenerator:
                 decodable, settings, preset.chunks, self._features, room, batch_size=batch_size
             )
 
-    def __call__(self, features: Features, listener: Listener | None = None) -> list[list[dict[str, Any]]]:
-        """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none."""
+    def __call__(
+        self, features: Features, listener: Callable[[int, str], None] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none.
+
+        `listener` is called with the number of a source and its best text so far, every `HEARD_STEPS` tokens.
+        """
+        heard = None if listener is None else self._heard_by(listener)
         if self._generator is not None:
-            found = self._generator(features, listener)
+            found = self._generator(features, heard, segment=HEARD_STEPS if heard else None)
         else:
             assert self._in_chunks is not None
-            found = self._in_chunks(self._texts(features), listener)
+            found = self._in_chunks(self._texts(features), heard)
         nothing = Hypothesis((), _NO_TEXT, _NO_TEXT, ended=False)
         return [[self._described(each) for each in hypotheses or [nothing]] for hypotheses in found]
+
+    def _heard_by(self, listener: Callable[[int, str], None]) -> Listener:
+        return lambda place, tokens, final: listener(place, self._tokenizer.decode(tokens.tolist()))
 
     def _described(self, hypothesis: Hypothesis) -> dict[str, Any]:
         return {"text": self._tokenizer.decode(hypothesis.tokens), "score": round(hypothesis.score, 6)}
