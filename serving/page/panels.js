@@ -11,8 +11,8 @@ const GOLDEN_ANGLE = 137.5;
 const FIRST_HUE = 230;
 
 /**
- * What the page knows of a kind: its heading, its ways of asking (`forms.MODES`), the panel of each way, which gets a run
- * `{model, instances, reply}` and `page`, and `tell`, the answer to one instance in a few words.
+ * What the page knows of a kind: its heading; its ways of asking (`forms.MODES`) with a panel for each, which gets a
+ * run `{model, instances, reply}` and `page`; and `tell`, the answer to one instance in a few words.
  */
 export const KINDS = {
   classification: {
@@ -385,7 +385,7 @@ function choicePanel({ instances, reply }) {
   const rows = choices.map((choice, number) => {
     const letter = make("span", { class: "letter", "aria-hidden": "true" }, String.fromCharCode(65 + number));
     const sign = number === prediction ? make("span", { class: "tag" }, say("chosen")) : undefined;
-    return { label: [letter, choice, sign], share: probabilities[number], isChosen: number === prediction };
+    return { label: [letter, choice, " ", sign], share: probabilities[number], isChosen: number === prediction };
   });
   return [
     make("blockquote", { class: "marked" }, context),

@@ -34,7 +34,6 @@ export const WORDS = {
     titleChoice: "Which choice is right?",
     titleGeneration: "What comes of a text?",
     titlePretrained: "What belongs in the gap?",
-    titleOther: "What does the model say?",
     kindClassification: "classification",
     kindMultilabel: "several labels",
     kindRegression: "regression",
@@ -114,7 +113,6 @@ export const WORDS = {
     copyVector: "Copy the vector",
     cosine: "Cosine",
     nearest: "Nearest to",
-    nearestNone: "Choose a text to see its nearest.",
     matrix: "Cosine of each pair",
 
     search: "How the text is searched for",
@@ -177,7 +175,6 @@ export const WORDS = {
     titleChoice: "哪个选项正确？",
     titleGeneration: "由文本生成什么？",
     titlePretrained: "空缺处该填什么？",
-    titleOther: "模型怎么说？",
     kindClassification: "分类",
     kindMultilabel: "多标签",
     kindRegression: "回归",
@@ -257,7 +254,6 @@ export const WORDS = {
     copyVector: "复制向量",
     cosine: "余弦",
     nearest: "最接近的文本：",
-    nearestNone: "选择一条文本，查看与它最接近的文本。",
     matrix: "两两之间的余弦",
 
     search: "如何搜索文本",

@@ -45,7 +45,9 @@ class Browser:
     def call(self, path: str, content: Any = None, method: str = "POST") -> Any:
         """Return the value of one command; raises `AssertionError` with the driver's words where it fails."""
         body = None if method != "POST" else json.dumps(content or {}).encode()
-        request = urllib.request.Request(self._address + path, body, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._address + path, body, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=_ANSWERS_WITHIN_S) as reply:
                 return json.load(reply)["value"]

@@ -53,7 +53,10 @@ def _topics(instances: list[Any]) -> list[Any]:
 def _entities(instances: list[Any]) -> list[Any]:
     found = []
     for each in instances:
-        text, names = each["text_a"], (("李明", "name"), ("上海", "address"), ("Seattle", "address"), ("微软公司", "company"))
+        text, names = (
+            each["text_a"],
+            (("李明", "name"), ("上海", "address"), ("Seattle", "address"), ("微软公司", "company")),
+        )
         places = [(text.find(name), name, kind) for name, kind in names if name in text]
         found.append(
             {
@@ -149,7 +152,10 @@ MODELS: dict[str, Row] = {
         ),
         _choice,
     ),
-    "vectors": (_model("matching", ["text_a", "text_b"], [["猫在睡觉", "一只猫睡着了"]], "01", optional=("text_b",)), _matching),
+    "vectors": (
+        _model("matching", ["text_a", "text_b"], [["猫在睡觉", "一只猫睡着了"]], "01", optional=("text_b",)),
+        _matching,
+    ),
     "pretrained": (_model("pretrained", ["text_a"], ["今天天气很[MASK]，适合[MASK]步。"]), _pretrained),
     "stories": (_model("generation", ["text_a"], ["写一个关于图书馆的故事"], parameters=NUMBERS), _generation),
 }
@@ -157,8 +163,6 @@ MODELS: dict[str, Row] = {
 
 class Handler(BaseHTTPRequestHandler):
     """Answers GET of the page and of /info, and POST of predictions."""
-
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -200,7 +204,11 @@ class Handler(BaseHTTPRequestHandler):
     def wrong(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         texts = json.dumps(body["instances"], ensure_ascii=False)
         if "too long" in texts:
-            return 422, {"code": "wrong_input", "message": "text_a is too long; shorten it", "field": "instances[0].text_a"}
+            return 422, {
+                "code": "wrong_input",
+                "message": "text_a is too long; shorten it",
+                "field": "instances[0].text_a",
+            }
         if "busy" in texts:
             return 503, {"code": "overloaded", "message": "256 texts wait", "field": None}
         if body["parameters"].get("max_new_tokens") == 31:

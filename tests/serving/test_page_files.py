@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.loading import PRETRAINED
+from tasks.kinds import KINDS
+
 PAGE = Path(__file__).resolve().parents[2] / "serving/page"
 FILES = sorted(PAGE.iterdir())
 MODULES = [path for path in FILES if path.suffix == ".js"]
@@ -111,10 +114,16 @@ def test_every_text_is_there_in_both_languages_and_used():
         assert places[0] == places[1], key
         assert re.search(r"[\u4e00-\u9fff]", texts["zh"][key]), f"{key} is no Chinese"
         made = any(key.startswith(prefix) and key != prefix for prefix in MADE.findall(content))
-        assert key in used or made or re.search(rf'\b{key}\b', content), f"nobody says {key}"
+        assert key in used or made or re.search(rf"\b{key}\b", content), f"nobody says {key}"
     assert used <= texts["en"].keys()
     for key in re.findall(r'\bsay\("(\w+)"', content):
         assert key in texts["en"], key
+
+
+def test_every_kind_that_can_be_served_has_a_panel():
+    content = (PAGE / "panels.js").read_text(encoding="utf-8")
+    table = content[content.index("export const KINDS = {") : content.index("\n};")]
+    assert set(re.findall(r"^  (\w+): \{", table, re.M)) == {*KINDS, PRETRAINED}
 
 
 @pytest.mark.parametrize("name", ["index.html", "page.css", "page.js", "icon.svg"])
