@@ -131,7 +131,7 @@ def wait(condition: Callable[[], Any], what: str, within_s: float) -> Any:
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
     """Yield a window of a new browser, which ends with the block."""
-    assert DRIVER and CHROMIUM, MISSING
+    assert DRIVER is not None, MISSING
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [DRIVER, "--port=0"]
         environment = {**os.environ, "HOME": folder, "LANG": "C.UTF-8"}

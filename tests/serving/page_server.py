@@ -30,9 +30,9 @@ def _news(instances: list[Any]) -> list[Any]:
     found = []
     for each in instances:
         best = "体育" if "球" in each["text_a"] else "科技"
-        shares = {label: 0.02 for label in NEWS} | {best: 0.88}
+        shares = dict.fromkeys(NEWS, 0.02) | {best: 0.88}
         if each["text_a"] == "?":
-            shares, best = {label: round(1 / 7, 6) for label in NEWS}, "体育"
+            shares, best = dict.fromkeys(NEWS, round(1 / 7, 6)), "体育"
         found.append({"prediction": best, "confidence": shares[best], "probabilities": shares})
     return found
 
@@ -164,7 +164,7 @@ MODELS: dict[str, Row] = {
 class Handler(BaseHTTPRequestHandler):
     """Answers GET of the page and of /info, and POST of predictions."""
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -187,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = re.fullmatch(r"/v1/models/([a-z]+):predict", self.path)
         assert name, self.path
-        described, answer = MODELS[name[1]]
+        _, answer = MODELS[name[1]]
         server: Any = self.server
         server.asked.append(body)
         if wrong := self.wrong(body):

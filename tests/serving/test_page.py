@@ -1,4 +1,4 @@
-"""The page at / in a real browser: every panel, both languages, keyboard, both colour schemes, 360 pixels, and no error.
+"""The page at / in a real browser: every panel, both languages, keyboard, light and dark, 360 pixels, and no error.
 
 The answers come from `page_server.py` and are known; `test_page_served.py` asks real models. Without a browser these
 tests are skipped, and `test_page_files.py` reads the files alone.
@@ -71,7 +71,8 @@ def run_example(page: Browser, name: str, number: int = 0) -> None:
 
 def bars(page: Browser, where: str = "#result") -> list[list[str]]:
     """Return label and value of each bar."""
-    script = "return [...document.querySelectorAll(arguments[0] + ' .bar')].map((b) => [...b.children].slice(0, 2).map((c) => c.innerText))"
+    cells = "[...bar.children].slice(0, 2).map((cell) => cell.innerText)"
+    script = f"return [...document.querySelectorAll(arguments[0] + ' .bar')].map((bar) => {cells})"
     return page.run(script, where)
 
 
@@ -335,7 +336,7 @@ def test_both_languages_say_everything(page: Browser):
     assert page.run("return document.querySelector('[name=text_a]').value") == "一场球"
     assert page.text("#title") == "属于哪个标签？"
     assert bars(page)[0] == ["体育", "88.0%"]
-    kept = "news float run Ctrl JSON curl".split()
+    kept = ["news", "float", "run", "Ctrl", "JSON", "curl"]
     chinese = page.text("main")
     words = {word for word in english.split() if word.isascii() and word.isalpha() and len(word) > 2}
     assert words & set(chinese.split()) <= set(kept)
@@ -384,7 +385,7 @@ def test_every_panel_is_readable_in_both_schemes_and_on_a_telephone(page: Browse
     page.size(360, 740)
     light = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (light == "rgb(250, 249, 247)") is (scheme == "light")
-    for name, (described, _) in MODELS.items():
+    for name in MODELS:
         run_example(page, name)
         modes = len(page.texts("#modes button"))
         assert page.run(FAULTS) == [], name

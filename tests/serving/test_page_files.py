@@ -1,4 +1,4 @@
-"""The files of the page, read without a browser: nothing from elsewhere, nothing inline, every text in both languages."""
+"""The files of the page, without a browser: nothing from elsewhere, nothing inline, every text in both languages."""
 
 from __future__ import annotations
 
