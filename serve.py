@@ -62,8 +62,8 @@ NEEDS = (Need(("threads",), "an export of ONNX", lambda o: any(".onnx" in each o
 
 
 def _is_onnx(model: str) -> bool:
-    folder = Path(model.partition("=")[2])
-    return any(True for pattern in ("model.onnx", "*/model.onnx") for _ in folder.glob(pattern))
+    path = model.partition("=")[2]
+    return bool(path) and any(True for pattern in ("model.onnx", "*/model.onnx") for _ in Path(path).glob(pattern))
 
 
 def main(options: Options) -> None:

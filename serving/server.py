@@ -94,6 +94,16 @@ class Serving:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def started(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None and self._server.started
+
+    @property
+    def listens(self) -> bool:
+        """Whether new connections are taken."""
+        return self._server is not None and any(each.is_serving() for each in getattr(self._server, "servers", ()))
+
     def stop(self) -> None:
         """Do what SIGTERM does; from any thread."""
         if self._server is not None:
