@@ -97,6 +97,9 @@ class Served:
             "embeds": self.embeds,
             "fields": self.fields,
             "examples": self.examples,
+            **(
+                {"threshold": self.loaded.row.threshold} if self.loaded.kind == "multilabel" and self.loaded.row else {}
+            ),
         }
 
     def _is_asked(self, example: dict[str, Any]) -> bool:

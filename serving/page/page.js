@@ -263,17 +263,14 @@ async function streamed(run, options) {
   find("result").replaceChildren(text);
   find("notes").hidden = true;
   const begin = performance.now();
-  let count = 0;
   let last = {};
   for await (const event of stream(run.name, run.body, options)) {
     if (event.done) last = event;
-    else {
-      count += 1;
-      text.textContent = event.text;
-    }
+    else text.textContent = event.text;
   }
-  const rate = (1000 * count) / (performance.now() - begin);
-  return { predictions: [last.prediction], timing_ms: last.timing_ms, count, rate };
+  const { prediction, timing_ms, tokens, truncated } = last;
+  run.seconds = (performance.now() - begin) / 1000;
+  return { predictions: [prediction], timing_ms, tokens, truncated };
 }
 
 function setRunning(controller) {

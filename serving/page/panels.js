@@ -435,17 +435,21 @@ function tokenList(tokens, gap, fill) {
 /** Return a token as it stands in a text: WordPiece's sign of a continued word left out. */
 const wordOf = (token) => token.replace(/^##/, "");
 
-function textPanel({ reply }) {
+function textPanel({ reply, seconds }) {
   const [answer] = reply.predictions;
-  const { rate, count } = reply;
   const hypotheses = answer.hypotheses ?? [];
   const items = hypotheses.map(({ text, score }) =>
     make("li", {}, make("span", {}, text), make("span", { class: "bar-value" }, decimal(score, 3))),
   );
   return [
     make("p", { class: "marked large" }, answer.generated),
-    count ? make("p", { class: "quiet" }, say("tokensPerSecond", { count, rate: decimal(rate, 1) })) : undefined,
+    seconds && make("p", { class: "quiet" }, speedOf(answer.generated, seconds)),
     items.length > 1 ? [subtitle(say("hypotheses")), make("ol", { class: "hypotheses" }, items)] : undefined,
     copyButton(say("copyText"), say("copied"), () => answer.generated),
   ];
+}
+
+function speedOf(text, seconds) {
+  const count = Array.from(text).length;
+  return say("charactersPerSecond", { count, rate: decimal(count / seconds, 1) });
 }

@@ -128,7 +128,7 @@ export const WORDS = {
     generated: "Generated text",
     hypotheses: "All hypotheses",
     copyText: "Copy the text",
-    tokensPerSecond: "{count} tokens, {rate} a second",
+    charactersPerSecond: "{count} characters, {rate} a second",
 
     timing: "Time",
     queue: "queue",
@@ -269,7 +269,7 @@ export const WORDS = {
     generated: "生成的文本",
     hypotheses: "全部候选",
     copyText: "复制文本",
-    tokensPerSecond: "{count} 个词元，每秒 {rate} 个",
+    charactersPerSecond: "{count} 个字符，每秒 {rate} 个",
 
     timing: "耗时",
     queue: "排队",

@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
                 server.goes_on.wait(10)
             self.event({"token": token, "text": "".join(STORY[: number + 1])})
         times = {"queue": 0.1, "tokenize": 0.2, "compute": 42.0}
-        self.event({"done": True, "prediction": _generation([None])[0], "timing_ms": times})
+        self.event({"done": True, "prediction": _generation([None])[0], "timing_ms": times, "tokens": [9]})
         self.close_connection = True
 
     def event(self, content: dict[str, Any]) -> None:

@@ -227,6 +227,8 @@ def test_a_text_is_streamed_and_can_be_stopped(page: Browser, server: Any):
     page.wait(READY)
     assert page.text(".result .large") == "".join(STORY)
     assert page.texts(".hypotheses li span:first-child") == ["".join(STORY), "图书馆亮着灯。"]
+    assert page.texts("#notes > .quiet") == ["9 of 128 tokens"]
+    assert page.text("#result > .quiet").startswith("18 characters, ")
     assert page.texts(".time .legend li")[2] == "compute 42 ms"
     sent = server.asked[-1]
     assert sent["stream"] is True

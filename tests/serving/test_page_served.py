@@ -149,6 +149,8 @@ def test_the_page_shows_what_the_server_answers(name: str, page: Browser, addres
     visible = page.text("#result")
     assert [text for text in shown(found) if text not in visible] == []
     assert len(page.texts(".time .legend li")) == 4
+    if name == "tags":
+        assert page.text(".slider output") == "0.40"
     if "tokens" in reply:
         most = 32 if name == "pretrained" else 16
         assert page.texts("#notes > .quiet")[0] == f"{direct['tokens'][0]} of {most} tokens"
