@@ -116,7 +116,7 @@ function showHead() {
     labels?.length ? say("factLabels", { count: labels.length }) : undefined,
     count ? say("factTokens", { count }) : undefined,
     precision,
-    format,
+    sayOf("format", format),
     version ? say("factVersion", { version }) : undefined,
   ];
   find("facts").replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));

@@ -48,6 +48,11 @@ export const WORDS = {
     factTokens: "reads {count} tokens",
     factVersion: "version {version}",
 
+    formatRun: "Keras model",
+    formatOnnx: "ONNX",
+    formatSavedModel: "SavedModel",
+    formatSavedModelText: "SavedModel of texts",
+
     modeOne: "One text",
     modeMany: "Many lines",
     modePair: "Two texts",
@@ -188,6 +193,11 @@ export const WORDS = {
     factLabels: "{count} 个标签",
     factTokens: "最多读取 {count} 个词元",
     factVersion: "版本 {version}",
+
+    formatRun: "Keras 模型",
+    formatOnnx: "ONNX 模型",
+    formatSavedModel: "SavedModel 模型",
+    formatSavedModelText: "SavedModel 文本模型",
 
     modeOne: "单条文本",
     modeMany: "多行批量",

@@ -165,6 +165,8 @@ def test_examples_of_the_server_can_be_asked(page: Browser):
             "const m = document.querySelector('#model'); m.value = arguments[0]; m.dispatchEvent(new Event('change'))",
             name,
         )
+        masked = [text for text in page.texts(".example") if "[MASK]" in text]
+        assert bool(masked) is (name == "pretrained")
         page.click(".example")
         page.wait(READY)
     assert page.messages() == []
