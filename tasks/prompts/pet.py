@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.kinds import HeadOptions, classification
+from tasks.prompts import generations
 from tasks.prompts.prompt import PromptDataset, encoded_examples, hiding, pieces_of_row, settled_with_words
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ AUXILIARY_WEIGHT = 1e-4
 flags = ("auxiliary_rate", "auxiliary_weight")
 new_heads = ("soft_prompt/.*",)
 unused_heads = ("sentence_pair/.*", "classifier/.*")
+read = generations.read
 
 
 def __getattr__(name: str) -> Any:
