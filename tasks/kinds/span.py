@@ -39,6 +39,7 @@ columns = tuple(header_names)
 metrics = by_language = SPAN_METRICS
 new_heads = ("span/.*", "span_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+on_strings = "spans"
 flags = (
     "doc_stride",
     "max_query_length",

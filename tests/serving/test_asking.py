@@ -118,9 +118,9 @@ def test_a_loaded_run_answers_as_the_verb_writes(name: str, world: Path, tmp_pat
     first = GIVEN[name](splits.examples["test"][0])
     assert_equal(loaded.predict(tuple(first) if isinstance(first, list) else first), found[0])
     # The same shapes again compile nothing.
-    count = loaded._programs.count
+    count = loaded.programs.count
     loaded.predict([GIVEN[name](example) for example in splits.examples["test"]], batch_size=2)
-    assert loaded._programs.count == count
+    assert loaded.programs.count == count
     if name == "lcqmc_matching":
         vector = loaded.predict("a b c")["embedding"]
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)
