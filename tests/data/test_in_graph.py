@@ -97,7 +97,11 @@ def expected_ids(tokenizer: Tokenizer, batch: list[str]) -> list[list[int]]:
     return [tokenizer.encode(text) for text in batch]
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(
+    deadline=None,
+    max_examples=12,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
 @given(batch=st.lists(texts, min_size=24, max_size=32))
 @example(
     batch=["ΑΣ ΑΣα Σ ΑΣ' Α'Σ.α 𝚺", "\u302e\U0001d165 \u034fa\u302e\u034f\U0001d165", "", "中\u0301国 " + "é" * 201]

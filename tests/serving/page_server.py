@@ -164,7 +164,7 @@ MODELS: dict[str, Row] = {
 class Handler(BaseHTTPRequestHandler):
     """Answers GET of the page and of /info, and POST of predictions."""
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
     def do_GET(self) -> None:
