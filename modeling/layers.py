@@ -104,20 +104,24 @@ class Attention(keras.layers.Layer):
     """Multi-head attention, residual and LayerNorm: self, cross, causal or cached, by its arguments.
 
     Keys and values are a pair of [B, N, S, H]; a cache is such a pair with room for later positions.
+    `heads` are those that are left of the config's.
     """
 
-    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+    def __init__(
+        self, config: Config, initialization: Initialization, *, heads: int = 0, dtype: Any, name: str
+    ) -> None:
         super().__init__(dtype=dtype, name=name)
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_size = width // self.heads
+        self.heads = heads or config.num_attention_heads
+        self.head_size = width // config.num_attention_heads
+        inner = self.heads * self.head_size
         self.preln = config.ln_type == "preln"
         self.attention_dropout = config.attention_probs_dropout_prob
         self.hidden_dropout = config.hidden_dropout_prob
-        self.query = Dense(width, width, initialization, dtype=dtype, name="query")
-        self.key = Dense(width, width, initialization, dtype=dtype, name="key")
-        self.value = Dense(width, width, initialization, dtype=dtype, name="value")
-        self.output_projection = Dense(width, width, initialization, dtype=dtype, name="output")
+        self.query = Dense(width, inner, initialization, dtype=dtype, name="query")
+        self.key = Dense(width, inner, initialization, dtype=dtype, name="key")
+        self.value = Dense(width, inner, initialization, dtype=dtype, name="value")
+        self.output_projection = Dense(inner, width, initialization, dtype=dtype, name="output")
         self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
 
     def build(self, input_shape: Any = None) -> None:
@@ -220,7 +224,7 @@ class Attention(keras.layers.Layer):
 
     def states(self, sizes: Sizes) -> States:
         """Return the elements of one example."""
-        width, queries = self.heads * self.head_size, sizes.tokens + sizes.queries
+        width, queries = self.query.inputs, sizes.tokens + sizes.queries
         scores = queries * (sizes.memory or sizes.tokens) * self.heads
         return States(dense=queries * width, scores=scores)
 
@@ -296,11 +300,16 @@ def _written(cache: KeyValue, new: KeyValue, position: int | Tensor | None) -> K
 
 
 class FeedForward(keras.layers.Layer):
-    """Dense, activation, dense, residual and LayerNorm; the dense layers fall into `ffn_groups` independent parts."""
+    """Dense, activation, dense, residual and LayerNorm; the dense layers fall into `ffn_groups` independent parts.
 
-    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+    `units` are those that are left of the config's `intermediate_size`.
+    """
+
+    def __init__(
+        self, config: Config, initialization: Initialization, *, units: int = 0, dtype: Any, name: str
+    ) -> None:
         super().__init__(dtype=dtype, name=name)
-        width, inner = config.hidden_size, config.intermediate_size
+        width, inner = config.hidden_size, units or config.intermediate_size
         self.preln = config.ln_type == "preln"
         self.hidden_act = config.hidden_act
         self.hidden_dropout = config.hidden_dropout_prob

@@ -173,8 +173,15 @@ def test_patterns_answer_to_unlabelled_texts_and_a_classifier_learns_it(world: P
         "unlabelled_file": world / "unlabelled.jsonl",
         "pattern": "{text_a}[MASK]e{text_b} || {text_b}[MASK]{text_a}",
         "auxiliary_weight": 0,
+        "pet_generations": 1,
     }
     folder = run(given)
+    # Four times the examples of each label are wanted, and there are no more texts than these.
+    for number in (1, 2):
+        own = (folder / f"generation_1/labelled_{number}/train_generation.jsonl").read_text().splitlines()
+        assert len(own) == len(texts)
+        row = json.loads((folder / f"generation_1/pattern_{number}/run.json").read_text())["row"]
+        assert row["kind"] == "pet"
     content = json.loads((folder / "run.json").read_text())
     assert content["kind"] == "soft_labels"
     assert not content["row"]["prompt"]

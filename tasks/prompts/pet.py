@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.kinds import HeadOptions, classification
+from tasks.prompts import generations
 from tasks.prompts.pattern import parts_of
 from tasks.prompts.prompt import PromptDataset, encoded_examples, hiding, pieces_of_row, settled_with_words
 
@@ -25,6 +26,7 @@ flags = ("auxiliary_rate", "auxiliary_weight")
 new_heads = ("soft_prompt/.*",)
 unused_heads = ("sentence_pair/.*", "classifier/.*")
 on_strings = "prompts"
+read = generations.read
 
 
 def __getattr__(name: str) -> Any:
