@@ -20,7 +20,7 @@ from http_cases import Counted, imitation, running
 
 @pytest.mark.slow
 def test_twice_the_capacity_and_wrong_requests_lose_nothing_and_are_no_defect(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     programs = Counted(seconds=0.02)
     with running({"m": "m"}, lambda path: imitation(tmp_path, programs), queue_texts=4, texts=4) as client:
@@ -39,7 +39,7 @@ def test_twice_the_capacity_and_wrong_requests_lose_nothing_and_are_no_defect(
         assert replies["200"] > 0
         assert client.serving.answering.texts == 0
         assert client.predict("a").status == 200
-    assert capfd.readouterr().err == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_answers_are_the_same_but_for_rounding():
