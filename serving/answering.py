@@ -242,13 +242,10 @@ class Stream:
             yield (late() if isinstance(error, LateError) else failed()).content
             return
         self._timing.add([work])
-        yield {
-            "done": True,
-            "prediction": told(self._served.loaded, self._asked, [work.future.result()]),
-            "model": self._served.name,
-            "version": self._served.version,
-            "timing_ms": self._timing.as_json(),
-        }
+        answer = told(self._served.loaded, self._asked, [work.future.result()])
+        found = Answers([answer], self._timing, [self._asked.length], [self._asked.cut])
+        named = {"model": self._served.name, "version": self._served.version}
+        yield {"done": True, "prediction": answer, **named, **found.as_json()}
 
 
 def late() -> RefusalError:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from absl.app import UsageError
 
 from serving import rows
+from serving.loading import PRETRAINED
 from tasks.given import LackingError
+from tasks.pretrained import MASK
 
 if TYPE_CHECKING:
     from serving.loading import Loaded
@@ -97,9 +99,14 @@ class Served:
             "embeds": self.embeds,
             "fields": self.fields,
             "examples": self.examples,
+            **(
+                {"threshold": self.loaded.row.threshold} if self.loaded.kind == "multilabel" and self.loaded.row else {}
+            ),
         }
 
     def _is_asked(self, example: dict[str, Any]) -> bool:
+        if any(MASK in text for text in example.values()) and self.loaded.kind != PRETRAINED:
+            return False
         if {each["name"] for each in self.fields} != example.keys():
             required = {each["name"] for each in self.fields if each["required"]}
             if not required <= example.keys() <= {each["name"] for each in self.fields}:

@@ -121,8 +121,3 @@ def second_texts(row: DatasetRow, examples: Sequence[Any]) -> list[str] | None:
             f"{len(found):,} of {len(examples):,} inputs are pairs; give texts and pairs in calls of their own"
         )
     return found or None
-
-
-def rows_of_texts(row: DatasetRow) -> list[list[str]]:
-    """Return the one row of features of a text or a pair by its texts; none where the task reads another one beside."""
-    return [] if row.plug_in else [["text_a", "text_b"] if row.is_pair else ["text_a"]]

@@ -26,7 +26,7 @@ class TextGenerator:
     """Generates texts; compiled programs are kept between calls.
 
     Args:
-        model: with a decoder.
+        model: with a decoder; or an export, whose `decodable(tokens)` is asked.
         tokenizer: of both sides.
         preset: how text is searched for, and whether in chunks.
         batch_size: most sources side by side.
@@ -49,7 +49,8 @@ class TextGenerator:
         # [CLS], [MASK] and the like are no text; neither is [UNK], which says nothing.
         no_text = sorted(tokenizer.special_ids - {tokens.end})
         settings = preset.settings.changed(suppress_tokens=tuple(no_text))
-        decodable = Generative(model, tokens)
+        # What was exported brings its own way to be asked.
+        decodable = getattr(model, "decodable", lambda tokens: Generative(model, tokens))(tokens)
         self._in_chunks, self._generator = None, None
         if preset.chunks is None:
             self._generator = Generator(decodable, settings, batch_size=batch_size)

@@ -57,6 +57,7 @@ new_heads = ("copy/.*",)
 flags = ("max_target_length",)
 settings = SETTINGS
 head = "backbone/decoder"
+graphs = "encoder_decoder"
 unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
 SOURCE, TARGET = ".source", ".target"
 

@@ -77,12 +77,13 @@ def without_export(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> Non
         notes.add("loaded", {"source": source, **settings})
         return Echo(notes)
 
-    def export(loaded: Echo, target: Path, form: str, inputs: list[Any], *, int8: bool) -> list[Any]:
-        notes.add("exported", {"target": target, "format": form, "inputs": inputs, "int8": int8})
+    def export(loaded: Echo, target: Path, form: str, inputs: list[Any], **further: Any) -> list[Any]:
+        notes.add("exported", {"target": target, "format": form, "inputs": inputs, **further})
         return []
 
     patch.setattr(serving.loading, "load", load)
     patch.setattr(serving.formats, "export", export)
+    patch.setattr(serving.formats, "development_of", lambda loaded, path, most: {"file": str(path), "most": most})
     patch.setenv("KERAS_BACKEND", "tensorflow")
 
 
@@ -97,6 +98,10 @@ EXPORT = Verb(
         Row("int8", "true", {"exported/int8": True}, {"format": "onnx"}),
         Row("input_file", "{world}/pairs/dev.txt", {"exported/inputs": DIFFERENT}, PAIRS),
         Row("input_format", "tsv", {"exported/inputs": DIFFERENT}, PAIRS),
+        Row("dev_file", "{world}/pairs/dev.txt", {"exported/development": DIFFERENT}, {"format": "onnx"}),
+        Row(
+            "max_drop", "2", {"exported/development/most": 2.0}, {"format": "onnx", "dev_file": "{world}/pairs/dev.txt"}
+        ),
         Row("vocab_file", "{world}/reversed.txt", {"loaded/vocab_file": DIFFERENT}),
     ),
     without_export,
