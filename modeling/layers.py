@@ -139,7 +139,7 @@ class Attention(keras.layers.Layer):
         memory: KeyValue | None = None,
         attention_mask: Tensor | None = None,
         cache: KeyValue | None = None,
-        position: int | Tensor = 0,
+        position: int | Tensor | None = 0,
         training: bool = False,
         decoding: bool = False,
         first_only: bool = False,
@@ -151,7 +151,7 @@ class Attention(keras.layers.Layer):
             memory: keys and values of another sequence (`keys_values`); by default those of `x_BLD` itself.
             attention_mask: boolean, broadcasts to [B, N, L, S]; True keeps.
             cache: keys and values of earlier positions; those of `x_BLD` are written at `position`.
-            position: index in the cache of the first query.
+            position: index in the cache of the first query; None appends to the cache.
             training: apply dropout.
             decoding: the queries are the newest positions of a sequence, and its keys are many more.
             first_only: compute the first position alone, which attends to all.
@@ -289,10 +289,12 @@ class Attention(keras.layers.Layer):
         return ops.reshape(context_BLNH, (batch, length, self.heads * self.head_size))
 
 
-def _written(cache: KeyValue, new: KeyValue, position: int | Tensor) -> KeyValue:
-    """Return the cache with new keys and values at `position`."""
+def _written(cache: KeyValue, new: KeyValue, position: int | Tensor | None) -> KeyValue:
+    """Return the cache with new keys and values at `position`, or behind the others."""
     key_BNSH, value_BNSH = cache
     key_BNLH, value_BNLH = new
+    if position is None:
+        return ops.concatenate([key_BNSH, key_BNLH], axis=2), ops.concatenate([value_BNSH, value_BNLH], axis=2)
     start = (0, 0, position, 0)
     return ops.slice_update(key_BNSH, start, key_BNLH), ops.slice_update(value_BNSH, start, value_BNLH)
 

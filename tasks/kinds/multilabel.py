@@ -15,7 +15,7 @@ from data.labelled import ClassificationDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.datasets import HEADER_NAMES, DatasetRow
 from tasks.found_labels import labels_in
-from tasks.given import rows_of_texts, second_texts, text_or_pair
+from tasks.given import second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, all_alike, calibration_table, rates, rates_table, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.label_sets import LABEL_SET_METRICS, label_set_scores
@@ -37,7 +37,7 @@ metrics = LABEL_SET_METRICS
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
-text_rows = rows_of_texts
+on_strings = "label_sets"
 
 
 @dataclass(frozen=True, slots=True)
