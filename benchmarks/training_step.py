@@ -72,7 +72,7 @@ class Work:
     objective: str
     of_family: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
-    across: Mapping[str, str] = field(default_factory=dict)
+    across: Mapping[str, Any] = field(default_factory=dict)
     texts: int = 1
     peers: bool = False
     beside: str = ""

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from absl.app import UsageError
 
+from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE
 from ground.keys import fold_in
 from ground.tensors import Tensor, ops
 from modeling import masks
+from modeling.computation import LANGUAGES
 from modeling.heads import QueriesHead, gather_positions
+from modeling.language_signal import LanguageSignal
 from modeling.losses import label_is_best, negative_log_likelihood
 from modeling.randomness import gumbel, next_key, seeded
 from modeling.two_sides import apart, side_by_side
@@ -42,11 +46,14 @@ class Across:
         mask: "strict", or "cross", which a reproduction of others has; see `modeling.masks.across_mask`.
         computation: "split" or "dense".
         positions: of the second text: "continued" behind the first, or "restarted".
+        languages: of which a masked token says its own by a vector, in the order of their numbers in batches
+            (`data.spoken`); none: it says nothing, as in the paper.
     """
 
     mask: str = "strict"
     computation: str = "split"
     positions: str = "continued"
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +65,14 @@ class Pseudo:
         special_ids: of tokens that are no text.
         length_ratio: placeholders for each token of the text, specials counted; as many as there is room for.
         pick: "argmax" or "sample".
+        languages: of which a placeholder says by a vector the one that it is to be of; see `Across`.
     """
 
     mask_id: int
     special_ids: Sequence[int]
     length_ratio: float = 1.0
     pick: str = "argmax"
+    languages: tuple[str, ...] = ()
 
 
 def named_places(batch: Batch, prefix: str, length: int) -> Tensor:
@@ -84,6 +93,18 @@ def original_ids(batch: Batch) -> Tensor:
     return ops.where(ops.any(named_BPL, axis=1), labels_BL, ids_BL)
 
 
+def heads_of(languages: tuple[str, ...]) -> dict[str, HeadOfModel]:
+    """Return the heads of a loss whose queries are scored, and say a language where there are languages."""
+    signal = {LANGUAGES: partial(LanguageSignal, languages=languages)} if languages else {}
+    return {"masked_lm": QueriesHead, **signal}
+
+
+def vectors_of(model: keras.Model, numbers_B: Tensor) -> Tensor:
+    """Return the vectors of languages by their numbers, x_B1E."""
+    (signal,) = (head for head in model.heads if isinstance(head, LanguageSignal))
+    return signal.vectors(numbers_B)
+
+
 class AcrossLoss:
     """Cross-entropy of the masked tokens of two texts, each recovered from what is not masked of the other alone.
 
@@ -100,7 +121,7 @@ class AcrossLoss:
             )
         self.weights: Mapping[str, float] = {"camlm": settings.weights.get("masked_lm", 1.0)}
         self.metrics: tuple[str, ...] = ("camlm_accuracy",)
-        self.heads: Mapping[str, HeadOfModel] = {"masked_lm": QueriesHead}
+        self.heads: Mapping[str, HeadOfModel] = heads_of(self.across.languages)
 
     def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
         """Return the batch with the rows that the model computes, and the labels and weights of what it scores."""
@@ -123,6 +144,9 @@ class AcrossLoss:
             }
             for side in _SIDES
         }
+        if self.across.languages:
+            for side, number in zip(_SIDES, (OWN_LANGUAGE, OTHER_LANGUAGE), strict=True):
+                sides[side]["vector"] = vectors_of(model, batch[number])
         rows = _split(*sides.values()) if self.across.computation == "split" else self._dense(*sides.values())
         return {**batch, **rows}
 
@@ -152,7 +176,13 @@ class AcrossLoss:
 
         side_ids = ops.concatenate([first["mask"], 2 * second["mask"]], axis=1)
         behind = second["positions"] + first["ids"].shape[1]
+        said = {}
+        if self.across.languages:
+            masked_BL1 = [ops.cast(side["masked"], side["vector"].dtype)[:, :, None] for side in (first, second)]
+            vectors_BLE = [first["vector"] * masked_BL1[0], second["vector"] * masked_BL1[1]]
+            said["word_vectors"] = ops.concatenate(vectors_BLE, axis=1)
         return {
+            **said,
             "input_ids": joined("ids"),
             "places": joined("places"),
             "attention_mask": masks.across_mask(side_ids, joined("masked"), self.across.mask),
@@ -168,7 +198,9 @@ def _split(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Ten
     for side in (first, second):
         shown.append(side["mask"] * ops.cast(ops.logical_not(side["masked"]), "int32"))
         queries.append(gather_positions(side["ids"][:, :, None], side["positions"])[:, :, 0])
+    said = {"query_vectors": side_by_side(second["vector"], first["vector"])} if "vector" in first else {}
     return {
+        **said,
         "input_ids": side_by_side(first["ids"], second["ids"]),
         "input_mask": side_by_side(*shown),
         "places": side_by_side(first["places"], second["places"]),
@@ -195,7 +227,7 @@ class BesidePseudoLoss:
         self.weights: Mapping[str, float] = {"btmlm": settings.weights.get("masked_lm", 1.0)}
         written = ("pseudo_repetition", "pseudo_emptiness") if self.pseudo else ()
         self.metrics: tuple[str, ...] = ("btmlm_accuracy", *written)
-        self.heads: Mapping[str, HeadOfModel] = {"masked_lm": QueriesHead}
+        self.heads: Mapping[str, HeadOfModel] = heads_of(self.pseudo.languages if self.pseudo else ())
 
     def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
         """Return the batch with the pseudo sentences in its rows, and they alone as `pseudo_ids` and `pseudo_mask`."""
@@ -212,9 +244,11 @@ class BesidePseudoLoss:
         pseudo_mask_BK = ops.cast(slots_K < written_B1, "int32")
         places_BL = ops.zeros_like(ids_BL) + ops.arange(length, dtype="int32")
         pseudo_places_BK = lengths_B1 + slots_K
+        said = {"query_vectors": vectors_of(model, batch[OTHER_LANGUAGE])} if self.pseudo.languages else {}
         # The body alone: the head would score all placeholders at once.
         outputs = model.backbone(
             {
+                **said,
                 "input_ids": original_ids(batch),
                 "input_mask": mask_BL,
                 "places": places_BL,

@@ -73,8 +73,7 @@ def create_examples(
         report: is called as work is done.
         encoding: of the files, by Python's name; the shards do not depend on it.
         accept_bad_text: go on where too much of the text is invalid or unknown.
-        one_of_several: keep a note that the job is done, by which a further call of the same arguments only finds it,
-            until `claims.remove_work` removes it.
+        one_of_several: note that the job is done, so that the same call only finds it, until `claims.forget`.
 
     Raises:
         UsageError: the input holds nothing that an example can be made of or is bad text, or the output would be
@@ -94,8 +93,7 @@ def create_examples(
     with _removed_if_refused(work), Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
         check_text(counts, accept=accept_bad_text)
-        # The number of files is known only now.
-        num_examples = sum(examples for *_, examples in segments)
+        num_examples = sum(examples for *_, examples in segments)  # The number of files is known only now.
         claims.check(output, reads, num_examples)
         claims.claim(output, output.paths(num_examples))
         shards, written = _write(pool, segments, output, recipe, report)
@@ -104,9 +102,8 @@ def create_examples(
     content = known | manifest.tally(counts + written, shards) | {"flags": dict(flags or {})}
     claims.remove_former(output.manifest_path, (shard["name"] for shard in shards))
     write_atomically(output.manifest_path, manifest.to_bytes(content))
-    if one_of_several:
-        claims.finish(output, content)
-    else:
+    claims.finish(output, content)
+    if not one_of_several:
         claims.remove_work(work)
     return Result(content, pool.seconds)
 

@@ -146,6 +146,11 @@ def make_records(folder: Path) -> None:
         "sides": {"objective": "veco", "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,en-zh={PARALLEL}"},
         "halves": {"objective": "camlm", "input_file": PARALLEL},
         "pseudo": {"objective": "btmlm"},
+        "named_halves": {"objective": "camlm", "input_file": f"en-zh={PARALLEL}"},
+        "named": {
+            "objective": "btmlm",
+            "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,de={folder}/other.txt",
+        },
     }
     for kind, flags in kinds.items():
         given = {
