@@ -114,6 +114,11 @@ class Options(TrainingOptions):
     pseudo_pick: str = flag(
         "argmax", help="what the model writes: the best token, or a drawn one", choices=("argmax", "sample")
     )
+    cached_pseudo: bool = flag(
+        False,
+        help="write the pseudo sentences of all texts once, by the weights that the run begins with, and keep them in "
+        "the cache; by default they are written in every step, by those of the step",
+    )
     next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
     masked_lm_until: float = flag(
         1.0,
@@ -237,6 +242,11 @@ NEEDS = (
         ("pseudo_language",),
         "--language_signal and an --objective that writes",
         lambda o: o.language_signal and any(row.writes for row in o.rows),
+    ),
+    Need(
+        ("cached_pseudo",),
+        "an --objective that writes, --init_checkpoint and --pseudo_pick=argmax",
+        lambda o: any(row.writes for row in o.rows) and o.init_checkpoint and o.pseudo_pick == "argmax",
     ),
     Need(
         ("allow_any_start",),
@@ -418,12 +428,29 @@ def load_weights(session: Session, options: Options, signal: Sequence[str] = ())
 
 def train(session: Session, options: Options, records: AllRecords) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
+    plan = plan_of(session, options, records)
+    if options.cached_pseudo:
+        records, told = with_cached_pseudo(session, options, records)
+        plan["facts"] = {**plan["facts"], "pseudo sentences": told}
     outcome = session.train(
         records.mixture(session.rows_of_process(), options.train_batch_size, options.seed),
         (lambda: evaluate(session, options, records)) if records.has_held_out else None,
-        **plan_of(session, options, records),
+        **plan,
     )
     return outcome.evaluation
+
+
+def with_cached_pseudo(session: Session, options: Options, records: AllRecords) -> tuple[AllRecords, str]:
+    """Return the records with what the present weights write beside their texts, and a line about it."""
+    from commands.across import with_sentences
+
+    parts, told = dict(records.parts), []
+    for name, part in records.parts.items():
+        if OBJECTIVES[name].writes:
+            (loss,) = task_of(session, options, part).losses
+            parts[name], line = with_sentences(session, options, part, loss)
+            told.append(line)
+    return dataclasses.replace(records, parts=parts), "; ".join(told)
 
 
 def plan_of(session: Session, options: Options, records: AllRecords) -> dict[str, Any]:
@@ -486,6 +513,10 @@ def works_of(config: Config, options: Options, records: AllRecords) -> list[Work
     for name, part in records.parts.items():
         target = part.training.max_target_length
         length, other = lengths_read(options, part, config)
+        beside = written(options, part, config)
+        if options.cached_pseudo:
+            # They are read in the row of their text, and not written in the step.
+            length, beside = length + beside, 0
         work = Work(
             batch_size=options.train_batch_size,
             length=length,
@@ -493,7 +524,7 @@ def works_of(config: Config, options: Options, records: AllRecords) -> list[Work
             num_steps=options.num_train_steps,
             target=target,
             other=other,
-            written=written(options, part, config),
+            written=beside,
             share=records.shares[name],
         )
         works.append(work)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ from modeling.computation import LANGUAGES
 
 if TYPE_CHECKING:
     from commands.records import Records
+    from commands.session import Session
     from modeling.config import Config
     from tasks.across import Across, Pseudo
+    from tasks.losses import Loss
 
 
 def across_of(options: Any, records: Records) -> Across:
@@ -140,6 +144,73 @@ def pseudo_of(options: Any, records: Records) -> Pseudo | None:
         pick=options.pseudo_pick,
         languages=records.signal,
     )
+
+
+def with_sentences(session: Session, options: Any, records: Records, loss: Loss) -> tuple[Records, str]:
+    """Return the records with what the weights that the run begins with write beside their texts, and a line about it.
+
+    What a run from the same weights wrote before is taken from the cache.
+
+    Args:
+        session: whose model has these weights.
+        options: of the run.
+        records: of an objective that writes.
+        loss: of the objective.
+    """
+    from data import pseudo_sentences
+    from data.pseudo_sentences import PSEUDO, BesideWritten
+    from data.spoken import Languages, Spoken
+    from serving.programs import Programs
+
+    if session.rows_of_process()[1] > 1:
+        raise UsageError("--cached_pseudo=True writes in one process, but this run has several: leave it out")
+    side = records.training.form.sides[0]
+
+    def prepared(model: Any, batch: Any) -> Mapping[str, Any]:
+        found = loss.prepare(model, batch, None)
+        return {name: found[name] for name in (PSEUDO, "pseudo_mask")}
+
+    def write(batches: Iterable[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for found in Programs(prepared, session.engine.model).predict(batches):
+            yield found[PSEUDO], found["pseudo_mask"].sum(axis=1)
+
+    def texts() -> Iterator[Mapping[str, np.ndarray]]:
+        for language, dataset in records.training_languages.items():
+            said = records.said.get(language)
+            asked = [Spoken(dataset, Languages(said.own, (other,))) for other in said.others] if said else [dataset]
+            for each in asked:
+                yield from each.evaluation_batches(options.eval_batch_size)
+
+    key = key_of_writer(session, options, records)
+    former = pseudo_sentences.read(key)
+    sentences, count = pseudo_sentences.write_all(texts(), side, former, write)
+    if count:
+        pseudo_sentences.keep(key, sentences)
+    width = written(options, records, session.config)
+    told = f"{len(sentences):,} beside texts, of which {count:,} are written now and the others are from the cache"
+    beside = partial(BesideWritten, side=side, sentences=sentences, width=width)
+    return dataclasses.replace(records, beside_written=beside), told
+
+
+def key_of_writer(session: Session, options: Any, records: Records) -> str:
+    """Return the digest of all that decides what is written: weights, shape, length rule, precision, backend, code."""
+    import keras
+
+    import modeling
+    import tasks.across
+    from data.teacher_scores import key_of
+    from modeling import named_variables
+
+    sources = [*sorted(Path(modeling.__file__).parent.glob("*.py")), Path(tasks.across.__file__)]
+    parts = {f"code {path.name}": path.read_bytes() for path in sources}
+    parts["shape"] = session.config.to_json().encode()
+    parts["rule"] = f"{pseudo_of(options, records)} {written(options, records, session.config)}".encode()
+    parts["where"] = f"{keras.config.backend()} {options.precision}".encode()
+    for name, variable in named_variables(session.engine.model).items():
+        if name.startswith(("backbone/", "masked_lm/", f"{LANGUAGES}/")):
+            value = np.asarray(variable)
+            parts[f"weights {name} {value.shape}"] = hashlib.sha256(value.tobytes()).digest()
+    return key_of(parts)
 
 
 def written(options: Any, records: Records, config: Config) -> int:

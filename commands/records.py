@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ class Records:
         shares: how often each language is drawn; empty where there is one.
         signal: languages that tokens say they are to be of, in the order of their numbers; none by default.
         said: the languages of examples of each language of records, where there is a signal.
+        beside_written: a data set of them -> one whose batches bring what was written beside their texts before; None
+            where nothing was.
     """
 
     training: PretrainingDataset
@@ -46,6 +48,7 @@ class Records:
     shares: Mapping[str, float]
     signal: tuple[str, ...] = ()
     said: Mapping[str, Languages] = field(default_factory=dict)
+    beside_written: Callable[[Dataset], Dataset] | None = None
 
     def mixture(self, rows: tuple[int, int], batch_size: int, seed: int) -> Dataset:
         """Return what is trained on.
@@ -57,10 +60,12 @@ class Records:
         """
         from data.mixture import Mixture
 
-        parts = {
+        parts: dict[str, Dataset] = {
             name: self.spoken(name, each.part(*rows, batch_size // rows[1]))
             for name, each in self.training_languages.items()
         }
+        if self.beside_written is not None:
+            parts = {name: self.beside_written(part) for name, part in parts.items()}
         if not self.shares:
             return next(iter(parts.values()))
         return Mixture({name: (parts[name], share) for name, share in self.shares.items()}, seed)

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from absl.app import UsageError
 
+from data.pseudo_sentences import PSEUDO
 from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE
 from ground.keys import fold_in
 from ground.tensors import Tensor, ops
@@ -219,7 +220,8 @@ class BesidePseudoLoss:
         text      [CLS] a b [SEP], of which a is masked, at places 0 1 2 3
         written   u v w x, at places 4 5 6 7
         row       [CLS] [MASK] b [SEP] u v w x
-    Without `Settings.pseudo` nothing is written, and the text is all that is read.
+    Without `Settings.pseudo` nothing is written, and the text is all that is read. A batch may bring what was written
+    before (`data.pseudo_sentences`); then nothing is written in the step.
     """
 
     def __init__(self, objective: Objective, settings: Settings):
@@ -244,26 +246,31 @@ class BesidePseudoLoss:
         pseudo_mask_BK = ops.cast(slots_K < written_B1, "int32")
         places_BL = ops.zeros_like(ids_BL) + ops.arange(length, dtype="int32")
         pseudo_places_BK = lengths_B1 + slots_K
-        said = {"query_vectors": vectors_of(model, batch[OTHER_LANGUAGE])} if self.pseudo.languages else {}
-        # The body alone: the head would score all placeholders at once.
-        outputs = model.backbone(
-            {
-                **said,
-                "input_ids": original_ids(batch),
-                "input_mask": mask_BL,
-                "places": places_BL,
-                "query_ids": ops.full_like(pseudo_places_BK, self.pseudo.mask_id),
-                "query_places": pseudo_places_BK,
-            },
-            training=False,
-        )
-        pseudo_BK = self._picked(model, ops.stop_gradient(outputs["queried_output"])) * pseudo_mask_BK
+        places = {"places": places_BL, "query_places": pseudo_places_BK}
+        pseudo_BK = batch[PSEUDO] if PSEUDO in batch else self._written(model, batch, places) * pseudo_mask_BK
         prepared |= {
             "input_ids": ops.concatenate([ids_BL, pseudo_BK], axis=1),
             "input_mask": ops.concatenate([mask_BL, pseudo_mask_BK], axis=1),
             "places": ops.concatenate([places_BL, pseudo_places_BK], axis=1),
         }
-        return {**prepared, "pseudo_ids": pseudo_BK, "pseudo_mask": pseudo_mask_BK}
+        return {**prepared, PSEUDO: pseudo_BK, "pseudo_mask": pseudo_mask_BK}
+
+    def _written(self, model: keras.Model, batch: Batch, places: Batch) -> Tensor:
+        """Return a token for every placeholder, int32 [B, K], from the text before it was masked."""
+        assert self.pseudo is not None
+        said = {"query_vectors": vectors_of(model, batch[OTHER_LANGUAGE])} if self.pseudo.languages else {}
+        # The body alone: the head would score all placeholders at once.
+        outputs = model.backbone(
+            {
+                **said,
+                **places,
+                "input_ids": original_ids(batch),
+                "input_mask": batch["input_mask"],
+                "query_ids": ops.full_like(places["query_places"], self.pseudo.mask_id),
+            },
+            training=False,
+        )
+        return self._picked(model, ops.stop_gradient(outputs["queried_output"]))
 
     def normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """Count the predicted tokens."""
@@ -276,7 +283,7 @@ class BesidePseudoLoss:
         """
         losses, metrics = _one_term("btmlm", outputs, batch["masked_lm_ids"], batch["masked_lm_weights"])
         if self.pseudo is not None:
-            ids_BK, mask_BK = batch["pseudo_ids"], ops.cast(batch["pseudo_mask"], "float32")
+            ids_BK, mask_BK = batch[PSEUDO], ops.cast(batch["pseudo_mask"], "float32")
             again = ops.cast(ids_BK[:, 1:] == ids_BK[:, :-1], "float32") * mask_BK[:, 1:]
             special_S = ops.convert_to_tensor(np.asarray([*self.pseudo.special_ids], np.int32))
             empty = ops.cast(ops.any(ids_BK[:, :, None] == special_S, axis=-1), "float32") * mask_BK
@@ -287,7 +294,7 @@ class BesidePseudoLoss:
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the best token at every masked position, `masked_lm_ids`, and what was written."""
         found = {"masked_lm_ids": ops.argmax(outputs["masked_lm_logits"], axis=-1)}
-        return found | ({"pseudo_ids": batch["pseudo_ids"]} if self.pseudo else {})
+        return found | ({PSEUDO: batch[PSEUDO]} if self.pseudo else {})
 
     def _picked(self, model: keras.Model, x_BKD: Tensor) -> Tensor:
         """Return a token for every placeholder, int32 [B, K], a few placeholders of each text at a time.

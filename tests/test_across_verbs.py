@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import types
 from pathlib import Path
@@ -122,6 +123,29 @@ def test_a_signal_goes_from_camlm_to_btmlm_and_is_left_out_of_other_formats(
         line = "left out: the vectors of the languages en, zh have no place in transformers"
         assert (line in told) == (not kept)
         assert {name for name in read_checkpoint(world / f"saying_{form}").tensors if "languages" in name} == kept
+
+
+def test_sentences_of_the_start_are_written_once_and_read_in_every_step(
+    world: Path, camlm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DIVAN_CACHE", str(world / "cache"))
+    given = {"init_checkpoint": camlm, "input_file": world / "both/*.tfrecord", "do_eval": "false", "log_steps": 1}
+    losses, written = {}, {}
+    for name, flags in {"in_step": {}, "once": {"cached_pseudo": "true"}, "again": {"cached_pseudo": "true"}}.items():
+        capsys.readouterr()
+        run(world, "btmlm", name, **given, **flags)
+        lines = (world / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["btmlm_loss"] for line in lines]
+        told = " ".join("".join(capsys.readouterr()).split())
+        written[name] = [int(count.replace(",", "")) for count in re.findall(r"of which (\S+) are written now", told)]
+    assert losses["once"] == losses["again"]
+    # The first step writes by the same weights.
+    assert losses["once"][0] == pytest.approx(losses["in_step"][0], rel=1e-5)
+    assert (written["in_step"], written["again"]) == ([], [0])
+    assert len(written["once"]) == 1
+    assert written["once"][0] > 100
+    with pytest.raises(UsageError, match="--cached_pseudo=True does nothing without an --objective that writes"):
+        run(world, "btmlm", "refused", cached_pseudo="true", allow_any_start="true")
 
 
 def start_of(world: Path, output: str, checkpoint: Path | None, **further: Any) -> Any:

@@ -97,6 +97,12 @@ ROWS = (
         },
         {**ACROSS, "input_file": "{world}/named_halves/*.tfrecord"},
     ),
+    Row(
+        "cached_pseudo",
+        "true",
+        {"written once": "btmlm", "plan/flops_per_unit": DIFFERENT},
+        {**ANYHOW, "init_checkpoint": "{world}/pretrained_across"},
+    ),
     Row("pseudo_language", "en", {"training": DIFFERENT, "held out": DIFFERENT}, SAYING),
     Row("language_alpha", "0", {"training": DIFFERENT}, SIDES),
     Row("parallel_share", "0.9", {"training": DIFFERENT}, SIDES),

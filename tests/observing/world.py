@@ -263,6 +263,7 @@ def make_checkpoints(folder: Path) -> None:
     lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}
     write_ours(folder / "lacking", CONFIG, lacking)
     write_ours(folder / "three_classes", CONFIG, tensors(CONFIG, pairs=3))
+    write_ours(folder / "pretrained_across", CONFIGS["across"], tensors(CONFIGS["across"], pairs=0))
     exact = dataclasses.replace(PALM, hidden_act="gelu_erf")
     write_ours(folder / "palm", exact, tensors(exact))
     write_tf1(folder / "tf1", CONFIGS["shared"], shared, [folder / "vocab.txt"])
