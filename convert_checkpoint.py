@@ -84,6 +84,11 @@ class Options:
     best: bool = flag(
         False, help="of a run's output folder, take best/ instead of the newest step", essential=True, group=Group.DATA
     )
+    strip: bool = flag(
+        False,
+        help="take out heads and feed-forward units that pruning has made 0: a smaller, faster model of equal outputs",
+        group=Group.MODEL,
+    )
     list: bool = flag(False, help="only print names and shapes of --input under our names", group=Group.DATA)
     check_only: bool = flag(
         False, help="only read --input, account for every tensor and compare outputs; write nothing", group=Group.DATA
@@ -113,6 +118,8 @@ def main(options: Options) -> int:
         raise UsageError("missing required flag: --output (or --list or --check_only, to look only)")
     check_needs(options, NEEDS)
     checkpoint = read(options)
+    if options.strip:
+        checkpoint = stripped(checkpoint)
     if options.list:
         print_names(checkpoint)
         return 0
@@ -132,6 +139,20 @@ def read(options: Options) -> Checkpoint:
 
     config = None if options.config_file is None else load_config(options.config_file)
     return read_checkpoint(options.input, config=config, prefer_best=options.best)
+
+
+def stripped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without heads and units that are 0, and print what left; raises `UsageError`."""
+    from conversion.stripping import strip, told
+
+    if checkpoint.config is None:
+        raise UsageError(
+            f"--strip: {checkpoint.path} lies without a config, which says how large a head is; give --config_file"
+        )
+    config, tensors = strip(checkpoint.config, checkpoint.tensors)
+    smaller = dataclasses.replace(checkpoint, config=config, tensors=tensors)
+    print(f"stripped: {told(checkpoint, smaller)}")
+    return smaller
 
 
 def convert(options: Options, checkpoint: Checkpoint) -> int:

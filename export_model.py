@@ -6,7 +6,7 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from absl.app import UsageError
 
@@ -16,6 +16,7 @@ from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 
 FORMATS = ("saved_model", "saved_model_text", "onnx")
+_READ = ("--model", "--input_file", "--dev_file", "--vocab_file")
 MOST_INPUTS = 64
 """Of a file so many are asked; more would say nothing new."""
 
@@ -43,6 +44,12 @@ class Options:
         None, help="inputs that it is asked for the comparison, a line each; by default texts of our own"
     )
     input_format: str = flag("auto", help=FORMATS_HELP, choices=LINE_FORMATS)
+    dev_file: str | None = flag(
+        None, help="labelled rows, as the task's files have them, that ONNX models are scored with", essential=True
+    )
+    max_drop: float = flag(
+        0.5, help="by how much the score of 8 bits may fall there; beyond it nothing is kept", unit="points of 100"
+    )
     vocab_file: str | None = flag(
         None, help="WordPiece vocabulary or SentencePiece .model, where none lies beside the weights"
     )
@@ -51,6 +58,8 @@ class Options:
 NEEDS = (
     Need(("int8",), "--format=onnx", lambda o: o.format == "onnx"),
     Need(("input_format",), "--input_file", lambda o: o.input_file),
+    Need(("dev_file",), "--format=onnx", lambda o: o.format == "onnx"),
+    Need(("max_drop",), "--dev_file", lambda o: o.dev_file),
 )
 
 
@@ -60,18 +69,18 @@ def main(options: Options) -> None:
     from commands.session import check_files
     from ground.outputs import Target, check_outputs
 
-    check_files(options, ["vocab_file", "input_file"])
+    check_files(options, ["vocab_file", "input_file", "dev_file"])
     if os.environ.get("KERAS_BACKEND") != "tensorflow":
         raise UsageError(f"KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}: exports are made on tensorflow; unset it")
     from commands.startup import import_tensorflow
 
     import_tensorflow()
+    from serving import formats
     from serving.exporting import NAME, is_export
-    from serving.formats import export
     from serving.loading import load
 
     proof = f"its {NAME} does not list what it holds"
-    reads = {name: [getattr(options, name.strip("-"))] for name in ("--model", "--input_file", "--vocab_file")}
+    reads = {name: [getattr(options, name.strip("-"))] for name in _READ}
     check_outputs(reads, [Target(Path(options.output), "--output", is_export, proof, folder=True)])
     given = asked_lines(options.input_file, options.input_format) if options.input_file else ()
     asked = list(itertools.islice(given, MOST_INPUTS))
@@ -79,7 +88,10 @@ def main(options: Options) -> None:
     for _, place, each in asked:
         at(place, loaded.example, each)
     inputs = [each for _, _, each in asked]
-    show(options.output, export(loaded, Path(options.output), options.format, inputs, int8=options.int8))
+    further: dict[str, Any] = {"int8": options.int8}
+    if options.dev_file:
+        further["development"] = formats.development_of(loaded, Path(options.dev_file), options.max_drop)
+    show(options.output, formats.export(loaded, Path(options.output), options.format, inputs, **further))
 
 
 def show(output: str, written: list) -> None:
@@ -92,9 +104,12 @@ def show(output: str, written: list) -> None:
             shape = f"{count} x {length}" if length else f"{count}"
             agreeing = "-" if each.agreeing is None else f"{each.agreeing:.1%}"
             size = f"{each.num_bytes / 2**20:,.1f}"
-            rows.append([each.name, size, shape, f"{1000 * seconds:,.1f}", f"{each.difference:.0e}", agreeing])
+            scores = [] if each.score is None else [f"{each.score:.4f}"]
+            rows.append([each.name, size, shape, f"{1000 * seconds:,.1f}", f"{each.difference:.0e}", agreeing, *scores])
     title = f"written to {output}, loaded and asked by a bare process; its answers beside the model's:"
-    print_table(title, ["file", "MiB", "texts (x tokens)", "ms", "largest difference", "same answer"], rows)
+    scored = ["score"] if any(each.score is not None for each in written) else []
+    columns = ["file", "MiB", "texts (x tokens)", "ms", "largest difference", "same answer", *scored]
+    print_table(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl.app import UsageError
 
-from commands import distillation, ensembles, exporting, fine_tuning, prompting, seeds
+from commands import distillation, ensembles, exporting, fine_tuning, prompting, pruning, seeds
 from commands.distillation import DistillationOptions, Teaching
 from commands.fine_tuning import FineTuningOptions
 from commands.flags import Group, flag, run
 from commands.needs import Need, check_needs
 from commands.prompting import PromptOptions
+from commands.pruning import Pruning, PruningOptions
 from commands.task_files import find_task
 from commands.techniques import TechniqueOptions, check_techniques
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOptions):
+class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOptions, PruningOptions):
     """Fine-tune, evaluate and predict: classes of texts and pairs, entities in texts, answers in texts."""
 
     task_name: str = flag("", help="a row of tasks/datasets.toml; xnli where only --task_type is given", essential=True)
@@ -148,6 +149,7 @@ class Options(FineTuningOptions, TechniqueOptions, DistillationOptions, PromptOp
 NEEDS = (
     *fine_tuning.NEEDS,
     *prompting.NEEDS,
+    *pruning.NEEDS,
     Need(("export_model_dir",), "--do_export", lambda o: o.do_export),
     Need(("overwrite_output_dir", "domain_column"), "--do_train", lambda o: o.do_train),
 )
@@ -183,14 +185,19 @@ def main(options: Options) -> None:
     options = with_defaults(options)
     seeds.seeds_of(options)
     check_techniques(options)
+    pruning.check_pruning(options)
     teaching = distillation.teaching_of(options)
     session, options = fine_tuning.checked(options)
     exporting.check(session, options)
     row, files = find_task(session, options, Classification.verb)
     if options.unlabelled_file:
-        ensembles.run_ensemble(session, options, row, files, lambda: Classification(teaching))
+        ensembles.run_ensemble(session, options, row, files, lambda: Classification(teaching, Pruning()))
         return
-    seeds.run_seeds(session, options, row, files, lambda own: Classification(teaching))
+    if options.pruning_levels > 1:
+        pruning.run_levels(session, options, row, files, lambda level: Classification(teaching, level))
+        return
+    pruned = Pruning()
+    seeds.run_seeds(session, options, row, files, lambda own: Classification(teaching, pruned))
 
 
 class Classification:
@@ -200,8 +207,8 @@ class Classification:
     predictions = ".tsv"
     _child: TaskDrivenChild | None = None
 
-    def __init__(self, teaching: Teaching):
-        self._teaching = teaching
+    def __init__(self, teaching: Teaching, pruned: Pruning):
+        self._teaching, self._pruning = teaching, pruned
 
     def head(self, options: Options) -> HeadOptions:
         """Return dropout, regularizers, what is learnt from a teacher and what methods are told."""
@@ -211,26 +218,32 @@ class Classification:
         return HeadOptions(
             options.classifier_dropout,
             regularizers(options),
-            around=self._teaching.around(options),
+            around=[*self._teaching.around(options), *self._pruning.around(options)],
             further=prompting.further(options),
         )
 
     def checked(self, session: Session, options: Options, splits: Splits) -> None:
-        """Open the teacher, where there is one; labels were checked as they were read."""
+        """Open the teacher and the models that texts stay near to; labels were checked as they were read."""
         self._teaching.open(session, options, splits)
+        self._pruning.open(session, options, splits, self._teaching.teacher)
 
     def optimizing(self, session: Session, options: Options, num_steps: int) -> Mapping[str, Any]:
         """Return what the techniques do to the optimizer; keep the child whose weights are yet to be chosen."""
         from commands.techniques import optimizer_behaviour
 
         behaviour, self._child = optimizer_behaviour(options, session.config, num_steps)
-        return behaviour
+        return behaviour | {"around": pruning.around_optimizer(options, session.config, num_steps)}
+
+    def best_from_step(self, options: Options, num_steps: int) -> int:
+        """Return the first step by which everything is pruned that is to be."""
+        return pruning.best_from_step(options, num_steps)
 
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
-        """Ask the teacher, where it is asked once; with --child_tuning=D choose the weights that are trained."""
+        """Ask the teacher, where it is asked once; choose the weights that are trained, or what texts stay near to."""
         from commands.techniques import choose_child
 
         facts = self._teaching.before_training(session, options, splits)
+        facts |= self._pruning.before_training(options, splits)
         if not self._child:
             return facts
         model, training = session.engine.model, splits.datasets["train"]

@@ -142,6 +142,10 @@ class Generation:
                     "raise it, or cut them with --long_sources=cut"
                 )
 
+    def best_from_step(self, options: Options, num_steps: int) -> int:
+        """Return 0: any weights may be the best."""
+        return 0
+
     def before_training(self, session: Session, options: Options, task: Any, splits: Splits) -> Mapping[str, str]:
         """Return how text is generated."""
         return {"generation": self._preset.describe()}

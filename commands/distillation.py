@@ -165,7 +165,8 @@ class Teaching:
     """The teacher of a command, opened once for all seeds; without one it does nothing."""
 
     def __init__(self, folder: str | None):
-        self._folder, self._teacher, self._scores = folder, None, None
+        self._folder, self._scores = folder, None
+        self._teacher: OpenTeacher | None = None
         self._domains: list[str] = []
         self._facts: Any = None
 
@@ -175,6 +176,11 @@ class Teaching:
             self._domains = domains_of(options, splits)
         if self._folder is not None and self._teacher is None:
             self._teacher = opened(self._folder, session, options, splits)
+
+    @property
+    def teacher(self) -> OpenTeacher | None:
+        """The teacher, once it is open."""
+        return self._teacher
 
     def around(self, options: Any) -> list[Callable[[Any], Any]]:
         """Return what makes of a task one that learns from the teacher."""

@@ -243,6 +243,10 @@ class Course(Protocol):
         """Return further arguments of `create_optimizer`."""
         ...
 
+    def best_from_step(self, options: Any, num_steps: int) -> int:
+        """Return the first step whose weights may be the best."""
+        ...
+
     def before_training(self, session: Session, options: Any, task: Any, splits: Splits) -> Mapping[str, str]:
         """Do what has to be done once the weights are loaded; return facts for the preamble."""
         ...
@@ -292,7 +296,9 @@ def fine_tune(
         if options.dry_run:
             target = splits.further.get("max_target_length", 0)
             work = Work(options.train_batch_size * rows, options.max_seq_length, 0, num_steps, target)
-            session.show_plan(works=[work] if options.do_train else [], **plan_of(options, splits, num_steps, facts))
+            session.show_plan(
+                works=[work] if options.do_train else [], **plan_of(options, splits, num_steps, course, facts)
+            )
             return Finished({})
         session.describe(
             lambda folder: describe_tokenizer(
@@ -302,7 +308,7 @@ def fine_tune(
         answers: Mapping[str, list] = {}
         if options.do_train:
             facts |= course.before_training(session, options, task, splits)
-            step, answers = train(session, options, splits, plan_of(options, splits, num_steps, facts), course)
+            step, answers = train(session, options, splits, plan_of(options, splits, num_steps, course, facts), course)
         finished = predict(session, options, splits, step, answers, course)
         course.finish(session, options, splits)
         return finished
@@ -448,11 +454,13 @@ class KeptAnswers:
     Attributes:
         metric: decides which is best, as in the training loop.
         lower_is_better: of it.
+        first: step from which on an evaluation may be the best.
         by_step: answers by split, by the step of the weights that gave them; at most two.
     """
 
     metric: str
     lower_is_better: bool
+    first: int = 0
     by_step: dict[int, Mapping[str, list[Any]]] = field(default_factory=dict)
     _best: float = math.nan
     _best_step: int = -1
@@ -461,7 +469,7 @@ class KeptAnswers:
         """Keep the answers of an evaluation, and forget those that are neither the last nor the best."""
         value = scores.get(self.metric, math.nan)
         better = value < self._best if self.lower_is_better else value > self._best
-        if better or (math.isnan(self._best) and not math.isnan(value)):
+        if step >= self.first and (better or (math.isnan(self._best) and not math.isnan(value))):
             self._best, self._best_step = value, step
         kept = {step: answers, **{at: each for at, each in self.by_step.items() if at == self._best_step}}
         self.by_step = kept | {step: answers}
@@ -471,7 +479,7 @@ def train(
     session: Session, options: FineTuningOptions, splits: Splits, plan: Mapping[str, Any], course: Course
 ) -> tuple[int, dict[str, list]]:
     """Train and load the weights to score; return their step and the answers that they already gave."""
-    kept = KeptAnswers(plan["best_metric"], plan["lower_is_better"])
+    kept = KeptAnswers(plan["best_metric"], plan["lower_is_better"], plan["best_from_step"])
 
     def evaluate() -> Scores:
         answers = {split: course.answers(session, options, splits, split) for split in splits.selecting}
@@ -488,7 +496,11 @@ def train(
 
 
 def plan_of(
-    options: FineTuningOptions, splits: Splits, num_steps: int, facts: Mapping[str, str] = MappingProxyType({})
+    options: FineTuningOptions,
+    splits: Splits,
+    num_steps: int,
+    course: Course,
+    facts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the facts of the preamble, and what `training.run.RunPlan` has to know of fine-tuning."""
     told = {"data": splits.sizes}
@@ -507,6 +519,7 @@ def plan_of(
         "eval_every_steps": options.eval_steps or options.save_checkpoints_steps,
         "best_metric": metric,
         "lower_is_better": lower_is_better,
+        "best_from_step": course.best_from_step(options, num_steps),
         "early_stopping_evaluations": options.early_stopping_evaluations,
     }
 

@@ -64,6 +64,7 @@ class Group(enum.Enum):
     OPTIMIZER = "how gradients become updates"
     GENERATION = "how text is generated"
     TECHNIQUES = "fine-tuning on little data"
+    SERVING = "who may ask, how much, how fast"
     DEVICES = "where and how it computes"
     SHARDS = "processes, files and clusters"
     WATCHING = "what a run keeps, tells and watches"

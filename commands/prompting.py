@@ -32,6 +32,12 @@ class PromptOptions(TrainingOptions):
         help="texts without labels, in the form of the test file: a model for each pattern answers to them, and the "
         "classifier that is left learns their joint answers (PET's second half)",
     )
+    pet_generations: int = flag(
+        0,
+        help="generations of models between the first and the classifier (iPET): each learns from texts that the one "
+        "before has labelled, five times as many",
+        minimum=0,
+    )
     verbalizer: tuple[str, ...] = flag((), help="the words of every label, as 0=差,1=好|不错; by default the row's")
     auxiliary_weight: float | None = flag(
         None,
@@ -54,6 +60,7 @@ NEEDS = (
         ("auxiliary_weight", "auxiliary_rate"), "--method=pet or cp_tuning", lambda o: o.method in ("pet", "cp_tuning")
     ),
     Need(("unlabelled_file",), "--method=pet and --do_train", lambda o: o.method == "pet" and o.do_train),
+    Need(("pet_generations",), "--unlabelled_file", lambda o: o.unlabelled_file),
     Need(("prompt_encoder",), "--method=p_tuning and --do_train", lambda o: o.method == "p_tuning" and o.do_train),
 )
 

@@ -69,12 +69,14 @@ _FINE_TUNING = {
 }
 _CLASSIFICATION = {
     SAME: "method pattern plug_in pooling pooling_layer test_data_path unlabelled_file verbalizer",
-    FIXED: "domain_column freeze freeze_layers label_column languages prompt_encoder selection_language task_type "
-    "text_column text_pair_column",
+    FIXED: "domain_column freeze freeze_layers label_column languages pet_generations prompt_encoder pruning "
+    "pruning_levels selection_language sparsity task_type text_column text_pair_column",
     NAMED: "adversarial_bound adversarial_sigma adversarial_step adversarial_weight child_tuning child_tuning_fisher "
     "child_tuning_fraction classifier_dropout doc_stride gradual_unfreezing layer_decay max_query_length r_drop_weight "
     "in_batch_temperature attention_distillation_weight auxiliary_rate auxiliary_weight cached_teacher "
-    "distillation_temperature distillation_weight domain_weight hidden_distillation_weight layer_map teacher",
+    "distillation_temperature distillation_weight domain_weight hidden_distillation_weight layer_map teacher "
+    "contrast_temperature contrast_weight pruning_cooldown pruning_warmup score_learning_rate score_penalty "
+    "supervised_contrast_weight",
     # Which of the candidates is the answer belongs to an evaluation.
     FREE: "do_export export_model_dir margin_neighbours max_answer_length n_best_size null_score_diff_threshold "
     "overwrite_output_dir retrieval_margin threshold version_2_with_negative",

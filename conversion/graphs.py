@@ -124,6 +124,7 @@ def as_original(
         "it has no final LayerNorm": config.final_layer_norm,
         "it has no offset of positions": config.position_offset != 0,
         "it always has token types": config.type_vocab_size == 0,
+        "its layers all have the same heads and units": bool(config.heads_by_brick or config.units_by_brick),
         f"it adds {_ORIGINAL_EPS:g} in a LayerNorm, not {config.layer_norm_eps:g}": config.layer_norm_eps
         != _ORIGINAL_EPS,
         **refusals(config),
@@ -147,6 +148,7 @@ def _block_refusals(config: Config) -> dict[str, bool]:
         "its mask hides the first token and reads padding (legacy_mask)": config.legacy_mask,
         "it has no token types": config.type_vocab_size == 0,
         f"its word vectors are multiplied by {config.embedding_scale:g}": config.embedding_scale != 1.0,
+        "its layers have different numbers of heads or units": bool(config.heads_by_brick or config.units_by_brick),
     }
 
 

@@ -90,7 +90,9 @@ def bucket(count: int, least: int = 1) -> int:
 
 
 def executor_for(model: Decodable, search: Search) -> Executor:
-    """Return the executor of Keras's backend."""
+    """Return the executor that the model brings, or that of Keras's backend."""
+    if own := getattr(model, "executor", None):
+        return own(search)
     backend = keras.config.backend()
     if backend == "tensorflow":
         return importlib.import_module("generation.tensorflow_executor").TensorFlowExecutor(model, search)

@@ -86,6 +86,7 @@ class Generator:
         *,
         minimum: np.ndarray | None = None,
         limit: np.ndarray | None = None,
+        segment: int | None = None,
     ) -> list[list[Hypothesis]]:
         """Return `num_return_sequences` hypotheses of every source, best first; of an empty source none.
 
@@ -94,6 +95,7 @@ class Generator:
             listener: called for every source after every segment.
             minimum: least tokens of each source, int [N], instead of the settings', which must ask for some.
             limit: most tokens of each source, int [N], up to the settings'.
+            segment: steps between two looks of the host, instead of the generator's.
         """
         assert minimum is None or self.settings.min_new_tokens, "the compiled program knows of no least length"
         lengths = np.asarray(self.model.lengths(features))
@@ -110,7 +112,9 @@ class Generator:
             rows = self._rows(features, padded, int(lengths[places].max()))
             state = self.search.start(least[padded], np.where(real, most[padded], 0), self._keys(features, padded))
             batch = self.executor.begin(rows, state)
-            for source, hypotheses in self._finished(batch, np.where(real, padded, -1), listener):
+            for source, hypotheses in self._finished(
+                batch, np.where(real, padded, -1), listener, segment or self.segment
+            ):
                 found[source] = hypotheses
         return found
 
@@ -133,11 +137,11 @@ class Generator:
         return keys
 
     def _finished(
-        self, batch: Batch, sources: np.ndarray, listener: Listener | None
+        self, batch: Batch, sources: np.ndarray, listener: Listener | None, segment: int
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Run the batch; yield each source when it is finished. `sources` holds the number of each row's, or -1."""
-        for _ in range(0, self.settings.max_new_tokens, self.segment):
-            state = batch.segment(self.segment)
+        for _ in range(0, self.settings.max_new_tokens, segment):
+            state = batch.segment(segment)
             goes_on = np.asarray(state["open"])
             if listener is not None:
                 self._tell(listener, state, sources)

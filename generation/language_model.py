@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl.app import UsageError
 
-from generation.model import Features, SelfCache, Tensors, Tokens
+from generation.model import Features, SelfCache, Tensors, Tokens, lengths_of
 from ground.tensors import Tensor, ops
 from modeling.encoder_decoder import EncoderDecoder
 from modeling.heads import NextTokenHead
@@ -57,9 +57,7 @@ class Generative:
 
     def lengths(self, features: Features) -> np.ndarray:
         """Return the tokens of each source, up to the last that encoder or decoder reads."""
-        read = [np.asarray(features[name]) > 0 for name in ("input_mask", "memory_mask") if name in features]
-        mask = np.logical_or.reduce(read)
-        return np.where(mask.any(1), mask.shape[1] - mask[:, ::-1].argmax(1), 0)
+        return lengths_of(features)
 
     def prepare(self) -> Tensors:
         """Return the output matrix [D, V], without the rows that pad the word table: they are no words."""
@@ -90,10 +88,13 @@ class Generative:
         memory: Tensors,
         cache: SelfCache,
         visible: Tensor,
-        slot: Tensor,
+        slot: Tensor | None,
         prepared: Tensors,
     ) -> tuple[Tensor, SelfCache]:
-        """Run the decoder over the newest token of every row; with copying the scores are log-probabilities."""
+        """Run the decoder over the newest token of every row; with copying the scores are log-probabilities.
+
+        Without a slot the cache grows by the keys and values of this step.
+        """
         x_BKD = self.body.embed_target(tokens_BK, position)
         x_BKD, held, *attention = self.decoder.step(
             x_BKD,

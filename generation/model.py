@@ -30,6 +30,13 @@ class Tokens:
     padding: int
 
 
+def lengths_of(features: Features) -> np.ndarray:
+    """Return the tokens of each source, up to the last that encoder or decoder reads, int [B]."""
+    read = [np.asarray(features[name]) > 0 for name in ("input_mask", "memory_mask") if name in features]
+    mask = np.logical_or.reduce(read)
+    return np.where(mask.any(1), mask.shape[1] - mask[:, ::-1].argmax(1), 0)
+
+
 class Decodable(Protocol):
     """A model that text can be generated with."""
 

@@ -24,9 +24,9 @@ SHARING = ("all", "attention", "ffn", "none")
 LN_TYPES = ("postln", "preln")
 COPYING = ("none", "additive", "attention", "legacy_attention")
 _MAX_BYTES = 8 * 2**20  # transformers' own list thousands of labels
-_OF_FAMILIES = ("cross_attention", "embedding_scale", "legacy_mask")
+_OF_FAMILIES = ("cross_attention", "embedding_scale", "legacy_mask", "heads_by_brick", "units_by_brick")
 _OF_DECODER = ("decoder_attention_heads", "decoder_intermediate_size", "copy")
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[int, ...]": tuple}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,9 @@ class Config:
     its heads and its feed-forward are the encoder's unless they are given; `copy` is how it takes words from the source
     (`modeling.copying`). `cross_attention` gives every block of the encoder one, which reads the other of two texts;
     `embedding_scale` multiplies word vectors before positions are added; `legacy_mask` computes what Paddle's exported
-    ERNIE-M does, which hides the first token and reads padding. A field that is added later has a default that
-    describes every older model, so that `from_json` reads older files.
+    ERNIE-M does, which hides the first token and reads padding. A pruned model whose heads and units have left says
+    how many each distinct attention and feed-forward has, in order, as `heads_by_brick` and `units_by_brick`. A field
+    that is added later has a default that describes every older model, so that `from_json` reads older files.
 
     Raises:
         UsageError: a value is impossible; the message names it.
@@ -77,6 +78,8 @@ class Config:
     cross_attention: bool = False
     embedding_scale: float = 1.0
     legacy_mask: bool = False
+    heads_by_brick: tuple[int, ...] = ()
+    units_by_brick: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.embedding_size) is int and not self.embedding_size:
@@ -86,6 +89,9 @@ class Config:
             kind = _TYPES[str(field.type)]
             if kind is float and type(value) is int and abs(value) < 2**64:
                 value = float(value)
+                object.__setattr__(self, field.name, value)
+            if kind is tuple and type(value) is list:
+                value = tuple(value)  # as JSON has it
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
                 raise UsageError(f"{field.name} is {value!r:.200}; expected {kind.__name__}")
@@ -111,6 +117,7 @@ class Config:
                 f"multiples of ffn_groups {self.ffn_groups}"
             )
         self._check_decoder()
+        self._check_bricks()
         self._check_family()
         FAMILIES[self.family].check(self)
 
@@ -121,6 +128,28 @@ class Config:
             if value != usual and name not in FAMILIES[self.family].fields:
                 able = ", ".join(other for other, family in FAMILIES.items() if name in family.fields)
                 raise UsageError(f'{name} is {value}, which family "{self.family}" has not; leave it out or use {able}')
+
+    def _check_bricks(self) -> None:
+        """Refuse numbers of heads or units that are not those of the distinct bricks."""
+        from modeling.sharing import shared_bricks
+
+        for name, whole, side in (
+            ("heads_by_brick", "num_attention_heads", 0),
+            ("units_by_brick", "intermediate_size", 1),
+        ):
+            given, most = getattr(self, name), getattr(self, whole)
+            if not given:
+                continue
+            count = len({pair[side] for pair in shared_bricks(self)})
+            if len(given) != count or not all(type(each) is int and 1 <= each <= most for each in given):
+                raise UsageError(
+                    f"{name} is {list(given)!r:.200}; expected {count} numbers from 1 to {whole}, {most}, one for each "
+                    "distinct layer"
+                )
+            if self.ffn_groups != 1:
+                raise UsageError(
+                    f"{name} with ffn_groups {self.ffn_groups}: groups have equal widths; leave one of them out"
+                )
 
     def _check_decoder(self) -> None:
         """Refuse a decoder's fields without a decoder, and a decoder in a family that has none."""
@@ -177,6 +206,10 @@ class Config:
         width, layers = self.hidden_size, self.num_hidden_layers
         attentions = (1 if self.sharing in ("all", "attention") else layers) * (2 if self.cross_attention else 1)
         feed_forwards = 1 if self.sharing in ("all", "ffn") else layers
+        if self.heads_by_brick:
+            attentions = sum(self.heads_by_brick) // self.num_attention_heads
+        if self.units_by_brick:
+            feed_forwards = sum(self.units_by_brick) // self.intermediate_size
         words = self.padded_vocab_size * self.embedding_size
         positions = self.max_position_embeddings * min(self.embedding_size, width)
         inner = 2 * width * self.intermediate_size // self.ffn_groups

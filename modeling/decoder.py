@@ -129,7 +129,7 @@ class Decoder(Encoder):
         self,
         x_BLD: Tensor,
         cache: Cache,
-        position: int | Tensor,
+        position: int | Tensor | None,
         memory_mask: Tensor | None = None,
         visible: Tensor | None = None,
         return_attention: bool = False,
@@ -144,7 +144,7 @@ class Decoder(Encoder):
         Args:
             x_BLD: the new tokens, embedded at their positions.
             cache: from `start_cache` or the step before.
-            position: index in the cache of the first new token.
+            position: index in the cache of the first new token; with None, and `visible`, the cache grows.
             memory_mask: as in `call`.
             visible: boolean, broadcasts to [B, N, L, length of the cache]; by default all up to each token itself.
             return_attention: as in `call`.

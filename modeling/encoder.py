@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import keras
+from absl.app import UsageError
 
 from ground.tensors import Tensor, ops
 from modeling.computation import Sizes, States
@@ -48,9 +49,17 @@ class Encoder(keras.layers.Layer):
         bricks = shared_bricks(config)
         attention_ks = sorted({k for k, _ in bricks})
         feed_forward_ks = sorted({k for _, k in bricks})
-        self.attentions = [Attention(config, initialization, dtype=dtype, name=f"attention_{k}") for k in attention_ks]
+        if scan and (config.heads_by_brick or config.units_by_brick):
+            raise UsageError(
+                "--scan_layers: layers of a stripped model differ in width, and a loop needs them alike; leave it out"
+            )
+        self.attentions = [
+            Attention(config, initialization, heads=heads, dtype=dtype, name=f"attention_{k}")
+            for k, heads in zip(attention_ks, config.heads_by_brick or [0] * len(attention_ks), strict=True)
+        ]
         self.feed_forwards = [
-            FeedForward(config, initialization, dtype=dtype, name=f"feed_forward_{k}") for k in feed_forward_ks
+            FeedForward(config, initialization, units=units, dtype=dtype, name=f"feed_forward_{k}")
+            for k, units in zip(feed_forward_ks, config.units_by_brick or [0] * len(feed_forward_ks), strict=True)
         ]
         self.order = tuple((attention_ks.index(i), feed_forward_ks.index(j)) for i, j in bricks)
         self.layer_norm = None

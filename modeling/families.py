@@ -28,6 +28,10 @@ def _of_the_source(config: Config) -> int:
     return config.max_sequence_length
 
 
+STRIPPED = ("heads_by_brick", "units_by_brick")
+"""The fields of a model that a part of its heads and units has left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One published graph.
@@ -54,13 +58,14 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "bert": Family(body=bert.body, check=bert.check, dialects=bert.DIALECTS),
-    "albert": Family(body=albert.body, check=albert.check, dialects=albert.DIALECTS),
+    "bert": Family(body=bert.body, check=bert.check, dialects=bert.DIALECTS, fields=STRIPPED),
+    "albert": Family(body=albert.body, check=albert.check, dialects=albert.DIALECTS, fields=STRIPPED),
     "albert_zh": Family(
         body=albert_zh.body,
         check=albert_zh.check,
         dialects=albert_zh.DIALECTS,
         normalizes_pooled=albert_zh.normalizes_pooled,
+        fields=STRIPPED,
     ),
     "palm": Family(body=palm.body, check=palm.check, dialects=palm.DIALECTS, decodes=True),
     "palm_en": Family(
@@ -82,7 +87,7 @@ FAMILIES: Mapping[str, Family] = {
         body=ernie_m.body,
         check=ernie_m.check,
         dialects=ernie_m.DIALECTS,
-        fields=("legacy_mask",),
+        fields=("legacy_mask", *STRIPPED),
         begins=ernie_m.beginning,
     ),
 }

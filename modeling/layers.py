@@ -104,20 +104,24 @@ class Attention(keras.layers.Layer):
     """Multi-head attention, residual and LayerNorm: self, cross, causal or cached, by its arguments.
 
     Keys and values are a pair of [B, N, S, H]; a cache is such a pair with room for later positions.
+    `heads` are those that are left of the config's.
     """
 
-    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+    def __init__(
+        self, config: Config, initialization: Initialization, *, heads: int = 0, dtype: Any, name: str
+    ) -> None:
         super().__init__(dtype=dtype, name=name)
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_size = width // self.heads
+        self.heads = heads or config.num_attention_heads
+        self.head_size = width // config.num_attention_heads
+        inner = self.heads * self.head_size
         self.preln = config.ln_type == "preln"
         self.attention_dropout = config.attention_probs_dropout_prob
         self.hidden_dropout = config.hidden_dropout_prob
-        self.query = Dense(width, width, initialization, dtype=dtype, name="query")
-        self.key = Dense(width, width, initialization, dtype=dtype, name="key")
-        self.value = Dense(width, width, initialization, dtype=dtype, name="value")
-        self.output_projection = Dense(width, width, initialization, dtype=dtype, name="output")
+        self.query = Dense(width, inner, initialization, dtype=dtype, name="query")
+        self.key = Dense(width, inner, initialization, dtype=dtype, name="key")
+        self.value = Dense(width, inner, initialization, dtype=dtype, name="value")
+        self.output_projection = Dense(inner, width, initialization, dtype=dtype, name="output")
         self.layer_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
 
     def build(self, input_shape: Any = None) -> None:
@@ -135,7 +139,7 @@ class Attention(keras.layers.Layer):
         memory: KeyValue | None = None,
         attention_mask: Tensor | None = None,
         cache: KeyValue | None = None,
-        position: int | Tensor = 0,
+        position: int | Tensor | None = 0,
         training: bool = False,
         decoding: bool = False,
         first_only: bool = False,
@@ -147,7 +151,7 @@ class Attention(keras.layers.Layer):
             memory: keys and values of another sequence (`keys_values`); by default those of `x_BLD` itself.
             attention_mask: boolean, broadcasts to [B, N, L, S]; True keeps.
             cache: keys and values of earlier positions; those of `x_BLD` are written at `position`.
-            position: index in the cache of the first query.
+            position: index in the cache of the first query; None appends to the cache.
             training: apply dropout.
             decoding: the queries are the newest positions of a sequence, and its keys are many more.
             first_only: compute the first position alone, which attends to all.
@@ -220,7 +224,7 @@ class Attention(keras.layers.Layer):
 
     def states(self, sizes: Sizes) -> States:
         """Return the elements of one example."""
-        width, queries = self.heads * self.head_size, sizes.tokens + sizes.queries
+        width, queries = self.query.inputs, sizes.tokens + sizes.queries
         scores = queries * (sizes.memory or sizes.tokens) * self.heads
         return States(dense=queries * width, scores=scores)
 
@@ -285,20 +289,27 @@ class Attention(keras.layers.Layer):
         return ops.reshape(context_BLNH, (batch, length, self.heads * self.head_size))
 
 
-def _written(cache: KeyValue, new: KeyValue, position: int | Tensor) -> KeyValue:
-    """Return the cache with new keys and values at `position`."""
+def _written(cache: KeyValue, new: KeyValue, position: int | Tensor | None) -> KeyValue:
+    """Return the cache with new keys and values at `position`, or behind the others."""
     key_BNSH, value_BNSH = cache
     key_BNLH, value_BNLH = new
+    if position is None:
+        return ops.concatenate([key_BNSH, key_BNLH], axis=2), ops.concatenate([value_BNSH, value_BNLH], axis=2)
     start = (0, 0, position, 0)
     return ops.slice_update(key_BNSH, start, key_BNLH), ops.slice_update(value_BNSH, start, value_BNLH)
 
 
 class FeedForward(keras.layers.Layer):
-    """Dense, activation, dense, residual and LayerNorm; the dense layers fall into `ffn_groups` independent parts."""
+    """Dense, activation, dense, residual and LayerNorm; the dense layers fall into `ffn_groups` independent parts.
 
-    def __init__(self, config: Config, initialization: Initialization, *, dtype: Any, name: str) -> None:
+    `units` are those that are left of the config's `intermediate_size`.
+    """
+
+    def __init__(
+        self, config: Config, initialization: Initialization, *, units: int = 0, dtype: Any, name: str
+    ) -> None:
         super().__init__(dtype=dtype, name=name)
-        width, inner = config.hidden_size, config.intermediate_size
+        width, inner = config.hidden_size, units or config.intermediate_size
         self.preln = config.ln_type == "preln"
         self.hidden_act = config.hidden_act
         self.hidden_dropout = config.hidden_dropout_prob

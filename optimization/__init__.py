@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from absl.app import UsageError
 
@@ -11,6 +12,7 @@ from optimization.adamw import AdamW
 from optimization.child_tuning import TaskDrivenChild, TaskFreeChild, child_masks
 from optimization.lamb import LAMB
 from optimization.optimizer import Optimizer, Rule, Slots
+from optimization.pruning import Cubic, PrunedOptimizer, Structured, Unstructured
 from optimization.schedules import SCHEDULES, Constant, LinearDecay, PolynomialDecay, Schedule, Start, create_schedule
 from optimization.selection import Selection
 from optimization.transforms import Transform
@@ -21,17 +23,21 @@ __all__ = [
     "SCHEDULES",
     "AdamW",
     "Constant",
+    "Cubic",
     "LinearDecay",
     "Optimizer",
     "PolynomialDecay",
+    "PrunedOptimizer",
     "Rule",
     "Schedule",
     "Selection",
     "Slots",
     "Start",
+    "Structured",
     "TaskDrivenChild",
     "TaskFreeChild",
     "Transform",
+    "Unstructured",
     "child_masks",
     "create_optimizer",
     "create_schedule",
@@ -76,17 +82,19 @@ def create_optimizer(
     frozen: Sequence[str] = (),
     transforms: Sequence[Transform] = (),
     transforms_after_clipping: Sequence[Transform] = (),
-) -> Optimizer:
+    around: Sequence[Callable[[Any], Any]] = (),
+) -> Any:
     """Return the optimizer `name`, one of `OPTIMIZERS`; raises `UsageError` for another name.
 
     `bias_correction=None` means the name's own. `learning_rate_multipliers` are (expression, factor or schedule), first
-    match first, 1 elsewhere; `frozen` are expressions over variable names, each of which must match one.
+    match first, 1 elsewhere; `frozen` are expressions over variable names, each of which must match one. Each of
+    `around` makes of a `training.engine.Optimizer` one that does something besides, such as pruning.
     """
     if name not in OPTIMIZERS:
         raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}")
     row = OPTIMIZERS[name]
     corrected = row.bias_correction if bias_correction is None else bias_correction
-    return Optimizer(
+    optimizer: Any = Optimizer(
         rule=row.rule(beta_1, beta_2, epsilon, corrected),
         schedule=schedule,
         weight_decay=Selection.of([*([(row.not_decayed, 0.0)] if row.not_decayed else []), ("", weight_decay)]),
@@ -97,3 +105,6 @@ def create_optimizer(
         transforms=tuple(transforms),
         transforms_after_clipping=tuple(transforms_after_clipping),
     )
+    for each in around:
+        optimizer = each(optimizer)
+    return optimizer

@@ -30,7 +30,8 @@ from absl.app import UsageError
 
 from ground.documents import read_json
 from ground.outputs import plain_file
-from tasks.inputs import IDS, INPUTS, MASK, TYPES
+from tasks.inputs import IDS, INPUTS, MASK, POSITIONS, TYPES
+from tasks.kinds import find_kind, settings_of
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -134,17 +135,30 @@ def inputs_of(content: RunFile) -> dict[str, list[int | None]]:
     pairs = content.kind in ("matching", "mining") or (content.row is not None and content.row.plug_in)
     rows: list[int | None] = [2] if pairs else [None] if content.kind == "choice" else []
     has_types = content.config.type_vocab_size > 1
-    return {name: [None, *rows, None] for name, ours in INPUTS.items() if has_types or ours != TYPES}
+    return {
+        name: [None, *rows, None] for name, ours in INPUTS.items() if ours != POSITIONS and (has_types or ours != TYPES)
+    }
 
 
-def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, content: RunFile) -> None:
-    """Write the SavedModel and what belongs to it into the empty `folder`; the model computes in float32."""
+def write_export(
+    folder: Path,
+    task: Any,
+    model: Any,
+    tokenizer: Tokenizer,
+    content: RunFile,
+    inputs: Mapping[str, list[int | None]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the SavedModel and what belongs to it into the empty `folder`; the model computes in float32.
+
+    `inputs` are by default those of `inputs_of`.
+    """
     import tensorflow
 
     from modeling.fusion import plain
 
     tf: Any = tensorflow
-    shapes = inputs_of(content)
+    shapes = inputs or inputs_of(content)
 
     class Served(tf.Module):
         """The model and the function that answers."""
@@ -164,9 +178,8 @@ def write_export(folder: Path, task: Any, model: Any, tokenizer: Tokenizer, cont
     with plain():
         tf.saved_model.save(served, str(folder), signatures=served.answers)
         outputs = served.answers.get_concrete_function().structured_outputs
-    describe_export(
-        folder, content, tokenizer, shapes, {name: value.shape.as_list() for name, value in sorted(outputs.items())}
-    )
+    shown = {name: value.shape.as_list() for name, value in sorted(outputs.items())}
+    describe_export(folder, content, tokenizer, shapes, shown, settings or {})
 
 
 def whole(model: Any) -> Any:
@@ -183,33 +196,47 @@ def describe_export(
     tokenizer: Tokenizer,
     inputs: Mapping[str, Sequence[int | None]],
     outputs: Mapping[str, Sequence[int | None]],
+    settings: Mapping[str, Any],
     **further: Any,
 ) -> None:
-    """Write the tokenizer's files, the names of the classes, and `export.json`, which lists what lies in `folder`."""
+    """Write the tokenizer's files, the names of the classes, and `export.json`, which lists what lies in `folder`.
+
+    `settings` decide answers beside the weights; with row and config they let `serving.load` open the export.
+    """
     names = [path.name for path in tokenizer.save(folder)]
-    described = describe(content, tokenizer, names) | {"inputs": inputs, "outputs": outputs} | further
+    described = describe(content, tokenizer, names) | {"inputs": inputs, "outputs": outputs, "settings": settings}
+    described |= further
     if described["labels"]:
         _write_json(folder / LABELS, described["labels"])
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     _write_json(folder / NAME, described | {"files": dict(sorted(files.items()))})
 
 
+def add_measured(folder: Path, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Write into `export.json` what was measured of each model: bytes, seconds, differences and scores."""
+    content = read_json(folder / NAME, dict[str, Any], what="an export.json")
+    _write_json(folder / NAME, content | {"measured": measured})
+
+
 def describe(content: RunFile, tokenizer: Tokenizer, files: Sequence[str]) -> dict[str, Any]:
     """Return what whoever makes inputs and reads outputs has to know; `files` are the tokenizer's."""
     row, template = content.row, tokenizer.template
     known = dataclasses.asdict(content.tokenizer)
+    parts_of = None if row is None else getattr(find_kind(row.kind), "parts_of_row", None)
     return {
         "format": FORMAT,
         "version": _VERSION,
         "task": row.name if row is not None else "",
+        "row": None if row is None else dataclasses.asdict(row),
         "kind": content.kind,
         "labels": list(class_names(content)),
         "threshold": row.threshold if row is not None else None,
+        "config": dataclasses.asdict(content.config),
         "max_seq_length": content.tokenizer.max_seq_length,
         "tokenizer": {name: known[name] for name in ("fingerprint", "do_lower_case", "segmentation")}
         | {"files": files},
         "template": {**dataclasses.asdict(template), "pad": tokenizer.pad_id},
-    }
+    } | ({} if parts_of is None else {"parts": parts_of(row, tokenizer)})
 
 
 def class_names(content: RunFile) -> tuple[str, ...]:
@@ -328,7 +355,8 @@ def export_run(run_folder: Path, weights: Path, target: Path, samples: Samples) 
     model = task.build_model()
     load_into(model, read_checkpoint(weights, config=content.config))
     with replacing(target) as folder:
-        write_export(folder, task, model, content.tokenizer.load(run_folder), content)
+        settings = settings_in(run_folder, find_kind(content.kind))
+        write_export(folder, task, model, content.tokenizer.load(run_folder), content, settings=settings)
         difference = compare(answers_of(folder, samples), samples, tolerance)
         # Of the rows that fill up a batch none has a token.
         examples = sum(int(np.any(features[MASK], axis=-1).sum()) for features, _ in samples)
@@ -354,6 +382,14 @@ def load_samples(path: Path) -> Samples:
         number, part, name = key.split("/")
         pairs.setdefault(int(number), ({}, {}))[int(part)][name] = value
     return [pairs[number] for number in sorted(pairs)]
+
+
+def settings_in(folder: Path, kind: Any) -> dict[str, Any]:
+    """Return the values of a run's flags that decide how a kind answers; none where its config.json is not there."""
+    if not (folder / "config.json").is_file():
+        return {}
+    flags = read_json(folder / "config.json", dict[str, Any], what="a config.json", fix="restore it, or delete it")
+    return {name: flags[name] for name in settings_of(kind) if name in flags}
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:

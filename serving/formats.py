@@ -1,7 +1,7 @@
 """A loaded model written for other programs, loaded by them in a bare process, asked, compared, and only then kept.
 
     saved_model         EXPORT/saved_model.pb, variables/   ids -> what the task predicts
-    saved_model_text    EXPORT/saved_model.pb, variables/   strings -> the same, and the names of the classes
+    saved_model_text    EXPORT/saved_model.pb, variables/   strings -> answers (`serving/strings/`)
     onnx                EXPORT/model.onnx (model_int8.onnx) ids -> what the task predicts
 
 Beside each lie the tokenizer's files, labels.json and export.json, as `serving.exporting` writes them. Inputs have
@@ -10,17 +10,20 @@ transformers' names, batch and length are free, and numbers are float32. Needs K
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from absl.app import UsageError
 
 from serving.exporting import (
     SAVED_MODEL,
+    add_measured,
     asked,
     compare,
     describe_export,
@@ -30,7 +33,8 @@ from serving.exporting import (
     write_export,
 )
 from serving.loading import PRETRAINED
-from tasks.inputs import IDS, INPUTS, MASK, TYPES
+from serving.strings import compare_answers, form_of
+from tasks.inputs import IDS, INPUTS, POSITIONS, TYPES
 from tasks.run_file import PRETRAINING, RunFile, TokenizerFile
 
 if TYPE_CHECKING:
@@ -52,7 +56,26 @@ TEXTS = (
     "A sentence of plain words. " * 12,
 )
 """What an export is asked where nobody gives texts."""
-_ONNX = """
+_TEXT = "saved_model_text"
+ONE_PASS = "one_pass"
+"""How a model is asked whose kind does not say otherwise."""
+_SIDE_BY_SIDE = 8
+"""So many strings are asked at once."""
+_STRINGS = """
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+
+signature = tf.saved_model.load(path).signatures["serving_default"]
+
+
+def ask(inputs):
+    found = signature(**{name: tf.constant(value) for name, value in inputs.items()})
+    found = {name: value.numpy() for name, value in found.items()}
+    texts = {name: value.astype("S") for name, value in found.items() if value.dtype == object}
+    return found | {name: np.char.decode(value, "utf-8") for name, value in texts.items()}
+"""
+ASK_ONNX = """
 import onnxruntime
 
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -60,9 +83,31 @@ names = [each.name for each in session.get_outputs()]
 
 
 def ask(inputs):
-    return dict(zip(names, session.run(None, {name: value.astype(np.int64) for name, value in inputs.items()})))
+    whole = {name: value.astype(np.int64) if value.dtype == np.int32 else value for name, value in inputs.items()}
+    return dict(zip(names, session.run(None, whole)))
 """
-Samples = list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+Given = dict[str, np.ndarray]
+Verdict = tuple[float, float | None]
+"""The largest difference, and the share of examples with the model's own answer; None where nothing is chosen."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model that was written.
+
+    Attributes:
+        name: of its file, or of the format.
+        path: where it lies.
+        ask: how a bare process asks it, Python that defines `ask(inputs)`.
+        given: what it is asked, arrays by the names of its inputs.
+        judge: (answers, as NUMBER/NAME) -> `Verdict`; raises `UsageError` where they are not the model's.
+    """
+
+    name: str
+    path: Path
+    ask: str
+    given: Sequence[Given]
+    judge: Callable[[Mapping[str, np.ndarray]], Verdict]
 
 
 @dataclass(frozen=True)
@@ -76,6 +121,7 @@ class Written:
         seconds: of an answer to each sample.
         difference: from the model's answers, at most, relative to 1 + the answer.
         agreeing: share of the examples whose largest output is the model's; None without outputs to choose from.
+        score: of it on the development file, by the task's metric; None without one.
     """
 
     name: str
@@ -84,9 +130,34 @@ class Written:
     seconds: tuple[float, ...]
     difference: float
     agreeing: float | None
+    score: float | None = None
 
 
-def export(loaded: Loaded, target: Path, form: str, inputs: Sequence[Any] = (), *, int8: bool = False) -> list[Written]:
+class Format(Protocol):
+    """A row of `FORMATS`: how a model is written.
+
+    Attributes:
+        packages: that whoever asks the export needs, or what writes it.
+        install: what to install where one of them is missing.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
+
+    def write(self, folder: Path, content: RunFile, int8: bool) -> list[Artefact]:
+        """Write the model into an empty folder, with all that belongs to it."""
+        ...
+
+
+def export(
+    loaded: Loaded,
+    target: Path,
+    form: str,
+    inputs: Sequence[Any] = (),
+    *,
+    int8: bool = False,
+    development: Development | None = None,
+) -> list[Written]:
     """Write the model in one of `FORMATS` to the folder `target`, once its answers are the model's.
 
     Args:
@@ -95,29 +166,85 @@ def export(loaded: Loaded, target: Path, form: str, inputs: Sequence[Any] = (), 
         form: a key of `FORMATS`.
         inputs: what it is asked, as `Loaded.predict` takes it; by default texts of our own.
         int8: with ONNX, also with weights of 8 bits.
+        development: labelled examples that what is written is scored with.
 
     Raises:
-        UsageError: the format is not of such a model, a package is missing, or the answers differ; `target` stays as it
-            was.
+        UsageError: the format is not of such a model, a package is missing, the answers differ, or the score of 8 bits
+            is too low; `target` stays as it was.
     """
-    format_ = FORMATS[form]
-    for package in format_.packages:
+    if loaded.form != "run":
+        raise UsageError("--model is an export itself: give the run that it was made of")
+    graphs = getattr(loaded.host, "graphs", ONE_PASS)
+    if graphs not in FORMATS[form]:
+        raise UsageError(
+            f"--format={form} is of no model of the kind {loaded.kind}: write --format=saved_model or onnx"
+        )
+    if development is not None and graphs != ONE_PASS:
+        raise UsageError(f"--dev_file is of kinds that answer in one pass; one of the kind {loaded.kind} writes texts")
+    module, _, name = FORMATS[form][graphs].partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    for package in kind.packages:
         if importlib.util.find_spec(package) is None:
-            raise UsageError(f"--format={form} needs the package {package}: pip install {format_.install}")
-    content, samples = content_of(loaded), format_.samples(loaded, list(inputs))
+            raise UsageError(f"--format={form} needs the package {package}: pip install {kind.install}")
+    format_: Format = kind(loaded, list(inputs))
     with replacing(target) as folder:
         found = []
-        for name, path, ask, tolerance in format_.write(folder, loaded, content, int8):
+        for each in format_.write(folder, content_of(loaded), int8):
             answers = asked(
-                ask,
-                path,
-                [given for given, _ in samples],
-                what=f"{name} cannot be used by itself",
+                each.ask,
+                each.path,
+                each.given,
+                what=f"{each.name} cannot be used by itself",
                 repeats=REPEATS,
-                packages=format_.packages,
+                packages=kind.packages,
             )
-            found.append(_measured(name, path, samples, answers, tolerance))
+            found.append(_measured(each, answers, each.judge(answers)))
+        if development is not None:
+            found = development.judged(loaded, folder, found)
+        add_measured(folder, [dataclasses.asdict(each) for each in found])
     return found
+
+
+@dataclass(frozen=True)
+class Development:
+    """Labelled examples that show what weights of 8 bits cost.
+
+    Attributes:
+        examples: of the model's kind.
+        most: by how much the score may fall, in points of 100.
+    """
+
+    examples: Sequence[Any]
+    most: float
+
+    def judged(self, loaded: Loaded, folder: Path, found: Sequence[Written]) -> list[Written]:
+        """Return what was written with its scores, ONNX Runtime's in this process.
+
+        Raises:
+            UsageError: the score of weights of 8 bits is lower than the model's by more than is allowed.
+        """
+        from serving.exported import open_export
+
+        mine = loaded.score(self.examples)
+        scored = []
+        for each in found:
+            score = open_export(folder / each.name).score(self.examples)
+            if 100 * (mine - score) > self.most:
+                metric = getattr(loaded.row, "metric", "score")
+                raise UsageError(
+                    f"{each.name} has {metric} {score:.4f} on {len(self.examples):,} development examples, the model "
+                    f"{mine:.4f}: {100 * (mine - score):.2f} points less, {self.most:g} are allowed (--max_drop); none "
+                    "of it is kept"
+                )
+            scored.append(dataclasses.replace(each, score=score))
+        return scored
+
+
+def development_of(loaded: Loaded, path: Path, most: float) -> Development:
+    """Return the labelled examples of a file of the model's task; raises `UsageError` for a model without a task."""
+    if loaded.row is None:
+        raise UsageError("--dev_file: a pretrained model has no task to be scored by; leave it out")
+    return Development(loaded.host.read(loaded.row, path, need_labels=True), most)
 
 
 def content_of(loaded: Loaded) -> RunFile:
@@ -132,21 +259,14 @@ def content_of(loaded: Loaded) -> RunFile:
     return RunFile(kind=kind, config=loaded.config, computation={}, tokenizer=known, row=loaded.row)
 
 
-def _measured(name: str, path: Path, samples: Samples, answers: Mapping[str, np.ndarray], tolerance: float) -> Written:
-    difference = compare(answers, samples, tolerance, what=name)
-    same = []
-    for number, (_, wanted) in enumerate(samples):
-        for key, value in wanted.items():
-            if value.ndim == 2 and value.shape[1] > 1:
-                same += (np.argmax(answers[f"{number}/{key}"], axis=1) == np.argmax(value, axis=1)).tolist()
-    first = [next(iter(given.values())) for given, _ in samples]
+def _measured(each: Artefact, answers: Mapping[str, np.ndarray], verdict: Verdict) -> Written:
+    first, path = [next(iter(given.values())) for given in each.given], each.path
     return Written(
-        name,
-        sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file()),
-        tuple((len(each), each.shape[-1] if each.ndim > 1 else 0) for each in first),
-        tuple(float(answers[f"{number}/seconds"]) for number in range(len(samples))),
-        difference,
-        float(np.mean(same)) if same else None,
+        each.name,
+        sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()),
+        tuple((len(array), array.shape[-1] if array.ndim > 1 else 0) for array in first),
+        tuple(float(answers[f"{number}/seconds"]) for number in range(len(each.given))),
+        *verdict,
     )
 
 
@@ -163,130 +283,155 @@ def given_forms(loaded: Loaded, texts: Sequence[str]) -> list[Any]:
     raise UsageError(f"no text is an input of a model of the kind {loaded.kind}: give --input_file")
 
 
-def _samples_of_ids(loaded: Loaded, inputs: list[Any]) -> Samples:
-    """Return batches of several sizes and lengths by the names of the export's inputs, with the model's answers."""
-    names = inputs_of(content_of(loaded))
-    batches = loaded.batches([loaded.example(each) for each in inputs or given_forms(loaded, TEXTS)], rows=2)
-    chosen = {0: batches[0], len(batches) - 1: batches[-1]}
-    alone = {name: value[:1] for name, value in batches[0].items()}
-    return [
-        ({name: batch[INPUTS[name]] for name in names}, loaded.predictions(batch))
-        for batch in (alone, *chosen.values())
-    ]
+def examples_of(loaded: Loaded, inputs: Sequence[Any]) -> list[Any]:
+    """Return inputs as examples; of none texts of our own, with masks where the model fills some."""
+    if not inputs:
+        inputs = [*given_forms(loaded, TEXTS), *(getattr(loaded.host, "tried", ()) if loaded.fills_masks else ())]
+    return [loaded.example(each) for each in inputs]
 
 
-def _samples_of_texts(loaded: Loaded, inputs: list[Any]) -> Samples:
-    names = _names_of_texts(loaded)
-    examples = [loaded.example(each) for each in inputs or given_forms(loaded, TEXTS)]
-    alone = [loaded.predictions(loaded.batches([each], rows=1)[0]) for each in examples[:8]]
-    found = []
-    for count in (1, len(alone)):
-        texts = {
-            name: np.array([each if isinstance(each, str) else getattr(each, name) for each in examples[:count]])
-            for name in names
-        }
-        found.append((texts, {name: np.concatenate([each[name] for each in alone[:count]]) for name in alone[0]}))
-    return found
+class OnIds:
+    """Ids in, predictions out; asked batches of several sizes and lengths."""
+
+    packages: ClassVar[tuple[str, ...]] = ("tensorflow",)
+    install: ClassVar[str] = "tensorflow"
+
+    def __init__(self, loaded: Loaded, inputs: list[Any]):
+        self.loaded = loaded
+        self.shapes: dict[str, list[int | None]] = inputs_of(content_of(loaded))
+        if loaded.fills_masks:
+            self.shapes[POSITIONS] = [None, None]
+        batches = loaded.batches(examples_of(loaded, inputs), rows=2)
+        chosen = {0: batches[0], len(batches) - 1: batches[-1]}
+        alone = {name: value[:1] for name, value in batches[0].items()}
+        asked_of = (alone, *chosen.values())
+        self.given = [
+            {name: batch.get(INPUTS[name], np.zeros((len(batch[IDS]), 1), np.int32)) for name in self.shapes}
+            for batch in asked_of
+        ]
+        self.wanted = [loaded.predictions(batch) for batch in asked_of]
+
+    def artefact(self, name: str, path: Path, ask: str, tolerance: float = TOLERANCE) -> Artefact:
+        """Return what was written there, asked the batches."""
+        return Artefact(name, path, ask, self.given, lambda found: self.judge(name, found, tolerance))
+
+    def judge(self, name: str, found: Mapping[str, np.ndarray], tolerance: float) -> Verdict:
+        """Return how near answers are to the model's; whole numbers have to be the same in full precision."""
+        exact = tolerance <= TOLERANCE
+        numbers = [{key: x for key, x in each.items() if exact or x.dtype.kind == "f"} for each in self.wanted]
+        difference = compare(found, list(zip(self.given, numbers, strict=True)), tolerance, what=name)
+        same = []
+        for number, wanted in enumerate(self.wanted):
+            for key, value in wanted.items():
+                if value.dtype.kind != "f":
+                    same += (found[f"{number}/{key}"] == value).ravel().tolist()
+                elif value.ndim == 2 and value.shape[1] > 1:
+                    same += (np.argmax(found[f"{number}/{key}"], axis=1) == np.argmax(value, axis=1)).tolist()
+        return difference, float(np.mean(same)) if same else None
 
 
-def _names_of_texts(loaded: Loaded) -> list[str]:
-    rows = getattr(loaded.host, "text_rows", lambda row: [])(loaded.row)
-    if not rows:
-        raise UsageError(
-            f"--format=saved_model_text is for models that read whole texts; one of the kind {loaded.kind} is asked by "
-            "the places of its tokens: write --format=saved_model or onnx, and tokenise outside"
+class SavedModelOnIds(OnIds):
+    """A SavedModel on ids."""
+
+    def write(self, folder: Path, content: RunFile, int8: bool) -> list[Artefact]:
+        """See `Format`."""
+        write_export(
+            folder,
+            self.loaded.task,
+            self.loaded.model,
+            self.loaded.tokenizer,
+            content,
+            self.shapes,
+            self.loaded.settings,
         )
-    return [name for row in rows for name in row]
+        return [self.artefact("saved_model", folder, SAVED_MODEL)]
 
 
-Artefact = tuple[str, Path, str, float]
-"""What it is called, where it lies, how a bare process asks it, and how far its answers may be from the model's."""
+class SavedModelOnStrings:
+    """A SavedModel with the tokenizer inside, by the in-graph tokenizer; asked for the answers of `Loaded.predict`."""
+
+    packages: ClassVar[tuple[str, ...]] = ("tensorflow", "tensorflow_text")
+    install: ClassVar[str] = "tensorflow tensorflow-text"
+
+    def __init__(self, loaded: Loaded, inputs: list[Any]):
+        self.loaded, self.form = loaded, form_of(loaded)
+        examples = examples_of(loaded, inputs)
+        parts = [examples[begin : begin + _SIDE_BY_SIDE] for begin in range(0, len(examples), _SIDE_BY_SIDE)]
+        self.examples = [examples[:1], *parts]
+        self.given = [self.form.given(each) for each in self.examples]
+        self.wanted = [loaded.answers(each) for each in self.examples]
+
+    def judge(self, found: Mapping[str, np.ndarray]) -> Verdict:
+        """Return how near answers are to the model's; another label, text or place is refused."""
+        worst = 0.0
+        for number, (examples, wanted) in enumerate(zip(self.examples, self.wanted, strict=True)):
+            mine = {key.partition("/")[2]: value for key, value in found.items() if key.startswith(f"{number}/")}
+            worst = max(worst, compare_answers(self.form.answers(mine, examples), wanted, TOLERANCE, what=_TEXT))
+        return worst, 1.0
+
+    def write(self, folder: Path, content: RunFile, int8: bool) -> list[Artefact]:
+        """See `Format`."""
+        import tensorflow
+
+        from modeling.fusion import plain
+
+        tf: Any = tensorflow
+        form: Any = self.form
+        signature = [tf.TensorSpec(shape, tf.string, name) for name, shape in form.inputs.items()]
+        form.served = tf.function(form.__call__, autograph=False, input_signature=signature)
+        with plain():
+            concrete = form.served.get_concrete_function()
+            tf.saved_model.save(form, str(folder), signatures=form.served)
+        describe_export(
+            folder,
+            content,
+            self.loaded.tokenizer,
+            form.inputs,
+            {name: value.shape.as_list() for name, value in sorted(concrete.structured_outputs.items())},
+            self.loaded.settings,
+            strings=self.loaded.host.on_strings,
+            imports=["tensorflow_text"],
+        )
+        return [Artefact(_TEXT, folder, _STRINGS, self.given, self.judge)]
 
 
-def _write_saved_model(folder: Path, loaded: Loaded, content: RunFile, int8: bool) -> list[Artefact]:
-    write_export(folder, loaded.task, loaded.model, loaded.tokenizer, content)
-    return [("saved_model", folder, SAVED_MODEL, TOLERANCE)]
+class OnnxOnIds(OnIds):
+    """model.onnx, and with `int8` model_int8.onnx, whose products of weights are of 8 bits."""
+
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "tf2onnx")
+    install: ClassVar[str] = "onnx onnxruntime tf2onnx"
+
+    def write(self, folder: Path, content: RunFile, int8: bool) -> list[Artefact]:
+        """See `Format`."""
+        import tensorflow
+
+        from modeling.fusion import plain
+
+        tf: Any = tensorflow
+        shapes, loaded = self.shapes, self.loaded
+
+        def answers(*inputs: Any) -> dict[str, Any]:
+            features = {INPUTS[name]: tf.cast(value, tf.int32) for name, value in zip(shapes, inputs, strict=True)}
+            features.setdefault(TYPES, tf.zeros_like(features[IDS]))
+            return dict(loaded.task.predictions(whole(loaded.model), features))
+
+        signature = [tf.TensorSpec(shapes[name], tf.int64, name) for name in shapes]
+        with plain():
+            function = tf.function(answers, autograph=False, input_signature=signature)
+            outputs = {
+                name: value.shape.as_list()
+                for name, value in sorted(function.get_concrete_function().structured_outputs.items())
+            }
+            converted(function, signature, folder / ONNX)
+        found = [self.artefact(ONNX, folder / ONNX, ASK_ONNX)]
+        if int8:
+            quantised(folder / ONNX, folder / INT8)
+            found.append(self.artefact(INT8, folder / INT8, ASK_ONNX, INT8_TOLERANCE))
+        describe_export(folder, content, loaded.tokenizer, shapes, outputs, loaded.settings, opset=OPSET)
+        return found
 
 
-def _write_text(folder: Path, loaded: Loaded, content: RunFile, int8: bool) -> list[Artefact]:
-    """Write a SavedModel with the tokenizer inside, by the in-graph tokenizer, whose ids are the tokenizer's."""
-    import tensorflow
-
-    from data.tokenizers.in_graph import InGraphFeatures
-    from modeling.fusion import plain
-
-    tf: Any = tensorflow
-    rows, names = loaded.host.text_rows(loaded.row), _names_of_texts(loaded)
-    labels, chosen_by = list(loaded.labels), getattr(loaded.host, "chosen_by", "")
-
-    class Served(tf.Module):
-        """The tokenizer, the model and the function that answers."""
-
-        def __init__(self):
-            super().__init__()
-            self.features, self.model = InGraphFeatures(loaded.tokenizer, loaded.max_seq_length), loaded.model
-
-        @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, name) for name in names])
-        def answers(self, *texts: Any) -> dict[str, Any]:
-            given = dict(zip(names, texts, strict=True))
-            parts = [self.features(*(given[name] for name in row)) for row in rows]
-            features = {name: tf.stack([part[name] for part in parts], axis=1) for name in parts[0]}
-            longest = tf.reduce_max(tf.reduce_sum(features[MASK], axis=-1))
-            features = {name: value[..., :longest] for name, value in features.items()}
-            if len(rows) == 1:
-                features = {name: value[:, 0] for name, value in features.items()}
-            found = dict(loaded.task.predictions(whole(self.model), features))
-            if chosen_by:
-                found["label"] = tf.gather(labels, tf.argmax(found[chosen_by], axis=-1))
-                found["labels"] = tf.tile([labels], [tf.shape(found[chosen_by])[0], 1])
-            return found
-
-    served = Served()
-    with plain():
-        tf.saved_model.save(served, str(folder), signatures=served.answers)
-        outputs = served.answers.get_concrete_function().structured_outputs
-    describe_export(
-        folder,
-        content,
-        loaded.tokenizer,
-        {name: [None] for name in names},
-        {name: value.shape.as_list() for name, value in sorted(outputs.items())},
-        imports=["tensorflow_text"],
-    )
-    return [("saved_model_text", folder, f"import tensorflow_text\n{SAVED_MODEL}", TOLERANCE)]
-
-
-def _write_onnx(folder: Path, loaded: Loaded, content: RunFile, int8: bool) -> list[Artefact]:
-    """Write model.onnx, and with `int8` model_int8.onnx, whose products of weights are of 8 bits."""
-    import tensorflow
-
-    from modeling.fusion import plain
-
-    tf: Any = tensorflow
-    shapes = inputs_of(content)
-
-    def answers(*inputs: Any) -> dict[str, Any]:
-        features = {INPUTS[name]: tf.cast(value, tf.int32) for name, value in zip(shapes, inputs, strict=True)}
-        features.setdefault(TYPES, tf.zeros_like(features[IDS]))
-        return dict(loaded.task.predictions(whole(loaded.model), features))
-
-    signature = [tf.TensorSpec(shapes[name], tf.int64, name) for name in shapes]
-    with plain():
-        function = tf.function(answers, autograph=False, input_signature=signature)
-        outputs = {
-            name: value.shape.as_list()
-            for name, value in sorted(function.get_concrete_function().structured_outputs.items())
-        }
-        _converted(function, signature, folder / ONNX)
-    found: list[Artefact] = [(ONNX, folder / ONNX, _ONNX, TOLERANCE)]
-    if int8:
-        _quantised(folder / ONNX, folder / INT8)
-        found.append((INT8, folder / INT8, _ONNX, INT8_TOLERANCE))
-    describe_export(folder, content, loaded.tokenizer, shapes, outputs, opset=OPSET)
-    return found
-
-
-def _converted(function: Any, signature: Sequence[Any], path: Path) -> None:
+def converted(function: Any, signature: Sequence[Any], path: Path) -> None:
     """Write a `tf.function` as ONNX by tf2onnx, whose optimiser of reshapes takes the wrong axes and is left out."""
     import logging
     import warnings
@@ -300,10 +445,24 @@ def _converted(function: Any, signature: Sequence[Any], path: Path) -> None:
 
         kept = {name: each for name, each in optimizer._get_optimizers().items() if name != "reshape_optimizer"}
         with mock.patch.object(optimizer, "_get_optimizers", return_value=kept):
-            tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET, output_path=str(path))
+            tf2onnx.convert.from_function(
+                function,
+                input_signature=signature,
+                opset=OPSET,
+                output_path=str(path),
+                custom_op_handlers={"Log1p": (_log1p, [])},
+            )
 
 
-def _quantised(path: Path, target: Path) -> None:
+def _log1p(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """Write log(1 + x), which ONNX has no operation for, as a sum and a logarithm."""
+    one = graph.make_const(f"{name}_one", np.array(1, np.float32))
+    total = graph.make_node("Add", [node.input[0], one.output[0]], name=f"{name}_sum")
+    node.type = "Log"
+    graph.replace_inputs(node, [total.output[0]])
+
+
+def quantised(path: Path, target: Path) -> None:
     """Write the model with weights of 8 bits and products of whole numbers: ONNX Runtime's dynamic quantisation."""
     import logging
     import warnings
@@ -319,27 +478,12 @@ def _quantised(path: Path, target: Path) -> None:
             logging.disable(logging.NOTSET)
 
 
-@dataclass(frozen=True)
-class Format:
-    """A row of `FORMATS`.
-
-    Attributes:
-        write: writes a model into an empty folder and says how what it wrote is asked.
-        samples: what it is asked, and what the model says.
-        packages: that whoever asks it needs.
-        install: what to install where one of them, or what writes it, is missing.
-    """
-
-    write: Callable[[Path, Loaded, RunFile, bool], list[Artefact]]
-    samples: Callable[[Loaded, list[Any]], Samples]
-    packages: tuple[str, ...]
-    install: str
-
-
-FORMATS: dict[str, Format] = {
-    "saved_model": Format(_write_saved_model, _samples_of_ids, ("tensorflow",), "tensorflow"),
-    "saved_model_text": Format(
-        _write_text, _samples_of_texts, ("tensorflow", "tensorflow_text"), "tensorflow tensorflow-text"
-    ),
-    "onnx": Format(_write_onnx, _samples_of_ids, ("onnxruntime", "onnx", "tf2onnx"), "onnx onnxruntime tf2onnx"),
+FORMATS: dict[str, dict[str, str]] = {
+    "saved_model": {
+        ONE_PASS: "serving.formats:SavedModelOnIds",
+        "encoder_decoder": "serving.step_export:SavedModelOfSteps",
+    },
+    "saved_model_text": {ONE_PASS: "serving.formats:SavedModelOnStrings"},
+    "onnx": {ONE_PASS: "serving.formats:OnnxOnIds", "encoder_decoder": "serving.step_export:OnnxOfSteps"},
 }
+"""format -> how a kind's models are asked (`Kind.graphs`) -> module and class of what writes them, a `Format`."""

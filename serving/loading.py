@@ -26,10 +26,11 @@ from conversion.class_order import in_order_of
 from conversion.loading import load_into, model_for
 from conversion.locating import locate
 from conversion.readers import Checkpoint, read_checkpoint
-from ground.documents import read_json
 from ground.words import did_you_mean
+from serving.exporting import settings_in
 from serving.programs import Programs
 from tasks import pretrained
+from tasks.inputs import POSITIONS
 from tasks.kinds import KINDS, HeadOptions, find_kind, in_order, settings_of
 from tasks.run_file import NAME, RunFile
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 LENGTHS = (16, 32, 64, 128, 256, 384, 512)
 """What batches are padded to, beside the model's greatest length: each is a program for every number of rows."""
+FREE_STEP = 16
+"""What lengths are a multiple of where nothing is compiled for a length."""
 MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
 PRETRAINED = "pretrained"
@@ -61,10 +64,13 @@ class Loaded:
         config: of the model.
         row: what its run knew of the task; None for a pretrained model.
         max_seq_length: tokens to which input is cut, specials counted.
-        checkpoint: what the weights were read from.
+        checkpoint: what the weights were read from; None of an export.
         task: the device half of the kind, whose `predictions` the model is asked.
         host: its host half, the module.
         settings: what decides answers beside the weights.
+        programs: what predicts batches of features: the compiled model, or an export in its place.
+        form: "run" for a model of Keras, else the `--format` of its export.
+        precision: of its numbers, a Keras policy or "int8".
     """
 
     kind: str
@@ -74,15 +80,27 @@ class Loaded:
     config: Config
     row: DatasetRow | None
     max_seq_length: int
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     task: Any
     host: Any
     settings: dict[str, Any]
+    programs: Any = None
+    form: str = "run"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        self._programs = Programs(self.task.predictions, self.model)
-        self._reading = Programs(pretrained.Reader().predictions, self.model)
+        self._reading = self.programs
+        if self.programs is None:
+            self.programs = Programs(self.task.predictions, self.model)
+            self._reading = Programs(pretrained.Reader().predictions, self.model)
         self._predictors: dict[int, Callable[[Any], list[Any]]] = {}
+
+    @property
+    def fills_masks(self) -> bool:
+        """Whether it is a pretrained model that scores tokens for masks."""
+        if self.form != "run":
+            return POSITIONS in getattr(self.programs, "names", ())
+        return self.kind == PRETRAINED and any("/masked_lm/" in f"/{each.path}" for each in self.model.variables)
 
     def predict(self, inputs: Any, batch_size: int = BATCH_SIZE) -> Any:
         """Return a dictionary that JSON can hold for each input, in their order; for one input the dictionary alone.
@@ -114,24 +132,25 @@ class Loaded:
 
     def answers(self, examples: Sequence[Any], batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """Return the answer to each example that `example` made, as a dictionary that JSON can hold."""
+        found = self._found(examples, batch_size)
+        return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
+
+    def score(self, examples: Sequence[Any], batch_size: int = BATCH_SIZE) -> float:
+        """Return the score of the answers to labelled examples by the metric of the task."""
+        assert self.row is not None
+        return self.host.scores(self.row, self._found(examples, batch_size), examples)[self.row.metric]
+
+    def _found(self, examples: Sequence[Any], batch_size: int) -> list[Any]:
+        """Return the kind's own answers to examples."""
         if not examples:
             return []
         rows = _rows(len(examples), batch_size)
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
-        if make := getattr(self.host, "predictor", None):
-            if batch_size not in self._predictors:
-                self._predictors[batch_size] = make(
-                    self.model,
-                    self.tokenizer,
-                    max_seq_length=self.max_seq_length,
-                    batch_size=batch_size,
-                    **self.settings,
-                )
-            predictions = self._predictors[batch_size](dataset)
+        if generate := self.generates(batch_size):
+            predictions = generate(dataset)
         else:
-            predictions = _predicted(self._programs, dataset, rows)
-        found = self.host.answers(self.row, predictions, examples, **self.settings)
-        return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
+            predictions = _predicted(self.programs, dataset, rows)
+        return self.host.answers(self.row, predictions, examples, **self.settings)
 
     def batches(self, examples: Sequence[Any], rows: int) -> list[dict[str, np.ndarray]]:
         """Return the features of examples in batches of `rows` examples of full length, short ones first."""
@@ -140,7 +159,27 @@ class Loaded:
 
     def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the task says of one batch of features, by the names of an export's outputs."""
-        return next(self._programs.predict([batch]))
+        return next(self.programs.predict([batch]))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What batches are padded to; where shapes are free (an export), more of them."""
+        free = getattr(self.programs, "free", False)
+        lengths = range(FREE_STEP, self.max_seq_length, FREE_STEP) if free else LENGTHS
+        return (*(length for length in lengths if length < self.max_seq_length), self.max_seq_length)
+
+    def dataset(self, example: Any, max_seq_length: int | None = None) -> Any:
+        """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""
+        return self._dataset(self.host, self.row, [example], 1, self.settings, max_seq_length)
+
+    def generates(self, batch_size: int = BATCH_SIZE) -> Callable[..., list[Any]] | None:
+        """Return what predicts the sources of a data set by a search; None where one pass of the model does."""
+        make = getattr(self.host, "predictor", None)
+        if make is not None and batch_size not in self._predictors:
+            self._predictors[batch_size] = make(
+                self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **self.settings
+            )
+        return self._predictors.get(batch_size)
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].
@@ -148,8 +187,10 @@ class Loaded:
         A model of the kind "matching" was trained for vectors, which `predict` gives of single texts.
 
         Raises:
-            UsageError: something is no text.
+            UsageError: something is no text, or it is an export of a model with a task.
         """
+        if self.form != "run" and self.kind != PRETRAINED:
+            raise UsageError(f"an export of the kind {self.kind} answers its task alone: load the run for vectors")
         examples = [pretrained.example_of(None, text) for text in texts]
         if not examples:
             return np.zeros((0, self.config.hidden_size), np.float32)
@@ -157,17 +198,25 @@ class Loaded:
         dataset = self._dataset(pretrained, None, examples, rows, {})
         return np.stack([each["embedding"] for each in _predicted(self._reading, dataset, rows)])
 
-    def _dataset(self, host: Any, row: DatasetRow | None, examples: Sequence[Any], rows: int, settings: Any) -> Any:
+    def _dataset(
+        self,
+        host: Any,
+        row: DatasetRow | None,
+        examples: Sequence[Any],
+        rows: int,
+        settings: Any,
+        max_seq_length: int | None = None,
+    ) -> Any:
         dataset = host.dataset(
             row,
             examples,
             self.tokenizer,
-            max_seq_length=self.max_seq_length,
+            max_seq_length=max_seq_length or self.max_seq_length,
             batch_size=rows,
             seed=0,
             **{name: value for name, value in settings.items() if name in getattr(host, "flags", ())},
         )
-        dataset.lengths = (*(length for length in LENGTHS if length < self.max_seq_length), self.max_seq_length)
+        dataset.lengths = self.lengths
         return dataset
 
 
@@ -189,7 +238,8 @@ def load(
 
     Args:
         source: a run folder of any training verb, its `best/`, a conversion, a folder of transformers, a TF 1 prefix, a
-            file of weights; or an archive of one of them, or its http(s) address, which is kept in the cache.
+            file of weights; or an archive of one of them, or its http(s) address, which is kept in the cache; or the
+            folder of an export on ids, or its .onnx file (`serving/exported.py`).
         vocab_file: WordPiece vocabulary or SentencePiece model, where none lies beside the weights.
         dtype: Keras policy of the model; by default the run's own, else float32.
         **settings: what decides answers beside the weights, by the names of the verb's flags, in the place of the
@@ -199,6 +249,12 @@ def load(
         UsageError: it is no model, lacks its config or its tokenizer, or a setting is unknown.
         OSError: a file cannot be read.
     """
+    from serving.exported import is_exported, open_export
+
+    if is_exported(Path(source)):
+        if vocab_file is not None or dtype not in (None, "float32"):
+            raise UsageError(f"{source} is an export, which has its own vocabulary and computes in float32")
+        return open_export(source, **settings)
     kind_of_files, where = locate(source, prefer_best=True)
     content = _run_of(where) if kind_of_files == "ours" else None
     checkpoint = read_checkpoint(where, config=None if content is None else content.config)
@@ -207,8 +263,8 @@ def load(
         raise UsageError(f"no config lies beside the weights of {source}: put the config.json of the model there")
     row = content.row if content is not None else _foreign_row(checkpoint)
     computation = {**(content.computation if content is not None else {}), **({"dtype": dtype} if dtype else {})}
-    host: Any = pretrained if row is None else _host_of(row)
-    settings = _checked_settings(host, settings)
+    host: Any = pretrained if row is None else host_of(row)
+    settings = checked_settings(host, settings)
     if row is None:
         # Of a decoder there is nothing to ask before it is fine-tuned, but its states are part of the model.
         task, model = (
@@ -235,6 +291,7 @@ def load(
         task,
         host,
         {**_settings_of_run(checkpoint, host), **settings},
+        precision=computation.get("dtype", "float32"),
     )
 
 
@@ -251,7 +308,7 @@ def _run_of(where: Path) -> RunFile | None:
     return None if folder is None else RunFile.read(folder)
 
 
-def _host_of(row: DatasetRow) -> Any:
+def host_of(row: DatasetRow) -> Any:
     """Return the module of a row's kind, or of the kind that answers in its place."""
     kind = find_kind(row.kind)
     return find_kind(getattr(kind, "served_as", row.kind))
@@ -272,14 +329,11 @@ def _foreign_row(checkpoint: Checkpoint) -> DatasetRow | None:
 
 def _settings_of_run(checkpoint: Checkpoint, host: Any) -> dict[str, Any]:
     """Return the values of the run's flags that decide answers."""
-    paths = [folder / "config.json" for folder in checkpoint.folders if (folder / NAME).is_file()]
-    if not paths or not paths[0].is_file():
-        return {}
-    flags = read_json(paths[0], dict[str, Any], what="a config.json", fix="restore it, or delete it")
-    return {name: flags[name] for name in settings_of(host) if name in flags}
+    folders = [folder for folder in checkpoint.folders if (folder / NAME).is_file()]
+    return settings_in(folders[0], host) if folders else {}
 
 
-def _checked_settings(host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def checked_settings(host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings; raises `UsageError` for one that the kind does not know."""
     known = settings_of(host)
     for name in given:

@@ -21,6 +21,8 @@ class Programs:
         model: a built Keras model.
     """
 
+    free = False  # each shape is a program
+
     def __init__(self, function: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]], model: Any):
         import keras
 

@@ -32,8 +32,13 @@ def with_columns(row: DatasetRow, path: Path) -> DatasetRow:
     )
 
 
-def labels_in(row: DatasetRow, paths: Sequence[Path]) -> tuple[str, ...]:
+def labels_in(row: DatasetRow, paths: Sequence[Path], separator: str = "") -> tuple[str, ...]:
     """Return the labels of the training files, numbers in their order and words sorted.
+
+    Args:
+        row: says how the files are read.
+        paths: of the files.
+        separator: between the labels of a cell, where it may have several.
 
     Raises:
         UsageError: there are fewer than two labels, or so many that it is another column.
@@ -43,8 +48,10 @@ def labels_in(row: DatasetRow, paths: Sequence[Path]) -> tuple[str, ...]:
     path = paths[0]
     for _, record in itertools.chain.from_iterable(find_reader(row.format).records(row, each) for each in paths):
         examples += 1
-        if (label := record.get("label", "")).strip() and label not in row.ignored_labels:
-            found[label] = found.get(label, 0) + 1
+        cell = record.get("label", "")
+        for label in map(str.strip, cell.split(separator)) if separator else (cell,):
+            if label.strip() and label not in row.ignored_labels:
+                found[label] = found.get(label, 0) + 1
     shown = few_names(found)
     if len(found) < 2:
         raise UsageError(

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 60
 
 
+class LackingError(UsageError):
+    """An input without columns that its model reads; says which it reads.
+
+    Attributes:
+        wanted, optional, lists: as `columns_of` has them.
+    """
+
+    def __init__(self, message: str, wanted: Sequence[str], optional: Sequence[str], lists: Sequence[str]):
+        super().__init__(message)
+        self.wanted, self.optional, self.lists = tuple(wanted), tuple(optional), tuple(lists)
+
+
 def columns_of(
     row: DatasetRow, given: Any, wanted: Sequence[str], *, optional: Sequence[str] = (), lists: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -47,7 +59,8 @@ def columns_of(
     else:
         raise UsageError(f"{_shown(given)} is no input; expected {_expected(columns, optional)}")
     if lacking := [column for column in wanted if column not in found]:
-        raise UsageError(f"{_shown(given)} has no {' and no '.join(lacking)}; expected {_expected(columns, optional)}")
+        message = f"{_shown(given)} has no {' and no '.join(lacking)}; expected {_expected(columns, optional)}"
+        raise LackingError(message, wanted, optional, lists)
     for column, value in found.items():
         for text in value if column in lists and isinstance(value, Sequence) and value else [value]:
             _check_text(column, text)
@@ -108,8 +121,3 @@ def second_texts(row: DatasetRow, examples: Sequence[Any]) -> list[str] | None:
             f"{len(found):,} of {len(examples):,} inputs are pairs; give texts and pairs in calls of their own"
         )
     return found or None
-
-
-def rows_of_texts(row: DatasetRow) -> list[list[str]]:
-    """Return the one row of features of a text or a pair by its texts; none where the task reads another one beside."""
-    return [] if row.plug_in else [["text_a", "text_b"] if row.is_pair else ["text_a"]]

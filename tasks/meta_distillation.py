@@ -165,17 +165,17 @@ def _mean_behind_first(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 class VectorTask:
-    """Texts as vectors, the mean of their last states; implements as much of `training.engine.Task` as predicts."""
+    """Texts as vectors, the mean or the first of their last states; as much of `training.engine.Task` as predicts."""
 
     loss_weights: Mapping[str, float] = {}
     metrics = ()
 
-    def __init__(self, config: Config, computation: Computation):
-        self.config, self.computation = config, computation
+    def __init__(self, config: Config, computation: Computation, pooling: str = "mean"):
+        self.config, self.computation, self._pooling = config, computation, pooling
 
     def build_model(self) -> LanguageModel:
         """Return a new encoder of texts."""
-        head = partial(EmbeddingHead, pooling="mean", layer=-1, dropout=0.0)
+        head = partial(EmbeddingHead, pooling=self._pooling, layer=-1, dropout=0.0)
         return LanguageModel(self.config, [head], self.computation, name="vector_model")
 
     def companions(self) -> Mapping[str, keras.Model]:

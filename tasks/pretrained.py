@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from tasks.kinds import Prediction
 
 settings = ("mask_tokens",)
+on_strings = "masks"
 MASK = "[MASK]"
+tried = ("今天天气很[MASK]。", "a [MASK] b [MASK]")
+"""What an export of such a model is asked too."""
 TOP = 5
 """How many tokens are told for a mask, where nobody says how many."""
 
 
 def example_of(row: None, given: Any) -> str:
-    """Return a text as an example; raises `UsageError` for anything else."""
+    """Return a text, or an object of `text_a` or `text`, as an example; raises `UsageError` for anything else."""
+    if isinstance(given, Mapping) and len(given) == 1:
+        given = given.get("text_a", given.get("text"))
     if not isinstance(given, str) or not given.strip():
         raise UsageError(f"{repr(given)[:60]} is no text; expected one, with {MASK} where a token is to be found")
     return given
@@ -157,11 +162,6 @@ def _top(tokenizer: Tokenizer, tokens: np.ndarray, chances: np.ndarray) -> list[
         (token, p) for token, p in zip(tokens.tolist(), chances.tolist(), strict=True) if token < tokenizer.vocab_size
     ]
     return [{"token": tokenizer.tokens([token])[0], "probability": round(p, 6)} for token, p in real]
-
-
-def text_rows(row: None) -> list[list[str]]:
-    """Return the one row of features of a text."""
-    return [["text_a"]]
 
 
 def told(row: None, answer: Any, example: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from modeling import LanguageModel
 
 _NO_TEXT = -1e9
+HEARD_STEPS = 2
+"""Tokens that are generated between two looks, where somebody listens."""
 
 
 class TextGenerator:
     """Generates texts; compiled programs are kept between calls.
 
     Args:
-        model: with a decoder.
+        model: with a decoder; or an export, whose `decodable(tokens)` is asked.
         tokenizer: of both sides.
         preset: how text is searched for, and whether in chunks.
         batch_size: most sources side by side.
@@ -47,7 +49,8 @@ class TextGenerator:
         # [CLS], [MASK] and the like are no text; neither is [UNK], which says nothing.
         no_text = sorted(tokenizer.special_ids - {tokens.end})
         settings = preset.settings.changed(suppress_tokens=tuple(no_text))
-        decodable = Generative(model, tokens)
+        # What was exported brings its own way to be asked.
+        decodable = getattr(model, "decodable", lambda tokens: Generative(model, tokens))(tokens)
         self._in_chunks, self._generator = None, None
         if preset.chunks is None:
             self._generator = Generator(decodable, settings, batch_size=batch_size)
@@ -57,15 +60,24 @@ class TextGenerator:
                 decodable, settings, preset.chunks, self._features, room, batch_size=batch_size
             )
 
-    def __call__(self, features: Features, listener: Listener | None = None) -> list[list[dict[str, Any]]]:
-        """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none."""
+    def __call__(
+        self, features: Features, listener: Callable[[int, str], None] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none.
+
+        `listener` is called with the number of a source and its best text so far, every `HEARD_STEPS` tokens.
+        """
+        heard = None if listener is None else self._heard_by(listener)
         if self._generator is not None:
-            found = self._generator(features, listener)
+            found = self._generator(features, heard, segment=HEARD_STEPS if heard else None)
         else:
             assert self._in_chunks is not None
-            found = self._in_chunks(self._texts(features), listener)
+            found = self._in_chunks(self._texts(features), heard)
         nothing = Hypothesis((), _NO_TEXT, _NO_TEXT, ended=False)
         return [[self._described(each) for each in hypotheses or [nothing]] for hypotheses in found]
+
+    def _heard_by(self, listener: Callable[[int, str], None]) -> Listener:
+        return lambda place, tokens, final: listener(place, self._tokenizer.decode(tokens.tolist()))
 
     def _described(self, hypothesis: Hypothesis) -> dict[str, Any]:
         return {"text": self._tokenizer.decode(hypothesis.tokens), "score": round(hypothesis.score, 6)}

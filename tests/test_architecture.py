@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": {"ground"},
     "tasks": {"ground", "modeling", "data", "generation"},
     "conversion": {"ground", "modeling", "training"},
-    "serving": {"ground", "modeling", "data", "tasks", "conversion"},
+    "serving": {"ground", "modeling", "data", "generation", "tasks", "conversion"},
     "commands": {"ground", "modeling", "data", "optimization", "training", "tasks", "conversion", "serving"},
 }
 VERBS = sorted(path.stem for path in ROOT.glob("*.py"))

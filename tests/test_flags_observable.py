@@ -40,6 +40,7 @@ VERBS = {
         conversion_flags.CONVERT_ALBERT,
         serving_flags.PREDICT,
         serving_flags.EXPORT,
+        serving_flags.SERVE,
     )
 }
 ROWS = [pytest.param(name, row, id=f"{name}-{row}") for name, verb in VERBS.items() for row in verb.rows]

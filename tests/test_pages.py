@@ -39,7 +39,16 @@ TRAINING = ("run_pretraining.py", "run_classifier.py", "run_generation.py")
 ELSEWHERE = ("use_tpu", "coordinator_address", "num_processes", "process_id", "model_parallel")
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 FOR_REAL = (
-    *("my_lcqmc_model", "my_questions", "my_teacher", "my_plug_encoder", "my_veco", "my_ernie_m", "my_few_asked"),
+    *(
+        "my_lcqmc_model",
+        "my_questions",
+        "my_teacher",
+        "my_plug_encoder",
+        "my_veco",
+        "my_ernie_m",
+        "my_few_asked",
+        "my_pruned",
+    ),
 )
 """Folders of runs that other parts of the pages read."""
 FEWER = {

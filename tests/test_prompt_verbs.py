@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
@@ -93,9 +94,21 @@ def test_a_method_trains_scores_predicts_and_opens_without_flags(
     pairs = [tuple(line.split("\t")[:2]) for line in lines]
     answers = serving.load(folder).predict(pairs)
     np.testing.assert_allclose([[*each["probabilities"].values()] for each in answers], found, atol=2e-4)
+    np.testing.assert_allclose([*serving.load(folder).predict(pairs[0])["probabilities"].values()], found[0], atol=2e-4)
     names = {variable.path for variable in open_run(folder).model.weights}
     assert not any("lstm" in name for name in names)
     assert any("soft_prompt/vectors" in name for name in names) == (method != "pet")
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="an export is opened by TensorFlow")
+def test_a_run_with_a_method_is_exported(world: Path, trained: Callable[[str], Path]):
+    folder = trained("p_tuning")
+    run(predicting(world, "p_tuning", do_export=True))
+    described = json.loads((folder / "export/export.json").read_text())
+    assert described["parts"].count("text_a") == described["parts"].count("text_b") == 1
+    lines = (world / "lcqmc/test.tsv").read_text().splitlines()[1:]
+    answers = serving.load(folder / "export").predict([tuple(line.split("\t")[:2]) for line in lines])
+    np.testing.assert_allclose([[*each["probabilities"].values()] for each in answers], chances(folder), atol=2e-4)
 
 
 def test_methods_on_jax(world: Path):
@@ -160,8 +173,15 @@ def test_patterns_answer_to_unlabelled_texts_and_a_classifier_learns_it(world: P
         "unlabelled_file": world / "unlabelled.jsonl",
         "pattern": "{text_a}[MASK]e{text_b} || {text_b}[MASK]{text_a}",
         "auxiliary_weight": 0,
+        "pet_generations": 1,
     }
     folder = run(given)
+    # Four times the examples of each label are wanted, and there are no more texts than these.
+    for number in (1, 2):
+        own = (folder / f"generation_1/labelled_{number}/train_generation.jsonl").read_text().splitlines()
+        assert len(own) == len(texts)
+        row = json.loads((folder / f"generation_1/pattern_{number}/run.json").read_text())["row"]
+        assert row["kind"] == "pet"
     content = json.loads((folder / "run.json").read_text())
     assert content["kind"] == "soft_labels"
     assert not content["row"]["prompt"]

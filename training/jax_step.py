@@ -228,7 +228,9 @@ class JaxStep:
         gradients, loss, sums = _over_stacked_parts(micro_step, parts, self.micro_batches)
         if scaling:
             gradients = {name: gradient / scaling["scale"] for name, gradient in gradients.items()}
-        old_slots = {slot: {name: values[name] for name in connected} for slot, values in slots.items()}
+        old_slots = {
+            slot: {name: values[name] for name in connected if name in values} for slot, values in slots.items()
+        }
         new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
         norms = self.results.norms(gradients, old, new, step)
         finite = jnp.isfinite(loss) & jnp.isfinite(info["gradient_norm"])
@@ -239,7 +241,7 @@ class JaxStep:
 
         trained = trained | jax.tree.map(chosen, new, old)
         slots = {
-            slot: values | {name: chosen(new_slots[slot][name], values[name]) for name in connected}
+            slot: values | {name: chosen(value, values[name]) for name, value in new_slots[slot].items()}
             for slot, values in slots.items()
         }
         decay = self._ema_decay or 0.0

@@ -305,7 +305,7 @@ class _Loop:
     def _evaluated(self, metrics: dict[str, float]) -> None:
         run, plan, progress = self.run, self.run.plan, self.run.progress
         is_best = False
-        if plan.best_metric:
+        if plan.best_metric and run.engine.step >= plan.best_from_step:
             if plan.best_metric not in metrics:
                 raise UsageError(
                     f"the evaluation has no metric {plan.best_metric!r} to choose the best weights by; "

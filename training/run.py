@@ -61,6 +61,8 @@ class RunPlan:
     """The metric of the evaluation that decides which weights are kept in best/; None keeps none."""
     lower_is_better: bool = False
     """Whether a smaller `best_metric` is better."""
+    best_from_step: int = 0
+    """The first step whose weights may be the best, and whose evaluation may stop the run."""
     early_stopping_evaluations: int = 0
     """Evaluations in a row without a better `best_metric` after which the run stops; 0 never stops it."""
     keep_checkpoint_max: int = 5

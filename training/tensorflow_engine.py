@@ -294,7 +294,7 @@ class TensorFlowEngine:
         }
         old = {name: tf.convert_to_tensor(self._trained[name]) for name in gradients}
         old_slots = {
-            slot: {name: tf.convert_to_tensor(values[name]) for name in gradients}
+            slot: {name: tf.convert_to_tensor(values[name]) for name in gradients if name in values}
             for slot, values in self._slots.items()
         }
         new, new_slots, info = self._optimizer.update(gradients, old, old_slots, step)
@@ -315,7 +315,8 @@ class TensorFlowEngine:
         for name, value in new.items():
             _own(self._trained[name]).assign(value)
             for slot, values in new_slots.items():
-                _own(self._slots[slot][name]).assign(values[name])
+                if name in values:
+                    _own(self._slots[slot][name]).assign(values[name])
         for name, average in self._ema.items():
             average = _own(average)
             average.assign(self._ema_decay * average + (1 - self._ema_decay) * _own(self._trained[name]))

@@ -21,6 +21,7 @@ class DivanEncoderConfig(PretrainedConfig):
     `family` is the published graph. Without `embedding_size` the embedding is as wide as the model, and is projected
     where it is not or `projects_equal_widths` says so. `ln_type` is "postln" or "preln". `sharing` ("all",
     "attention", "ffn", "none") is what the layers of a group share. The feed-forward falls into `ffn_groups` parts.
+    `heads_by_brick` and `units_by_brick` are those that pruning has left of each distinct attention and feed-forward.
     `position_offset` rows of the position table come before the first token's, and `vocab_padding_multiple` rounds the
     rows of the word table up. `num_pair_labels` is the number of classes of a pair of sentences.
     """
@@ -50,6 +51,8 @@ class DivanEncoderConfig(PretrainedConfig):
     position_offset: int = 0
     vocab_padding_multiple: int = 1
     projects_equal_widths: bool = False
+    heads_by_brick: list[int] | None = None
+    units_by_brick: list[int] | None = None
     num_pair_labels: int = 2
     classifier_dropout: float = 0.1
     pad_token_id: int | None = 0

@@ -97,12 +97,14 @@ class Brick(GradientCheckpointingLayer):
 class Attention(Brick):
     """Multi-head self-attention."""
 
-    def __init__(self, config: DivanEncoderConfig) -> None:
+    def __init__(self, config: DivanEncoderConfig, heads: int) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.heads = config.num_attention_heads
+        inner = heads * (width // config.num_attention_heads)
+        self.heads = heads
         self.rate = config.attention_probs_dropout_prob
-        self.query, self.key, self.value, self.dense = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.dense = nn.Linear(inner, width)
 
     def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attend."""
@@ -116,9 +118,9 @@ class Attention(Brick):
 class FeedForward(Brick):
     """Linear, activation, linear."""
 
-    def __init__(self, config: DivanEncoderConfig) -> None:
+    def __init__(self, config: DivanEncoderConfig, inner: int) -> None:
         super().__init__(config)
-        width, inner, groups = config.hidden_size, config.intermediate_size, config.ffn_groups
+        width, groups = config.hidden_size, config.ffn_groups
         self.activation = ACT2FN[config.hidden_act]
         if groups == 1:
             self.intermediate, self.output = nn.Linear(width, inner), nn.Linear(inner, width)
@@ -136,8 +138,15 @@ class Encoder(nn.Module):
     def __init__(self, config: DivanEncoderConfig) -> None:
         super().__init__()
         self.order = [(str(i), str(j)) for i, j in config.bricks]
-        self.attention = nn.ModuleDict({i: Attention(config) for i in sorted({i for i, _ in self.order})})
-        self.feed_forward = nn.ModuleDict({j: FeedForward(config) for j in sorted({j for _, j in self.order})})
+        attentions, feed_forwards = (sorted({pair[side] for pair in config.bricks}) for side in (0, 1))
+        heads = config.heads_by_brick or [config.num_attention_heads] * len(attentions)
+        units = config.units_by_brick or [config.intermediate_size] * len(feed_forwards)
+        self.attention = nn.ModuleDict(
+            {str(i): Attention(config, own) for i, own in zip(attentions, heads, strict=True)}
+        )
+        self.feed_forward = nn.ModuleDict(
+            {str(j): FeedForward(config, own) for j, own in zip(feed_forwards, units, strict=True)}
+        )
         self.LayerNorm = None
         if config.final_layer_norm:
             self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)

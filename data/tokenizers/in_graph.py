@@ -158,6 +158,13 @@ def _with_final_sigmas(codes: Tensor, runs: Tensor, properties: Tensor) -> Tenso
     return tf.cond(tf.reduce_any(codes == _CAPITAL_SIGMA), changed, lambda: codes)
 
 
+def _within(rows: Tensor) -> Tensor:
+    """Return the number of each element within its row, int64; `rows` ascend."""
+    number = tf.range(tf.size(rows, tf.int64))
+    (first,) = _only(_differs(rows), number)
+    return number - tf.gather(first, _count(_differs(rows)) - 1)
+
+
 def _count(flags: Tensor) -> Tensor:
     """Return how many flags are set up to each, itself included; int64."""
     return tf.cumsum(tf.cast(flags, tf.int64))
@@ -173,6 +180,16 @@ class InGraphTokenizer(tf.Module):
 
     def __call__(self, texts: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def with_places(self, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ids, and of each of their tokens the first character in its text and the one behind, int64 [N].
+
+        Raises `UsageError` for a tokenizer whose graph does not know them.
+        """
+        raise UsageError(
+            "the graph of a SentencePiece tokenizer does not know where its tokens stand in a text, which answers by "
+            "places need: write --format=saved_model or onnx, and tokenise outside"
+        )
 
 
 class InGraphWordPiece(InGraphTokenizer):
@@ -200,16 +217,26 @@ class InGraphWordPiece(InGraphTokenizer):
         )
 
     def __call__(self, texts: Tensor) -> Tensor:
+        return self._tokenized(texts, places=False)[0]
+
+    def with_places(self, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ids, and of each of their tokens the first character in its text and the one behind, int64 [N]."""
+        return self._tokenized(texts, places=True)
+
+    def _tokenized(self, texts: Tensor, *, places: bool) -> tuple[Tensor, Tensor, Tensor]:
         texts = tf.convert_to_tensor(texts, tf.string)
         codes, row = _characters(texts)
+        place = _within(row)
         properties = self._properties(codes)
-        codes, row, properties = _only(properties & _DROPPED == 0, codes, row, properties)
+        codes, row, place, properties = _only(properties & _DROPPED == 0, codes, row, place, properties)
         apart = properties & (_SPACE | _IDEOGRAPH) != 0
         run = _count(_differs(row) | apart | _after(apart))
-        codes, row, run, properties = _only(properties & _SPACE == 0, codes, row, run, properties)
+        codes, row, place, run, properties = _only(properties & _SPACE == 0, codes, row, place, run, properties)
         if self._decomposed is not None:
             codes = _with_final_sigmas(codes, run, properties)
-            codes, row, run = self._decomposed(codes, row, run)
+            codes, row, place, run = self._decomposed(codes, row, place, run)
+            # Marks change their order before they are dropped; what is left stands for the characters in their order.
+            (place,) = _only(self._properties(codes) & _MARK == 0, place)
             codes = self._in_canonical_order(codes, run)
             properties = self._properties(codes)
             codes, row, run, properties = _only(properties & _MARK == 0, codes, row, run, properties)
@@ -219,9 +246,40 @@ class InGraphWordPiece(InGraphTokenizer):
         spelt = tf.RaggedTensor.from_value_rowids(codes, _count(begins) - 1, tf.size(row_of_word, tf.int64))
         words = tf.strings.unicode_encode(spelt, "UTF-8")
         words = tf.where(spelt.row_lengths() > MAX_WORD_CHARACTERS, _UNMATCHED, words)
-        pieces = self._pieces.tokenize(words)
+        starts = ends = place
+        if places:
+            pieces, first, behind = self._pieces.tokenize_with_offsets(words)
+            starts, ends = self._characters_of(pieces, first.flat_values, behind.flat_values, spelt, place)
+        else:
+            pieces = self._pieces.tokenize(words)
         rows = tf.gather(row_of_word, pieces.value_rowids())
-        return tf.RaggedTensor.from_value_rowids(pieces.flat_values, rows, tf.size(texts, tf.int64))
+        ids = tf.RaggedTensor.from_value_rowids(pieces.flat_values, rows, tf.size(texts, tf.int64))
+        return ids, starts, ends
+
+    def _characters_of(
+        self, pieces: Tensor, first: Tensor, behind: Tensor, spelt: Tensor, place: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the characters of pieces, of which the bytes in their words are known; an unknown word is one piece.
+
+        Example:
+            words of 1 and of 2 characters, 3 bytes each; the second word's piece has the bytes 3 to 6
+            byte_of    0 3 6        before each of the three characters
+            word       3            the first byte of the second word
+            found      6 9          its bytes among all -> the third character
+        """
+        codes = spelt.flat_values
+        sizes = 1 + sum(tf.cast(codes >= least, tf.int64) for least in (0x80, 0x800, 0x10000))
+        byte_of = tf.cumsum(sizes, exclusive=True)
+        word = pieces.value_rowids()
+        begin, end = tf.gather(spelt.row_starts(), word), tf.gather(spelt.row_limits(), word)
+        base = tf.gather(byte_of, begin)
+        one = tf.searchsorted(byte_of, base + tf.cast(first, tf.int64), out_type=tf.int64)
+        last = tf.searchsorted(byte_of, base + tf.cast(behind, tf.int64), out_type=tf.int64) - 1
+        unknown = pieces.flat_values == self.tokenizer.unk_id
+        return (
+            tf.gather(place, tf.where(unknown, begin, one)),
+            tf.gather(place, tf.where(unknown, end - 1, last)) + 1,
+        )
 
     def _in_canonical_order(self, codes: Tensor, run: Tensor) -> Tensor:
         """Order combining characters as normalisation does, where the order still shows once marks are dropped."""

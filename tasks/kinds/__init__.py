@@ -140,8 +140,9 @@ class Kind(Protocol):
         served_as: the kind whose `example_of` and `told` answer a user's inputs in its place.
         settings: names of further options of the verb that decide answers; `predictor` takes their values.
         predictor(model, tokenizer, ...): what predicts the rows of a data set, where one pass of the task does not.
-        text_rows(row): the rows of features of an example, each by its texts, for kinds that read whole texts.
-        chosen_by: name of the prediction [B, C] whose largest is the answer.
+        on_strings: the form in which a SavedModel reads strings and answers them, a key of `serving.strings.FORMS`.
+        graphs: "encoder_decoder" where a model is asked step by step, and exported so (`serving/steps.py`).
+        parts_of_row(row, tokenizer): for the form "prompts", the ids and the names of texts that make a row.
         head, foreign_row(labels, count): the head by which a checkpoint that no run wrote is known to be of this kind,
             and the row that such a checkpoint has, from the names of its classes, if they are known, and their number.
     """

@@ -48,6 +48,7 @@ metrics = ("accuracy", "accuracy_assigned")
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+on_strings = "choices"
 _CLOZE = re.compile("_+")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from data.labelled import ClassificationDataset, EncodedGroups, GroupedDataset, encode_examples
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example, read_examples
 from tasks.found_labels import labels_in
-from tasks.given import rows_of_texts, second_texts, text_or_pair
+from tasks.given import second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, calibration_table, class_tables, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.metrics import CLASSIFICATION_METRICS, classification_scores
@@ -39,8 +39,7 @@ row_flags = {
 kept = ("kind", "pattern", "verbalizer", "prompt")
 new_heads = ("classifier/.*", "pooled_layer_norm/.*", "crossed_pooler/.*")
 unused_heads = PRETRAINING_HEADS
-text_rows = rows_of_texts
-chosen_by = "probabilities"
+on_strings = "classes"
 head = "classifier"
 read = read_examples
 find_labels = labels_in

@@ -57,6 +57,7 @@ new_heads = ("copy/.*",)
 flags = ("max_target_length",)
 settings = SETTINGS
 head = "backbone/decoder"
+graphs = "encoder_decoder"
 unused_heads = ("masked_lm/.*", "sentence_pair/.*", "classifier/.*", "copy/.*")
 SOURCE, TARGET = ".source", ".target"
 
@@ -206,14 +207,17 @@ def told(row: DatasetRow, answer: Mapping[str, Any], example: SourceTarget) -> d
 
 def predictor(
     model: Any, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, **settings: Any
-) -> Callable[[SourceTargetDataset], list[Prediction]]:
-    """Return what generates for the sources of a data set; `settings` are `SETTINGS` and the longest target."""
+) -> Callable[..., list[Prediction]]:
+    """Return what generates for the sources of a data set; `settings` are `SETTINGS` and the longest target.
+
+    It takes, besides, a function that is called with the number of a source and its text so far.
+    """
     from tasks.text_generator import TextGenerator
 
     longest = settings.pop("max_target_length", None) or min(128, model.config.max_target_length)
     preset = chosen_preset({**settings, "max_target_length": longest})
     generate = TextGenerator(model, tokenizer, preset, batch_size=batch_size, max_seq_length=max_seq_length)
-    return lambda dataset: [{"hypotheses": found} for found in generate(dataset.sources())]
+    return lambda dataset, listener=None: [{"hypotheses": found} for found in generate(dataset.sources(), listener)]
 
 
 def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:

@@ -44,6 +44,7 @@ row_flags: Mapping[str, str] = {
 metrics = ("accuracy", "roc_auc", "spearman", "pearson", "retrieval_accuracy", "mrr")
 new_heads = ()
 unused_heads = (*PRETRAINING_HEADS, "classifier/.*", "pooled_layer_norm/.*")
+on_strings = "vectors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +273,6 @@ def example_of(row: DatasetRow, given: Any) -> TextPair:
     """Return two texts as a pair; a text alone is one without second, whose vector is the answer."""
     found = columns_of(row, given, ("text_a",), optional=("text_b",))
     return TextPair(found["text_a"], found.get("text_b", ""), None)
-
-
-def text_rows(row: DatasetRow) -> list[list[str]]:
-    """Return the two rows of features of a pair."""
-    return [["text_a"], ["text_b"]]
 
 
 def told(row: DatasetRow, answer: np.ndarray, example: TextPair) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from ground.words import did_you_mean
 from tasks.datasets import HEADER_NAMES, DatasetRow
-from tasks.given import rows_of_texts, second_texts, text_or_pair
+from tasks.found_labels import labels_in
+from tasks.given import second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, all_alike, calibration_table, rates, rates_table, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.label_sets import LABEL_SET_METRICS, label_set_scores
@@ -36,7 +37,7 @@ metrics = LABEL_SET_METRICS
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
-text_rows = rows_of_texts
+on_strings = "label_sets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ def complaint(row: DatasetRow) -> str:
     if not 0 < row.threshold < 1:
         return f"has the threshold {row.threshold:g}; expected a probability between 0 and 1"
     return ""
+
+
+def find_labels(row: DatasetRow, paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return every label that a cell of the training files names; raises `UsageError` as `tasks.found_labels` does."""
+    return labels_in(row, paths, row.label_separator)
 
 
 def read(row: DatasetRow, path: Path, *, need_labels: bool) -> list[LabelledText]:

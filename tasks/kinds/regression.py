@@ -14,7 +14,7 @@ from absl.app import UsageError
 from data.labelled import ClassificationDataset, encode_examples
 from tasks.correlations import or_zero, pearson, spearman
 from tasks.datasets import HEADER_NAMES, DatasetRow, Example
-from tasks.given import rows_of_texts, second_texts, text_or_pair
+from tasks.given import second_texts, text_or_pair
 from tasks.inspection import Inspection, MostWrong, shown, texts_of
 from tasks.kinds import PRETRAINING_HEADS, HeadOptions, Prediction, Scores
 from tasks.texts import text_records
@@ -37,7 +37,7 @@ metrics = ("pearson", "spearman", "correlation")
 smaller_is_better = ("loss",)
 new_heads = ("classifier/.*", "pooled_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
-text_rows = rows_of_texts
+on_strings = "scores"
 _NUMBER = re.compile(r"[+-]?(\d{1,17}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,2})?")
 
 

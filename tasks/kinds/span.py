@@ -39,6 +39,7 @@ columns = tuple(header_names)
 metrics = by_language = SPAN_METRICS
 new_heads = ("span/.*", "span_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+on_strings = "spans"
 flags = (
     "doc_stride",
     "max_query_length",
@@ -51,6 +52,8 @@ suffix = ".json"
 head = "span"
 UNKNOWN = -1
 MAX_ANSWER_TOKENS = 30
+N_BEST_TOLD = 5
+"""Candidates that a served model tells beside its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,11 +402,19 @@ def example_of(row: DatasetRow, given: Any) -> Question:
 
 
 def told(row: DatasetRow, answer: Answered, example: Question) -> dict[str, Any]:
-    """Return the answer, its characters in the context and its probability among the candidates; no answer is ""."""
+    """Return the answer, its characters in the context and its probability among the candidates; no answer is "".
+
+    `n_best` are the likeliest candidates in the same form, best first; no answer is always among them where it is one.
+    """
     found = next(each for each in answer.n_best if each["text"] == answer.text)
-    place = (found["begin"], found["end"]) if answer.text else (None, None)
+    others = [each for number, each in enumerate(answer.n_best) if number < N_BEST_TOLD or not each["text"]]
+    return {**_candidate_told(found), "n_best": [_candidate_told(each) for each in others]}
+
+
+def _candidate_told(found: Mapping[str, Any]) -> dict[str, Any]:
+    place = (found["begin"], found["end"]) if found["text"] else (None, None)
     probability = round(found["probability"], 6)
-    return {"answer": answer.text, "begin": place[0], "end": place[1], "probability": probability}
+    return {"answer": found["text"], "begin": place[0], "end": place[1], "probability": probability}
 
 
 def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:

@@ -44,6 +44,7 @@ columns = tuple(header_names)
 metrics = ENTITY_METRICS
 new_heads = ("tagger/.*", "tagger_layer_norm/.*")
 unused_heads = PRETRAINING_HEADS
+on_strings = "entities"
 flags = ("doc_stride",)
 head = "tagger"
 suffix = ".jsonl"

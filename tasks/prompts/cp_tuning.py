@@ -17,8 +17,8 @@ import numpy as np
 from absl.app import UsageError
 
 from tasks.kinds import HeadOptions, classification, in_order
-from tasks.prompts.pattern import Piece, parse, slots_of
-from tasks.prompts.pet import text_rows, unused_heads  # noqa: F401 (of the kind)
+from tasks.prompts.pattern import Piece, parse, parts_of, slots_of
+from tasks.prompts.pet import on_strings, unused_heads  # noqa: F401 (of the kind)
 from tasks.prompts.prompt import PromptDataset, encoded_examples, hiding
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def dataset(
 ) -> BalancedDataset:
     """Put the examples into the prompt; training batches are balanced, and some of their tokens are hidden."""
     encoded = encoded_examples(row, pieces_of_row(row, tokenizer), examples, tokenizer, max_seq_length)
-    if (part := batch_size // gradient_accumulation_steps) < 4:
+    part, learns = batch_size // gradient_accumulation_steps, any(example.label is not None for example in examples)
+    if learns and part < 4:
         raise UsageError(
             f"--train_batch_size={batch_size}: --method=cp_tuning needs two examples of two labels in a batch, in each "
             f"of its --gradient_accumulation_steps={gradient_accumulation_steps}; there are {part}, give 4 or more"
@@ -147,6 +148,11 @@ class BalancedDataset(PromptDataset):
 
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, stream], np.uint64)))
+
+
+def parts_of_row(row: DatasetRow, tokenizer: Tokenizer) -> list[list[int] | str]:
+    """Return the parts of a row of ids: the texts, the slots and the mask."""
+    return parts_of(pieces_of_row(row, tokenizer), tokenizer, row.prompt["masks"])
 
 
 def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> ContrastiveTask:

@@ -13,6 +13,7 @@ from absl.app import UsageError
 
 from tasks.kinds import HeadOptions, classification
 from tasks.prompts import pet
+from tasks.prompts.pattern import parts_of
 from tasks.prompts.prompt import PromptDataset, encoded_examples, pieces_of_row, settled_with_words
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 flags = ()
 new_heads = pet.new_heads
 unused_heads = pet.unused_heads
-text_rows = pet.text_rows
+on_strings = pet.on_strings
 
 
 def __getattr__(name: str) -> Any:
@@ -56,6 +57,11 @@ def dataset(
     pieces = pieces_of_row(row, tokenizer, soft=True)
     encoded = encoded_examples(row, pieces, examples, tokenizer, max_seq_length)
     return PromptDataset(encoded, batch_size, max_seq_length, seed=seed)
+
+
+def parts_of_row(row: DatasetRow, tokenizer: Tokenizer) -> list[list[int] | str]:
+    """Return the parts of a row of ids, as PET's, of the pattern with soft slots."""
+    return parts_of(pieces_of_row(row, tokenizer, soft=True), tokenizer, row.prompt["masks"])
 
 
 def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> VerbalizedTask:

@@ -173,7 +173,7 @@ def encode_prompts(
     Raises:
         UsageError: the pattern leaves no room for a text.
     """
-    template, fixed = tokenizer.template, _parts(pieces, tokenizer, num_masks)
+    template, fixed = tokenizer.template, parts_of(pieces, tokenizer, num_masks)
     used = [part for part in fixed if isinstance(part, str)]
     budget = max_seq_length - sum(len(part) for part in fixed if not isinstance(part, str))
     if budget < len(used):
@@ -199,7 +199,7 @@ def encode_prompts(
     return EncodedPrompts(ids, segments, splits, np.asarray(labels, np.int32), cut, is_text)
 
 
-def _parts(pieces: Sequence[Piece], tokenizer: Tokenizer, num_masks: int) -> list[list[int] | str]:
+def parts_of(pieces: Sequence[Piece], tokenizer: Tokenizer, num_masks: int) -> list[list[int] | str]:
     """Return the parts of a row from its first special to its last: ids, or the name of a text."""
     template, numbers = tokenizer.template, sorted({int(piece.text) for piece in pieces if piece.kind == "slot"})
     masks = sum(piece.kind == "mask" for piece in pieces)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.kinds import HeadOptions, classification
+from tasks.prompts import generations
+from tasks.prompts.pattern import parts_of
 from tasks.prompts.prompt import PromptDataset, encoded_examples, hiding, pieces_of_row, settled_with_words
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ AUXILIARY_WEIGHT = 1e-4
 flags = ("auxiliary_rate", "auxiliary_weight")
 new_heads = ("soft_prompt/.*",)
 unused_heads = ("sentence_pair/.*", "classifier/.*")
+on_strings = "prompts"
+read = generations.read
 
 
 def __getattr__(name: str) -> Any:
@@ -51,9 +55,9 @@ def dataset(
     return PromptDataset(encoded, batch_size, max_seq_length, seed=seed, **hiding(row, tokenizer, "beside", rate))
 
 
-def text_rows(row: DatasetRow) -> list[list[str]]:
-    """Return none: a row of features is a text in its pattern, which no graph on strings puts together."""
-    return []
+def parts_of_row(row: DatasetRow, tokenizer: Tokenizer) -> list[list[int] | str]:
+    """Return the parts of a row of ids: ids that are in every row, and names of texts."""
+    return parts_of(pieces_of_row(row, tokenizer), tokenizer, row.prompt["masks"])
 
 
 def task(row: DatasetRow, config: Config, computation: Computation, head: HeadOptions) -> VerbalizedTask:

@@ -291,7 +291,7 @@ BASES: Mapping[str, Base] = {
             {"model": "in/tuned", "input_file": ASKED, "output": "out/export"},
             ("in/tuned", ASKED),
             ("out/",),
-            ("model", "input_file", "vocab_file"),
+            ("model", "input_file", "dev_file", "vocab_file"),
             ("output",),
         ),
         Base(

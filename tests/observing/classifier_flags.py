@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ PARTNERS = {"task_name": "tatoeba", "data_dir": "{world}/translations", "do_pred
 FOUND = {f"files/out/{name}": DIFFERENT for name in ("eval_results", "dev_predictions", "dev_report")}
 ASKED = {"task_name": "asked", "task_file": "{world}/tasks.toml"}
 PET = {**ASKED, "method": "pet"}
+PRUNED, CONTRASTED = {"pruning": "structured"}, {"pruning": "structured", **PRETRAINED}
 LANGUAGES = {"task_name": "xnli", "data_dir": "{world}/languages", "task_type": "cross-lingual-transfer"}
 
 ROWS = (
@@ -294,6 +296,36 @@ ROWS = (
         {"task/distillation/layers": ("1:2",), "task/_pairs": DIFFERENT},
         {**TAUGHT, "hidden_distillation_weight": "1"},
     ),
+    Row(
+        "pruning",
+        "structured",
+        {"optimizer/pruning": DIFFERENT, "optimizer/pruning/is": "Structured", "plan/best_from_step": 3},
+    ),
+    Row("sparsity", "0.25", {"optimizer/pruning/sparsity": 0.25}, PRUNED),
+    # The recorder leaves no weights that the second level could begin from.
+    Row(
+        "pruning_levels",
+        "2",
+        {"error": re.compile("level_1"), "optimizer/pruning/sparsity": 0.25, "plan/output_dir": "out/level_1"},
+        PRUNED,
+    ),
+    Row("pruning_warmup", "0.5", {"optimizer/pruning/at": 10, "plan/best_from_step": 11}, PRUNED),
+    Row(
+        "pruning_cooldown",
+        "0.5",
+        {"optimizer/pruning/sparsity/end": 9, "plan/best_from_step": 10},
+        {"pruning": "magnitude"},
+    ),
+    Row("score_learning_rate", "0.5", {"optimizer/pruning/rate/rate": 0.5}, {"pruning": "movement"}),
+    Row("score_penalty", "7", {"optimizer/pruning/penalty/final": 7.0}, {"pruning": "soft"}),
+    Row("contrast_weight", "0.5", dict.fromkeys(("task", "training", "bank"), DIFFERENT), CONTRASTED),
+    Row("supervised_contrast_weight", "0.5", dict.fromkeys(("task", "training", "bank"), DIFFERENT), CONTRASTED),
+    Row(
+        "contrast_temperature",
+        "0.5",
+        {"task/contrast/temperature": 0.5},
+        {**CONTRASTED, "contrast_weight": "1"},
+    ),
     Row("child_tuning", "F", {"optimizer/transforms_after_clipping": DIFFERENT}),
     Row("child_tuning", "D", {"optimizer/transforms_after_clipping": DIFFERENT, "fisher": DIFFERENT}),
     Row("child_tuning_fraction", "0.5", {"optimizer/transforms_after_clipping/0/fraction": 0.5}, CHILD_F),
@@ -330,6 +362,12 @@ ROWS = (
             "task": DIFFERENT,
         },
         PET,
+    ),
+    Row(
+        "pet_generations",
+        "1",
+        dict.fromkeys(("plan", "training", "optimizer", "predicted", "files", "engine", "task"), DIFFERENT),
+        {**PET, "unlabelled_file": "{world}/trial.jsonl"},
     ),
     Row("auxiliary_weight", "0.5", {"task/loss_weights": DIFFERENT, "task/loss_weights/auxiliary": 0.5}, PET),
     Row("auxiliary_rate", "0.5", {"training": DIFFERENT}, PET),

@@ -84,6 +84,17 @@ CONVERT = Verb(
             {"files/out/model.safetensors": DIFFERENT, "printed": re.compile("run/best")},
             {"input": "{world}/run"},
         ),
+        Row(
+            "strip",
+            "true",
+            {
+                "files/out/model.safetensors": DIFFERENT,
+                "files/out/state.json": DIFFERENT,
+                "files/out/state.json/config/units_by_brick": (16, 3),
+                "printed": re.compile("stripped: [0-9,]+ parameters become [0-9,]+"),
+            },
+            {"input": "{world}/pruned", "format": "ours"},
+        ),
         Row("list", "true", {"files": ABSENT, **PRINTED}),
         Row("check_only", "true", {"files": ABSENT, **PRINTED}),
         Row(

@@ -24,6 +24,7 @@ import commands.devices
 import commands.exporting
 import commands.session
 import conversion.loading
+import tasks.contrastive_pruning
 import tasks.fisher
 import tasks.meta_distillation
 import tasks.taught
@@ -118,6 +119,7 @@ def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     patch.setattr(tasks.taught, "taught", teaching_of(notes))
     patch.setattr(commands.across, "with_sentences", writing_of(notes))
     patch.setattr(tasks.meta_distillation, "facts_of", facts_of(notes))
+    patch.setattr(tasks.contrastive_pruning, "bank_of", bank_of(notes))
     patch.setattr(
         commands.exporting,
         "export",
@@ -230,6 +232,8 @@ def described(optimizer: Any, names: list[str]) -> dict[str, Any]:
         schedule: Any = value if callable(value) else None
         return {str(step): float(schedule(step)) for step in _STEPS} if schedule else value
 
+    if hasattr(optimizer, "pruning"):
+        return described(optimizer.optimizer, names) | {"pruning": optimizer.pruning}
     fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
     as_they_are = ("rule", "transforms", "transforms_after_clipping")
     return {name: value if name in as_they_are else of(value) for name, value in fields.items()} | {
@@ -279,6 +283,17 @@ def facts_of(notes: Notes) -> Callable[..., dict[bytes, tuple[float, int]]]:
         return {b"any": (0.5, 0)}
 
     return of_domains
+
+
+def bank_of(notes: Notes) -> Callable[..., Any]:
+    """Return what takes the place of `tasks.contrastive_pruning.bank_of`: no model is asked for a vector."""
+
+    def asked(dataset: Any, told: Mapping[str, Any], batch_size: int) -> Any:
+        sources = [(name, len(models)) for name, models in told.items()]
+        notes.add("bank", {"sources": dict(sources), "batch_size": batch_size})
+        return tasks.contrastive_pruning.empty_bank(8, sources)
+
+    return asked
 
 
 def loader_of(notes: Notes) -> Callable[..., Any]:

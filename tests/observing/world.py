@@ -264,6 +264,9 @@ def make_checkpoints(folder: Path) -> None:
     write_ours(folder / "lacking", CONFIG, lacking)
     write_ours(folder / "three_classes", CONFIG, tensors(CONFIG, pairs=3))
     write_ours(folder / "pretrained_across", CONFIGS["across"], tensors(CONFIGS["across"], pairs=0))
+    pruned = tensors(CONFIG)
+    pruned["backbone/encoder/feed_forward_1/output/kernel"][3:] = 0
+    write_ours(folder / "pruned", CONFIG, pruned)
     exact = dataclasses.replace(PALM, hidden_act="gelu_erf")
     write_ours(folder / "palm", exact, tensors(exact))
     write_tf1(folder / "tf1", CONFIGS["shared"], shared, [folder / "vocab.txt"])

@@ -74,13 +74,24 @@ def file_of(name: str, world: Path) -> Path:
     return next(path for path in (folder / "test.tsv", folder / "test.json", folder / "dev.jsonl") if path.is_file())
 
 
+def candidate(found: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer of the verb's n-best file in the form of a served one; no answer has no place."""
+    place = {key: found[key] if found["text"] else None for key in ("begin", "end")}
+    return {"answer": found["text"], **place, "probability": found["probability"]}
+
+
 def predictions_of(name: str, folder: Path) -> list[dict[str, Any]]:
     """Return the answers in the files that the verb writes, as `told` names them."""
     if name == "squad":
         content = json.loads((folder / "test_nbest_predictions.json").read_text())
         texts = json.loads((folder / "test_predictions.json").read_text())
-        best = [next(each for each in found if each["text"] == texts[id_]) for id_, found in content.items()]
-        return [{"answer": e["text"], **{k: e[k] for k in ("begin", "end", "probability")}} for e in best]
+        told = [[candidate(each) for each in found] for found in content.values()]
+        best = [
+            next(each for each in found if each["answer"] == texts[id_])
+            for id_, found in zip(content, told, strict=True)
+        ]
+        kept = [[each for n, each in enumerate(found) if n < 5 or not each["answer"]] for found in told]
+        return [{**each, "n_best": others} for each, others in zip(best, kept, strict=True)]
     path = folder / ("test_predictions.jsonl" if (folder / "test_predictions.jsonl").is_file() else "test.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -107,9 +118,9 @@ def test_a_loaded_run_answers_as_the_verb_writes(name: str, world: Path, tmp_pat
     first = GIVEN[name](splits.examples["test"][0])
     assert_equal(loaded.predict(tuple(first) if isinstance(first, list) else first), found[0])
     # The same shapes again compile nothing.
-    count = loaded._programs.count
+    count = loaded.programs.count
     loaded.predict([GIVEN[name](example) for example in splits.examples["test"]], batch_size=2)
-    assert loaded._programs.count == count
+    assert loaded.programs.count == count
     if name == "lcqmc_matching":
         vector = loaded.predict("a b c")["embedding"]
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)

@@ -17,7 +17,7 @@ from commands.flags import parse
 from commands.task_files import find_task
 from tasks.datasets import Example, find_row, read_examples
 from tasks.found_labels import labels_in, with_columns
-from tasks.kinds import span
+from tasks.kinds import multilabel, span
 from tasks.run_file import RunFile, TokenizerFile
 from tasks.sources import find_files
 from tasks.splits import held_out
@@ -145,6 +145,19 @@ def test_flags_name_columns_of_every_row_of_texts(tmp_path: Path):
         UsageError, match=r"--text_pair_column=a: --task_name=sst_2 has no such column; it has text_a, label"
     ):
         find(tmp_path, "--do_train", "--text_pair_column=a", task="sst2")
+
+
+def test_a_table_of_several_labels_has_those_of_all_its_cells(tmp_path: Path):
+    write(tmp_path / "train.csv", 'text,label\nx,"sport, health"\ny,\nz,politics\n')
+    row, files, said = find(tmp_path, "--do_train", "--dev_share=0.4", task="csv_multilabel")
+    assert row.labels == ("health", "politics", "sport")
+    assert "3 labels in" in said[0]
+    examples = multilabel.read(row, files["train"][0], need_labels=True)
+    assert [each.label for each in examples] == [("health", "sport"), (), ("politics",)]
+    write(tmp_path / "train.jsonl", '{"text": "x", "label": ["a", "b"]}\n{"text": "y", "label": ["c"]}\n')
+    (tmp_path / "train.csv").unlink()
+    row, _, _ = find(tmp_path, "--do_train", "--dev_share=0.4", task="csv_multilabel")
+    assert row.labels == ("a", "b", "c")
 
 
 def test_a_prediction_has_the_labels_of_the_run_that_made_its_weights(tmp_path: Path):

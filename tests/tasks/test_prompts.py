@@ -16,7 +16,7 @@ from kind_files import SPECIALS, WORDS
 from data.tokenizers.wordpiece import WordPieceTokenizer
 from tasks.datasets import DatasetRow, Example, find_row, load_rows
 from tasks.kinds import METHODS, find_kind
-from tasks.prompts import cp_tuning, p_tuning, pet, soft_labels
+from tasks.prompts import cp_tuning, generations, p_tuning, pet, soft_labels
 from tasks.prompts.pattern import encode_prompts, parse, slots_of, with_soft_literals
 from tasks.prompts.prompt import pieces_of_row, settled_with_words
 from tasks.prompts.verbalizer import words_of
@@ -275,3 +275,25 @@ def test_joint_answers_are_the_softened_mean_of_scores_and_are_learnt_as_they_ar
     target.write_text('{"text_a": "a", "probabilities": {"0": 2}}\n')
     with pytest.raises(UsageError, match=r"train_soft_labels.jsonl:1: .*make the file anew"):
         soft_labels.read(row, target, need_labels=True)
+
+
+def test_a_generation_learns_what_the_others_said_with_labels_as_often_as_in_the_examples():
+    chances = np.zeros((3, 8, 2))
+    chances[0] = [[0.9, 0.1]] * 8  # the model's own answers are of no account
+    said = np.array([0.1, 0.2, 0.4, 0.45, 0.6, 0.7, 0.95, 0.99])
+    chances[1] = chances[2] = np.stack([said, 1 - said], axis=1)
+    found = list(generations.drawn(chances, 0, [2, 3], np.random.default_rng(0)))
+    assert [label for _, label in found] == [0, 0, 1, 1, 1]
+    assert len({text for text, _ in found}) == 5
+    assert all((said[text] > 0.5) == (label == 0) for text, label in found)
+    # Of a label that too few texts have, the nearest others are taken too, each text once.
+    found = dict(generations.drawn(chances, 0, [6, 4], np.random.default_rng(0)))
+    assert found == {**dict.fromkeys(range(2, 8), 0), 0: 1, 1: 1}
+
+
+def test_texts_are_drawn_the_likelier_the_surer_the_others_are():
+    chances = np.zeros((2, 4, 2))
+    chances[1] = [[0.99, 0.01], [0.55, 0.45], [0.55, 0.45], [0.55, 0.45]]
+    random = np.random.default_rng(1)
+    times = sum(0 in dict(generations.drawn(chances, 0, [1, 0], random)) for _ in range(2000))
+    assert abs(times / 2000 - 0.99 / 2.64) < 0.05  # four deviations
