@@ -122,6 +122,7 @@ def test_parameters_cut_or_refuse(client: Client):
         ("DELETE", "/info", None, {}, (405, "wrong_method")),
         ("PUT", "/models/m", b"x", {}, (405, "wrong_method")),
         ("GET", "/docs", None, {}, (404, "not_found")),
+        ("GET", "/info/", None, {}, (404, "not_found")),
         ("POST", "/models/m", {"data": {"text": "a"}}, {"Content-Type": "text/xml"}, (415, "not_json")),
         ("POST", "/models/m", gzip.compress(b"0" * 10**6), {"Content-Encoding": "gzip"}, (415, "not_json")),
         ("POST", "/models/m", b"x" * 1_000_001, {}, (413, "too_large")),
