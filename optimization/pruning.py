@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from absl.app import UsageError
@@ -118,7 +119,8 @@ class Structured:
             return largest(ops.concatenate(scores), wanted)
 
         chosen = ops.cond(due, ranked, lambda: ops.concatenate(alive))
-        parts = ops.split(chosen, [sum(sizes[: place + 1]) for place in range(len(sizes) - 1)])
+        # Keras's split fails for one part, which shared layers have.
+        parts = [chosen[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
         return {name: ops.repeat(part, self._heads(name) or 1) for name, part in zip(names, parts, strict=True)}
 
     def _heads(self, name: str) -> int:
