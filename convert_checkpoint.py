@@ -238,6 +238,7 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
     """Write `folder`, whose content the person will find at `output`, and report; return the exit code."""
     from conversion.beside import is_lowered, kind_of_run, labels_of
     from conversion.writers import PART_BYTES, write_ours, write_plug, write_tf1, write_transformers
+    from modeling.computation import LANGUAGES
 
     config, tensors = checkpoint.config, checkpoint.tensors
     assert config is not None
@@ -269,8 +270,13 @@ def _write_folder(options: Options, checkpoint: Checkpoint, folder: Path, output
     else:
         written = write_ours(folder, config, tensors, vocabulary, labels=labels)
     print(f"written to {output} as {written.naming}")
+    vectors = [name for name in written.dropped if name.startswith(f"{LANGUAGES}/")]
+    if vectors:
+        codes = ", ".join(name.removeprefix(f"{LANGUAGES}/") for name in vectors)
+        print(f"left out: the vectors of the languages {codes} have no place in {written.naming}; --format=ours has")
     for name in written.dropped:
-        print(f"left out, as --allow_unexpected says: {name} has no place in {written.naming}")
+        if name not in vectors:
+            print(f"left out, as --allow_unexpected says: {name} has no place in {written.naming}")
     if not vocabulary:
         print("no vocabulary found: pass --vocab_file to write one beside the weights")
     return prove(checkpoint, written, str(output))

@@ -321,8 +321,10 @@ def main(options: Options) -> int:
         for job in jobs:
             check_outputs(options, job)
         made = make_all(options, jobs, tokenizer)
-    if len(made) > 1:
-        print(balance([manifest for manifest in made if manifest], jobs))
+        told = balance([manifest for manifest in made if manifest], jobs) if len(made) > 1 else ""
+        forget(jobs)
+    if told:
+        print(told)
     return 0
 
 
@@ -364,15 +366,22 @@ def make_all(options: Options, jobs: Sequence[Job], tokenizer: Tokenizer) -> lis
             for former in jobs[:number]:
                 for output in (former.output, former.held_out):
                     remove_former(output)
+            forget(jobs[: number + 1])
             raise UsageError(f"{job.recipe.language}: {error}" if len(jobs) > 1 else str(error)) from None
     return made
 
 
-def make(options: Options, job: Job, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Make the records of one job, first those held out; return the manifest of the others, None under Beam.
+def forget(jobs: Sequence[Job]) -> None:
+    """Remove the notes of what is done of the jobs: the same command begins anew from now on."""
+    from data.writing import claims
 
-    The held-out part is small: if the large one is interrupted, the rerun does not repeat it.
-    """
+    for job in jobs:
+        for output in (job.output, job.held_out):
+            claims.forget(output.work_path)
+
+
+def make(options: Options, job: Job, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """Make the records of one job, first those held out; return the manifest of the others, None under Beam."""
     if not options.eval_fraction:
         remove_former(job.held_out)
     parts = [(job.recipe, job.names, job.output)]
@@ -559,7 +568,10 @@ def make_here(
             report=bars.report,
             encoding=options.encoding,
             accept_bad_text=options.accept_bad_text,
+            one_of_several=True,
         )
+    if result.found:
+        print(f"kept     {output.manifest_path}, which an interrupted run of this command had finished")
     print(summary(result.manifest))
     return result.manifest
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from commands.estimate import Work
     from commands.records import AllRecords, Records
     from commands.session import Session
+    from conversion.lazy import Array
     from data.objectives import Objective
     from data.reading import PretrainingDataset
+    from data.spoken import Spoken
     from modeling.config import Config
     from tasks.pretraining import PretrainingTask
     from tasks.run_file import RunFile
@@ -96,11 +98,26 @@ class Options(TrainingOptions):
         help="of the second text: continued behind the first, as in pairs that are fine-tuned, or restarted",
         choices=("continued", "restarted"),
     )
+    language_signal: bool = flag(
+        False,
+        help="masked tokens of camlm, and placeholders of btmlm's pseudo sentences, say by a learnt vector what "
+        "language they are to be of; the published weights have no such vectors",
+    )
+    pseudo_language: str | None = flag(
+        None,
+        help="with --language_signal: what pseudo sentences are to be in; by default, and beside texts of this "
+        "language, any other of the records is drawn",
+    )
     pseudo_length_ratio: float = flag(
         1.0, help="tokens that the model writes for each token of a text, as far as it has positions", minimum=0.0
     )
     pseudo_pick: str = flag(
         "argmax", help="what the model writes: the best token, or a drawn one", choices=("argmax", "sample")
+    )
+    cached_pseudo: bool = flag(
+        False,
+        help="write the pseudo sentences of all texts once, by the weights that the run begins with, and keep them in "
+        "the cache; by default they are written in every step, by those of the step",
     )
     next_tokens_loss_weight: float = flag(1.0, help="weight of the loss of a target's tokens", minimum=0)
     masked_lm_until: float = flag(
@@ -217,6 +234,21 @@ NEEDS = (
         lambda o: any(row.writes for row in o.rows),
     ),
     Need(
+        ("language_signal",),
+        f"an --objective with queries ({', '.join(name for name, row in OBJECTIVES.items() if row.has_queries)})",
+        lambda o: any(row.has_queries for row in o.rows),
+    ),
+    Need(
+        ("pseudo_language",),
+        "--language_signal and an --objective that writes",
+        lambda o: o.language_signal and any(row.writes for row in o.rows),
+    ),
+    Need(
+        ("cached_pseudo",),
+        "an --objective that writes, --init_checkpoint and --pseudo_pick=argmax",
+        lambda o: any(row.writes for row in o.rows) and o.init_checkpoint and o.pseudo_pick == "argmax",
+    ),
+    Need(
         ("allow_any_start",),
         f"an --objective after another ({', '.join(name for name, row in OBJECTIVES.items() if row.after)})",
         lambda o: any(row.after for row in o.rows),
@@ -251,22 +283,23 @@ def main(options: Options) -> None:
     session.together(lambda: check_start(options))
     records = session.together(lambda: open_records(options))
     config = session.start()
-    for part in records.parts.values():
+    # Positions that are too few are found out before the folder of the run is made.
+    works = works_of(config, options, records)
+    for part, work in zip(records.parts.values(), works, strict=True):
         tokenizer = part.tokenizer_facts(config, options.bert_config_file)
         session.check_fit(
             vocab_size=tokenizer["vocab_size"],
             vocabulary=tokenizer["file"],
             max_seq_length=part.training.max_seq_length,
             max_target_length=part.training.max_target_length,
+            # All texts of an example are rows of one call; what is written joins the row of its text.
+            tokens=work.length + work.other + work.written,
             scored=part.scored,
         )
         check_ids(part.training, config.vocab_size, options.bert_config_file)
-    # Positions that are too few are found out before the folder of the run is made.
-    works = works_of(config, options, records)
-
     build(session, options, records, factors)
     with session.entered(run_file(session, options, records), reads(options, records), options.num_train_steps):
-        load_weights(session, options)
+        load_weights(session, options, records.signal)
         if options.dry_run:
             session.show_plan(works=works if options.do_train else (), **plan_of(session, options, records))
             return
@@ -356,7 +389,7 @@ def task_of(session: Session, options: Options, records: Records) -> Pretraining
         },
         pooled=options.pooled_loss,
         label_smoothing=options.label_smoothing,
-        across=across_of(options),
+        across=across_of(options, records),
         pseudo=pseudo_of(options, records),
         until=dict.fromkeys(("masked_lm", "word_order"), round(options.masked_lm_until * options.num_train_steps))
         if ends
@@ -365,17 +398,23 @@ def task_of(session: Session, options: Options, records: Records) -> Pretraining
     )
 
 
-def load_weights(session: Session, options: Options) -> None:
-    """Load the weights to train from, or those of the finished run to score."""
+def load_weights(session: Session, options: Options, signal: Sequence[str] = ()) -> None:
+    """Load the weights to train from, or those of the finished run to score; `signal` are the languages they say."""
+    from commands.across import check_vectors
     from commands.records import check_pair_head, keep_pair_head, pair_labels
+    from modeling.computation import LANGUAGES
     from tasks.kinds import DECODER, PRETRAINING_HEADS
+
+    def adjust(tensors: dict[str, Array]) -> None:
+        check_vectors(tensors, options, signal)
+        (keep_pair_head if options.do_train else check_pair_head)(tensors, options)
 
     if options.do_train:
         session.start_from(
             options.init_checkpoint,
-            allow_missing=(*PRETRAINING_HEADS, *DECODER),
+            allow_missing=(*PRETRAINING_HEADS, *DECODER, f"{LANGUAGES}/.*"),
             allow_unexpected=("classifier/.*",),
-            adjust=lambda tensors: keep_pair_head(tensors, options),
+            adjust=adjust,
         )
         return
     # Any pretrained model can be scored on masked tokens alone.
@@ -383,18 +422,35 @@ def load_weights(session: Session, options: Options) -> None:
     session.engine.step = session.restore(
         options.init_checkpoint,
         allow_unexpected=unused,
-        adjust=lambda tensors: check_pair_head(tensors, options),
+        adjust=adjust,
     )
 
 
 def train(session: Session, options: Options, records: AllRecords) -> Mapping[str, float]:
     """Train on the records, and return the last scores of those held out, if there are any."""
+    plan = plan_of(session, options, records)
+    if options.cached_pseudo:
+        records, told = with_cached_pseudo(session, options, records)
+        plan["facts"] = {**plan["facts"], "pseudo sentences": told}
     outcome = session.train(
         records.mixture(session.rows_of_process(), options.train_batch_size, options.seed),
         (lambda: evaluate(session, options, records)) if records.has_held_out else None,
-        **plan_of(session, options, records),
+        **plan,
     )
     return outcome.evaluation
+
+
+def with_cached_pseudo(session: Session, options: Options, records: AllRecords) -> tuple[AllRecords, str]:
+    """Return the records with what the present weights write beside their texts, and a line about it."""
+    from commands.across import with_sentences
+
+    parts, told = dict(records.parts), []
+    for name, part in records.parts.items():
+        if OBJECTIVES[name].writes:
+            (loss,) = task_of(session, options, part).losses
+            parts[name], line = with_sentences(session, options, part, loss)
+            told.append(line)
+    return dataclasses.replace(records, parts=parts), "; ".join(told)
 
 
 def plan_of(session: Session, options: Options, records: AllRecords) -> dict[str, Any]:
@@ -433,6 +489,8 @@ def facts_of(options: Options, records: AllRecords, tokens: Mapping[str, int]) -
     if records.are_mixed:
         order = records.order(options.seed)
         facts["objectives"] = ", ".join(f"{name} {float(order.shares[name]):.1%}" for name in records.parts)
+    if records.signal:
+        facts["language signal"] = f"a vector each of {', '.join(records.signal)}"
     for name, part in records.parts.items():
         of = f" of {name}" if records.are_mixed else ""
         facts[f"data{of}"] = part.facts
@@ -455,6 +513,10 @@ def works_of(config: Config, options: Options, records: AllRecords) -> list[Work
     for name, part in records.parts.items():
         target = part.training.max_target_length
         length, other = lengths_read(options, part, config)
+        beside = written(options, part, config)
+        if options.cached_pseudo:
+            # They are read in the row of their text, and not written in the step.
+            length, beside = length + beside, 0
         work = Work(
             batch_size=options.train_batch_size,
             length=length,
@@ -462,7 +524,7 @@ def works_of(config: Config, options: Options, records: AllRecords) -> list[Work
             num_steps=options.num_train_steps,
             target=target,
             other=other,
-            written=written(options, part, config),
+            written=beside,
             share=records.shares[name],
         )
         works.append(work)
@@ -492,9 +554,10 @@ def evaluate_part(session: Session, options: Options, records: AllRecords, objec
     from data.mixture import marked
 
     mark = (lambda batch: marked(batch, objective)) if records.are_mixed else (lambda batch: batch)
+    part = records.parts[objective]
     found = {
-        language: session.engine.evaluate(map(mark, first_batches({language: dataset}, options)))
-        for language, dataset in records.parts[objective].held_out_languages.items()
+        language: session.engine.evaluate(map(mark, first_batches({language: part.spoken(language, dataset)}, options)))
+        for language, dataset in part.held_out_languages.items()
     }
     first, *others = found.values()
     if not others:
@@ -504,7 +567,9 @@ def evaluate_part(session: Session, options: Options, records: AllRecords, objec
     return scores | {f"{name}_{language}": each[name] for language, each in found.items() for name in losses}
 
 
-def first_batches(languages: Mapping[str, PretrainingDataset], options: Options) -> Iterator[dict[str, np.ndarray]]:
+def first_batches(
+    languages: Mapping[str, PretrainingDataset | Spoken] | Mapping[str, PretrainingDataset], options: Options
+) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of one evaluation, at most --max_eval_steps of each language."""
     for dataset in languages.values():
         yield from itertools.islice(dataset.evaluation_batches(options.eval_batch_size), options.max_eval_steps)

@@ -63,6 +63,7 @@ class Work:
         of_family: that key for families that have another.
         changes: fields of the config that it needs.
         across: fields of `tasks.across.Across` that it needs.
+        pseudo: where pseudo sentences are written: "in the step", or "before" it.
         texts: of an example. All batches of a case have as many texts, so that all see as many tokens.
         peers: whether transformers does the same.
         beside: the work of the same stack that it is compared with by arithmetic.
@@ -72,7 +73,8 @@ class Work:
     objective: str
     of_family: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
-    across: Mapping[str, str] = field(default_factory=dict)
+    across: Mapping[str, Any] = field(default_factory=dict)
+    pseudo: str = ""
     texts: int = 1
     peers: bool = False
     beside: str = ""
@@ -100,6 +102,10 @@ WORKS: Mapping[str, Work] = {
         texts=2,
         beside="masked_lm",
     ),
+    "btmlm": Work(
+        title="masked tokens beside pseudo sentences", objective="btmlm", pseudo="in the step", beside="masked_lm"
+    ),
+    "btmlm_cached": Work(title="the same, written before", objective="btmlm", pseudo="before", beside="masked_lm"),
 }
 MOST_BEYOND_ARITHMETIC = 1.15
 """What a step with a `beside` may cost: its seconds against that one's, over its operations against that one's."""
@@ -384,9 +390,21 @@ def operations_of(config: Config, length: int, predictions: int, work: Work) -> 
     from modeling.accounting import flops_per_example
 
     scored = predictions * work.texts * OBJECTIVES[work.objective_of(config)].streams
+    if work.pseudo:
+        written = pseudo_of(config, length)
+        if work.pseudo == "before":
+            return flops_per_example(config, length + written, scored)
+        return flops_per_example(config, length, scored, written=written)
     if work.across.get("computation") == "dense":
         return flops_per_example(config, work.texts * length, scored)
     return flops_per_example(config, length, scored, other=length if work.texts > 1 else 0)
+
+
+def pseudo_of(config: Config, length: int) -> int:
+    """Return the tokens of a pseudo sentence beside a text: as many as the text has, as far as there is room."""
+    from tasks.across import pseudo_length
+
+    return pseudo_length(length, 1.0, config.max_sequence_length)
 
 
 @dataclass(frozen=True)
@@ -446,6 +464,9 @@ def random_batches(
             batch["segment_ids"][:, length // 2 :] = 1
         if "next_sentence_labels" in batch:
             batch["next_sentence_labels"] = generator.integers(0, 2, size, np.int32)
+        if work.pseudo == "before":
+            shape = size, pseudo_of(config, length)
+            batch["pseudo_ids"] = generator.integers(5, config.vocab_size, shape, np.int32)
         batches.append(batch)
     return batches
 
@@ -461,12 +482,18 @@ def our_step(options: Options, config: Config, batches: list[dict[str, np.ndarra
     from modeling import DTYPES, Computation
     from modeling.accounting import parameter_count
     from optimization import Constant, create_optimizer
-    from tasks.across import Across
+    from tasks.across import Across, Pseudo
     from tasks.pretraining import PretrainingTask
 
     computation, work = Computation(DTYPES[options.precision[0]], remat=options.remat), WORKS[options.objectives[0]]
     objective = work.objective_of(config)
-    task = PretrainingTask(config, objective, across=Across(**work.across), computation=computation)
+    task = PretrainingTask(
+        config,
+        objective,
+        across=Across(**work.across),
+        pseudo=Pseudo(mask_id=config.vocab_size - 1, special_ids=(0, 1, 2)) if work.pseudo else None,
+        computation=computation,
+    )
     optimizer = create_optimizer(
         "adamw", Constant(LEARNING_RATE), weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, bias_correction=True
     )

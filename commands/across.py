@@ -2,27 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl.app import UsageError
 
+from data.languages import BETWEEN
 from data.objectives import OBJECTIVES
 from ground.addresses import shown
+from modeling.computation import LANGUAGES
 
 if TYPE_CHECKING:
     from commands.records import Records
+    from commands.session import Session
     from modeling.config import Config
     from tasks.across import Across, Pseudo
+    from tasks.losses import Loss
 
 
-def across_of(options: Any) -> Across:
+def across_of(options: Any, records: Records) -> Across:
     """Return how masked tokens are recovered from another text."""
     from tasks.across import Across
 
-    return Across(mask=options.camlm_mask, computation=options.camlm_computation, positions=options.camlm_positions)
+    return Across(
+        mask=options.camlm_mask,
+        computation=options.camlm_computation,
+        positions=options.camlm_positions,
+        languages=records.signal,
+    )
+
+
+def with_signal(options: Any, parts: Mapping[str, Records]) -> Mapping[str, Records]:
+    """Return the records of every objective with the languages that their tokens say, if --language_signal asks for it.
+
+    The languages are those of all records of the run, so that one model has a vector for each.
+
+    Raises:
+        UsageError: records do not say their language, pseudo sentences have no other, or not the one that is asked for.
+    """
+    from data.spoken import Languages
+
+    if not options.language_signal:
+        return parts
+    texts = [text for part in parts.values() for text in (*part.training_languages, *part.held_out_languages)]
+    named = {code for text in texts for code in text.split(BETWEEN)}
+    signal = tuple(sorted(named - {""}))
+    check_signal(options, parts, signal)
+    numbers = {code: number for number, code in enumerate(signal)}
+    found = {}
+    for name, part in parts.items():
+        row, said = OBJECTIVES[name], {}
+        for text in {*part.training_languages, *part.held_out_languages} if row.has_queries else ():
+            own, *second = text.split(BETWEEN)
+            asked = [options.pseudo_language] if options.pseudo_language not in (None, own) else signal
+            others = [code for code in asked if code != own] if row.writes else second or [own]
+            said[text] = Languages(numbers[own], tuple(numbers[code] for code in others))
+        found[name] = dataclasses.replace(part, signal=signal if row.has_queries else (), said=said)
+    return found
+
+
+def check_signal(options: Any, parts: Mapping[str, Records], signal: Sequence[str]) -> None:
+    """Raise `UsageError` where tokens cannot say what language they are to be of; `signal` are those of all records."""
+    wanted = options.pseudo_language
+    for name, part in parts.items():
+        row = OBJECTIVES[name]
+        if row.has_queries and "" in part.training_languages:
+            kind = "en-zh=TEXT:TEXT" if row.across else "en=TEXT,zh=TEXT"
+            raise UsageError(
+                f"--language_signal=True but the records of {name} do not say their language: make them with "
+                f"create_pretraining_data.py --input_file={kind}"
+            )
+    if wanted is not None and wanted not in signal:
+        raise UsageError(
+            f"--pseudo_language={wanted} but the records are of {', '.join(signal)}: give one of these, or records of "
+            f"{wanted} too"
+        )
+    if len(signal) < 2 and any(OBJECTIVES[name].writes for name in parts):
+        raise UsageError(
+            f"--language_signal=True but all records are of {', '.join(signal)}, so that no pseudo sentence can be of "
+            "another language: give --input_file records of others too"
+        )
+
+
+def check_vectors(tensors: Collection[str], options: Any, signal: Sequence[str]) -> None:
+    """Raise `UsageError` where weights and flags do not agree about what says the language of a token.
+
+    Args:
+        tensors: names of those of the weights, ours.
+        options: of the run.
+        signal: the languages that the model says.
+    """
+    has = sorted(name.removeprefix(f"{LANGUAGES}/") for name in tensors if name.startswith(f"{LANGUAGES}/"))
+    absent = [code for code in signal if code not in has]
+    got = f"vectors of {', '.join(has)}" if has else "no vectors of languages"
+    rows = [OBJECTIVES[name] for name in options.shares]
+    if not options.do_train and has and not signal and any(row.has_queries for row in rows):
+        raise UsageError(f"the weights have {got}, which are not read without --language_signal=True: give it")
+    learns = options.do_train and (options.allow_any_start or any(row.across for row in rows))
+    if absent and not learns:
+        raise UsageError(
+            f"--language_signal=True needs a vector of {', '.join(absent)}, but the weights have {got}, and only camlm "
+            "learns them: give weights that learnt camlm with --language_signal=True on these languages"
+        )
 
 
 def pseudo_of(options: Any, records: Records) -> Pseudo | None:
@@ -55,7 +142,75 @@ def pseudo_of(options: Any, records: Records) -> Pseudo | None:
         special_ids=tuple(np.flatnonzero(vocabulary.special).tolist()),
         length_ratio=options.pseudo_length_ratio,
         pick=options.pseudo_pick,
+        languages=records.signal,
     )
+
+
+def with_sentences(session: Session, options: Any, records: Records, loss: Loss) -> tuple[Records, str]:
+    """Return the records with what the weights that the run begins with write beside their texts, and a line about it.
+
+    What a run from the same weights wrote before is taken from the cache.
+
+    Args:
+        session: whose model has these weights.
+        options: of the run.
+        records: of an objective that writes.
+        loss: of the objective.
+    """
+    from data import pseudo_sentences
+    from data.pseudo_sentences import PSEUDO, BesideWritten
+    from data.spoken import Languages, Spoken
+    from serving.programs import Programs
+
+    if session.rows_of_process()[1] > 1:
+        raise UsageError("--cached_pseudo=True writes in one process, but this run has several: leave it out")
+    side = records.training.form.sides[0]
+
+    def prepared(model: Any, batch: Any) -> Mapping[str, Any]:
+        found = loss.prepare(model, batch, None)
+        return {name: found[name] for name in (PSEUDO, "pseudo_mask")}
+
+    def write(batches: Iterable[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for found in Programs(prepared, session.engine.model).predict(batches):
+            yield found[PSEUDO], found["pseudo_mask"].sum(axis=1)
+
+    def texts() -> Iterator[Mapping[str, np.ndarray]]:
+        for language, dataset in records.training_languages.items():
+            said = records.said.get(language)
+            asked = [Spoken(dataset, Languages(said.own, (other,))) for other in said.others] if said else [dataset]
+            for each in asked:
+                yield from each.evaluation_batches(options.eval_batch_size)
+
+    key = key_of_writer(session, options, records)
+    former = pseudo_sentences.read(key)
+    sentences, count = pseudo_sentences.write_all(texts(), side, former, write)
+    if count:
+        pseudo_sentences.keep(key, sentences)
+    width = written(options, records, session.config)
+    told = f"{len(sentences):,} beside texts, of which {count:,} are written now and the others are from the cache"
+    beside = partial(BesideWritten, side=side, sentences=sentences, width=width)
+    return dataclasses.replace(records, beside_written=beside), told
+
+
+def key_of_writer(session: Session, options: Any, records: Records) -> str:
+    """Return the digest of all that decides what is written: weights, shape, length rule, precision, backend, code."""
+    import keras
+
+    import modeling
+    import tasks.across
+    from data.teacher_scores import key_of
+    from modeling import named_variables
+
+    sources = [*sorted(Path(modeling.__file__).parent.glob("*.py")), Path(tasks.across.__file__)]
+    parts = {f"code {path.name}": path.read_bytes() for path in sources}
+    parts["shape"] = session.config.to_json().encode()
+    parts["rule"] = f"{pseudo_of(options, records)} {written(options, records, session.config)}".encode()
+    parts["where"] = f"{keras.config.backend()} {options.precision}".encode()
+    for name, variable in named_variables(session.engine.model).items():
+        if name.startswith(("backbone/", "masked_lm/", f"{LANGUAGES}/")):
+            value = np.asarray(variable)
+            parts[f"weights {name} {value.shape}"] = hashlib.sha256(value.tobytes()).digest()
+    return key_of(parts)
 
 
 def written(options: Any, records: Records, config: Config) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
+from commands.across import with_signal
 from commands.objective_files import files_of_objectives, is_named
 from data.objectives import OBJECTIVES, same_records
 from ground.addresses import shown
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from data.mixture import Dataset, Mixture
     from data.reading import PretrainingDataset
     from data.shards import Shards
+    from data.spoken import Languages, Spoken
     from modeling.config import Config
 
 
@@ -32,6 +34,10 @@ class Records:
         training_languages: the examples of each language, by its code; of one that is not named where there is one.
         held_out_languages: likewise; none without --do_eval.
         shares: how often each language is drawn; empty where there is one.
+        signal: languages that tokens say they are to be of, in the order of their numbers; none by default.
+        said: the languages of examples of each language of records, where there is a signal.
+        beside_written: a data set of them -> one whose batches bring what was written beside their texts before; None
+            where nothing was.
     """
 
     training: PretrainingDataset
@@ -40,6 +46,9 @@ class Records:
     training_languages: Mapping[str, PretrainingDataset]
     held_out_languages: Mapping[str, PretrainingDataset]
     shares: Mapping[str, float]
+    signal: tuple[str, ...] = ()
+    said: Mapping[str, Languages] = field(default_factory=dict)
+    beside_written: Callable[[Dataset], Dataset] | None = None
 
     def mixture(self, rows: tuple[int, int], batch_size: int, seed: int) -> Dataset:
         """Return what is trained on.
@@ -51,10 +60,21 @@ class Records:
         """
         from data.mixture import Mixture
 
+        parts: dict[str, Dataset] = {
+            name: self.spoken(name, each.part(*rows, batch_size // rows[1]))
+            for name, each in self.training_languages.items()
+        }
+        if self.beside_written is not None:
+            parts = {name: self.beside_written(part) for name, part in parts.items()}
         if not self.shares:
-            return self.training.part(*rows, batch_size // rows[1])
-        parts = {name: each.part(*rows, batch_size // rows[1]) for name, each in self.training_languages.items()}
+            return next(iter(parts.values()))
         return Mixture({name: (parts[name], share) for name, share in self.shares.items()}, seed)
+
+    def spoken(self, language: str, dataset: PretrainingDataset) -> PretrainingDataset | Spoken:
+        """Return the examples of a language of records, with the languages of their texts where they are said."""
+        from data.spoken import Spoken
+
+        return Spoken(dataset, self.said[language]) if self.said else dataset
 
     @property
     def drawn(self) -> str:
@@ -122,6 +142,11 @@ class AllRecords:
         return len(self.parts) > 1
 
     @property
+    def signal(self) -> tuple[str, ...]:
+        """The languages that tokens say they are to be of; none by default."""
+        return next((part.signal for part in self.parts.values() if part.signal), ())
+
+    @property
     def max_seq_length(self) -> int:
         """The most tokens of a row of any objective."""
         return max(part.training.max_seq_length for part in self.parts.values())
@@ -173,6 +198,7 @@ def open_records(options: Any) -> AllRecords:
     check_lengths(options, parts)
     check_one_vocabulary(parts.values())
     check_language_flags(options, parts)
+    parts = with_signal(options, parts)
     if options.pooled_loss and not any(part.shuffled for part in parts.values()):
         raise UsageError(
             "--pooled_loss=True but the records hold no shuffled words: make them with --trigram_rate=0.05"

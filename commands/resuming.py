@@ -49,10 +49,12 @@ _SHARED = {
 }
 _PRETRAINING = {
     SAME: "input_file eval_input_file objective",
-    NAMED: "camlm_computation camlm_mask camlm_positions crossed_loss_weight eval_steps label_smoothing language_alpha "
-    "masked_lm_loss_weight masked_lm_until max_eval_steps max_predictions_per_seq next_tokens_loss_weight "
-    "num_warmup_steps objective_weights parallel_share poly_power pooled_loss pseudo_length_ratio pseudo_pick schedule "
-    "sentence_loss_weight start_warmup_step word_order_loss_weight",
+    # Another model: with a vector for each language, or without.
+    FIXED: "language_signal",
+    NAMED: "cached_pseudo camlm_computation camlm_mask camlm_positions crossed_loss_weight eval_steps label_smoothing "
+    "language_alpha masked_lm_loss_weight masked_lm_until max_eval_steps max_predictions_per_seq "
+    "next_tokens_loss_weight num_warmup_steps objective_weights parallel_share poly_power pooled_loss pseudo_language "
+    "pseudo_length_ratio pseudo_pick schedule sentence_loss_weight start_warmup_step word_order_loss_weight",
     # Of use with --init_checkpoint alone, whose rule is START.
     FREE: "allow_any_start init_sentence_head",
 }

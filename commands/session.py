@@ -140,12 +140,22 @@ class Session:
         vocabulary: str,
         max_seq_length: int,
         max_target_length: int = 0,
+        tokens: int = 0,
         scored: int = 0,
         rows_per_example: int = 1,
     ) -> None:
-        """Raise `UsageError` unless the data fits the model, and a batch with `scored` positions the memory of a CPU.
+        """Raise `UsageError` unless the data fits the model, and a batch the memory of a CPU.
 
         Its ids have to lie in the vocabulary, its lengths within the positions.
+
+        Args:
+            vocab_size: of the data.
+            vocabulary: its file, for messages.
+            max_seq_length: tokens of a text.
+            max_target_length: tokens of a target.
+            tokens: of all texts of an example that a layer computes at once; 0: `max_seq_length`.
+            scored: positions of an example that are scored over the vocabulary.
+            rows_per_example: rows of so many tokens and scores that are computed for an example.
         """
         path = self.config_path
         if self.config.vocab_size != vocab_size:
@@ -165,7 +175,8 @@ class Session:
                     flag = f"{what}_batch_size"
                     parts = self.options.gradient_accumulation_steps if what == "train" else 1
                     rows = getattr(self.options, flag)
-                    check_batch(self.config, flag, rows, max_seq_length, scored, parts, rows_per_example)
+                    length = tokens or max_seq_length
+                    check_batch(self.config, flag, rows, length, scored, parts, rows_per_example)
 
     def computation(self) -> Computation:
         """Return how the model computes, as the flags say."""

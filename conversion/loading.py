@@ -17,7 +17,7 @@ from conversion.lazy import Array, Tensors, derived
 from conversion.namings import graph_of
 from conversion.readers import Checkpoint
 from modeling.beginnings import Beginning, Computed
-from modeling.computation import SCAFFOLD
+from modeling.computation import LANGUAGES, SCAFFOLD
 from modeling.config import Config
 from modeling.families import FAMILIES
 
@@ -194,9 +194,9 @@ def assignment(
         for name in report.missing
         if not (_allowed(name, (*allow_missing, f"{SCAFFOLD}/.*")) or _unread(name, tensors) or name in beginning.new)
     ]
-    unexpected = [
-        name for name in report.unexpected if not (_allowed(name, allow_unexpected) or name in beginning.unused)
-    ]
+    # Nothing reads the vectors of languages but a run that learns with them, and no other output depends on them.
+    spare = (*allow_unexpected, f"{LANGUAGES}/.*")
+    unexpected = [name for name in report.unexpected if not (_allowed(name, spare) or name in beginning.unused)]
     if missing or unexpected or wrong_shape:
         raise UsageError(_complaint(shapes, checkpoint, missing, unexpected, wrong_shape))
     values = {name: tensors[source] for name, source in sources.items() if source is not None}

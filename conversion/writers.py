@@ -34,6 +34,7 @@ from conversion.tokenizer_files import (
 )
 from ground.outputs import RECORD, is_left_over, note_written, was_written
 from ground.words import few_names
+from modeling.computation import LANGUAGES
 from modeling.config import Config
 from training.checkpoints import in_parts, part_name
 
@@ -87,6 +88,7 @@ def write_transformers(
     pattern of `allow_dropped` matches, for a graph that `model_type` cannot express, for a vocabulary of another size,
     and when `directory` holds other files.
     """
+    _check_decoder(config)
     if model_type == "auto":
         model_type = namings.transformers_model_type(config)
     naming = _transformers_naming(model_type, config, tensors)
@@ -203,6 +205,17 @@ def write_ours(
     return Written(Path(directory), "ours", config, dict(tensors), [])
 
 
+def _check_decoder(config: Config) -> None:
+    """Raise `UsageError` for a model that generates, of a family that is written for no class that does."""
+    own = namings.transformers_model_type(config)
+    codes = [naming.code for naming in namings.NAMINGS if naming.model_type == own]
+    if config.num_decoder_layers and not any(code is not None and code.generates for code in codes):
+        raise UsageError(
+            f"this model cannot be written for transformers: it has a decoder, and no class that a {config.family} is "
+            "written for has one; --format=ours can hold it"
+        )
+
+
 def _transformers_naming(model_type: str, config: Config, tensors: Tensors) -> Naming:
     """Return the naming of `model_type` that says what the config says and has most heads of `tensors`.
 
@@ -241,12 +254,15 @@ def _tf1_naming(config: Config) -> Naming:
 
 
 def _kept(naming: Naming, tensors: Tensors, allow_dropped: Sequence[str]) -> dict[str, Array]:
-    """Return the tensors that have a place; raise `UsageError` for another that no pattern allows to be left out."""
+    """Return the tensors that have a place; raise `UsageError` for another that no pattern allows to be left out.
+
+    Vectors of languages have a place in no naming but ours, and nothing that is written depends on them.
+    """
     kept = {name: value for name, value in tensors.items() if _has_place(naming, name, value)}
     lost = [
         name
         for name in sorted(tensors.keys() - kept.keys())
-        if not any(re.fullmatch(pattern, name) for pattern in allow_dropped)
+        if not any(re.fullmatch(pattern, name) for pattern in (*allow_dropped, f"{LANGUAGES}/.*"))
     ]
     if lost:
         head = lost[0].split("/")[0]

@@ -64,6 +64,11 @@ class Objective:
     writes: bool = False
     after: str = ""
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether tokens that no other token reads are to be found, which may say what language they are to be of."""
+        return self.across or self.writes
+
 
 _STRUCTURE = ("random", "next", "previous", "later", "earlier")
 

@@ -12,6 +12,9 @@ DTYPES: Mapping[str, str] = {"float32": "float32", "bfloat16": "mixed_bfloat16",
 SCAFFOLD = "scaffold"
 """Name of the layer that a model has only while it learns; see `modeling/scaffold.py`."""
 
+LANGUAGES = "languages"
+"""Name of the layer of the vectors by which tokens say their language; see `modeling/language_signal.py`."""
+
 
 @dataclass(frozen=True)
 class Computation:

@@ -111,7 +111,7 @@ class Embeddings(keras.layers.Layer):
             input_ids_BL: token ids.
             segment_ids_BL: token types; all 0 by default.
             position: position of the first token (cached decoding).
-            word_noise_BLE: added to the looked-up word vectors (adversarial training).
+            word_noise_BLE: added to the looked-up word vectors (adversarial training; the language of a token).
             training: apply dropout.
             sequence_ids_BL: the number of each token's sequence in packed rows; positions begin anew in each.
             places_BL: the place of each token in its sequence, from 0 on, for rows that are no sequences; the caller

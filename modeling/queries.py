@@ -91,8 +91,10 @@ class WithQueries(Backbone):
 
         Args:
             features: of `Backbone.call`; further int32 `places` [B, L], and `query_ids` and `query_places` [B, P].
+                Where tokens say their language, its vector is added to the words: `query_vectors` [B, 1, E] to those
+                of all queries, `word_vectors` [B, L, E] to those of a row without queries.
             training: apply dropout, keyed by the surrounding `seeded` scope.
-            word_noise_BLE: of `Backbone.call`; not together with queries.
+            word_noise_BLE: of `Backbone.call`; not together with queries or `word_vectors`.
             first_only: of `Backbone.call`; without effect beside queries, which are not first.
 
         Returns:
@@ -100,13 +102,20 @@ class WithQueries(Backbone):
             `hidden_states` those of the text in front of every block, which are as if there were no queries.
         """
         if "query_ids" not in features:
+            if "word_vectors" in features:
+                assert word_noise_BLE is None
+                word_noise_BLE = features["word_vectors"]
             return super().call(features, training=training, word_noise_BLE=word_noise_BLE, first_only=first_only)
         assert word_noise_BLE is None
         ids_BK = ops.concatenate([features["input_ids"], features["query_ids"]], axis=1)
         places_BK = ops.concatenate([features["places"], features["query_places"]], axis=1)
         length, num_queries = features["input_ids"].shape[1], features["query_ids"].shape[1]
+        if "query_vectors" in features:
+            vectors_B1E = features["query_vectors"]
+            is_query_K = ops.cast(ops.arange(length + num_queries) >= length, vectors_B1E.dtype)
+            word_noise_BLE = vectors_B1E * is_query_K[None, :, None]
         x_BPD, states = self.encoder(
-            self.embeddings(ids_BK, places_BL=places_BK, training=training),
+            self.embeddings(ids_BK, places_BL=places_BK, word_noise_BLE=word_noise_BLE, training=training),
             attention_mask=self.attention_mask(features),
             training=training,
             num_queries=num_queries,

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from absl.app import UsageError
 
+from data.pseudo_sentences import PSEUDO
+from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE
 from ground.keys import fold_in
 from ground.tensors import Tensor, ops
 from modeling import masks
+from modeling.computation import LANGUAGES
 from modeling.heads import QueriesHead, gather_positions
+from modeling.language_signal import LanguageSignal
 from modeling.losses import label_is_best, negative_log_likelihood
 from modeling.randomness import gumbel, next_key, seeded
 from modeling.two_sides import apart, side_by_side
@@ -42,11 +47,14 @@ class Across:
         mask: "strict", or "cross", which a reproduction of others has; see `modeling.masks.across_mask`.
         computation: "split" or "dense".
         positions: of the second text: "continued" behind the first, or "restarted".
+        languages: of which a masked token says its own by a vector, in the order of their numbers in batches
+            (`data.spoken`); none: it says nothing, as in the paper.
     """
 
     mask: str = "strict"
     computation: str = "split"
     positions: str = "continued"
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +66,14 @@ class Pseudo:
         special_ids: of tokens that are no text.
         length_ratio: placeholders for each token of the text, specials counted; as many as there is room for.
         pick: "argmax" or "sample".
+        languages: of which a placeholder says by a vector the one that it is to be of; see `Across`.
     """
 
     mask_id: int
     special_ids: Sequence[int]
     length_ratio: float = 1.0
     pick: str = "argmax"
+    languages: tuple[str, ...] = ()
 
 
 def named_places(batch: Batch, prefix: str, length: int) -> Tensor:
@@ -84,6 +94,18 @@ def original_ids(batch: Batch) -> Tensor:
     return ops.where(ops.any(named_BPL, axis=1), labels_BL, ids_BL)
 
 
+def heads_of(languages: tuple[str, ...]) -> dict[str, HeadOfModel]:
+    """Return the heads of a loss whose queries are scored, and say a language where there are languages."""
+    signal = {LANGUAGES: partial(LanguageSignal, languages=languages)} if languages else {}
+    return {"masked_lm": QueriesHead, **signal}
+
+
+def vectors_of(model: keras.Model, numbers_B: Tensor) -> Tensor:
+    """Return the vectors of languages by their numbers, x_B1E."""
+    (signal,) = (head for head in model.heads if isinstance(head, LanguageSignal))
+    return signal.vectors(numbers_B)
+
+
 class AcrossLoss:
     """Cross-entropy of the masked tokens of two texts, each recovered from what is not masked of the other alone.
 
@@ -100,7 +122,7 @@ class AcrossLoss:
             )
         self.weights: Mapping[str, float] = {"camlm": settings.weights.get("masked_lm", 1.0)}
         self.metrics: tuple[str, ...] = ("camlm_accuracy",)
-        self.heads: Mapping[str, HeadOfModel] = {"masked_lm": QueriesHead}
+        self.heads: Mapping[str, HeadOfModel] = heads_of(self.across.languages)
 
     def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
         """Return the batch with the rows that the model computes, and the labels and weights of what it scores."""
@@ -123,6 +145,9 @@ class AcrossLoss:
             }
             for side in _SIDES
         }
+        if self.across.languages:
+            for side, number in zip(_SIDES, (OWN_LANGUAGE, OTHER_LANGUAGE), strict=True):
+                sides[side]["vector"] = vectors_of(model, batch[number])
         rows = _split(*sides.values()) if self.across.computation == "split" else self._dense(*sides.values())
         return {**batch, **rows}
 
@@ -152,7 +177,13 @@ class AcrossLoss:
 
         side_ids = ops.concatenate([first["mask"], 2 * second["mask"]], axis=1)
         behind = second["positions"] + first["ids"].shape[1]
+        said = {}
+        if self.across.languages:
+            masked_BL1 = [ops.cast(side["masked"], side["vector"].dtype)[:, :, None] for side in (first, second)]
+            vectors_BLE = [first["vector"] * masked_BL1[0], second["vector"] * masked_BL1[1]]
+            said["word_vectors"] = ops.concatenate(vectors_BLE, axis=1)
         return {
+            **said,
             "input_ids": joined("ids"),
             "places": joined("places"),
             "attention_mask": masks.across_mask(side_ids, joined("masked"), self.across.mask),
@@ -168,7 +199,9 @@ def _split(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Ten
     for side in (first, second):
         shown.append(side["mask"] * ops.cast(ops.logical_not(side["masked"]), "int32"))
         queries.append(gather_positions(side["ids"][:, :, None], side["positions"])[:, :, 0])
+    said = {"query_vectors": side_by_side(second["vector"], first["vector"])} if "vector" in first else {}
     return {
+        **said,
         "input_ids": side_by_side(first["ids"], second["ids"]),
         "input_mask": side_by_side(*shown),
         "places": side_by_side(first["places"], second["places"]),
@@ -187,7 +220,8 @@ class BesidePseudoLoss:
         text      [CLS] a b [SEP], of which a is masked, at places 0 1 2 3
         written   u v w x, at places 4 5 6 7
         row       [CLS] [MASK] b [SEP] u v w x
-    Without `Settings.pseudo` nothing is written, and the text is all that is read.
+    Without `Settings.pseudo` nothing is written, and the text is all that is read. A batch may bring what was written
+    before (`data.pseudo_sentences`); then nothing is written in the step.
     """
 
     def __init__(self, objective: Objective, settings: Settings):
@@ -195,7 +229,7 @@ class BesidePseudoLoss:
         self.weights: Mapping[str, float] = {"btmlm": settings.weights.get("masked_lm", 1.0)}
         written = ("pseudo_repetition", "pseudo_emptiness") if self.pseudo else ()
         self.metrics: tuple[str, ...] = ("btmlm_accuracy", *written)
-        self.heads: Mapping[str, HeadOfModel] = {"masked_lm": QueriesHead}
+        self.heads: Mapping[str, HeadOfModel] = heads_of(self.pseudo.languages if self.pseudo else ())
 
     def prepare(self, model: keras.Model, batch: Batch, seed: Tensor | None) -> Batch:
         """Return the batch with the pseudo sentences in its rows, and they alone as `pseudo_ids` and `pseudo_mask`."""
@@ -212,24 +246,31 @@ class BesidePseudoLoss:
         pseudo_mask_BK = ops.cast(slots_K < written_B1, "int32")
         places_BL = ops.zeros_like(ids_BL) + ops.arange(length, dtype="int32")
         pseudo_places_BK = lengths_B1 + slots_K
-        # The body alone: the head would score all placeholders at once.
-        outputs = model.backbone(
-            {
-                "input_ids": original_ids(batch),
-                "input_mask": mask_BL,
-                "places": places_BL,
-                "query_ids": ops.full_like(pseudo_places_BK, self.pseudo.mask_id),
-                "query_places": pseudo_places_BK,
-            },
-            training=False,
-        )
-        pseudo_BK = self._picked(model, ops.stop_gradient(outputs["queried_output"])) * pseudo_mask_BK
+        places = {"places": places_BL, "query_places": pseudo_places_BK}
+        pseudo_BK = batch[PSEUDO] if PSEUDO in batch else self._written(model, batch, places) * pseudo_mask_BK
         prepared |= {
             "input_ids": ops.concatenate([ids_BL, pseudo_BK], axis=1),
             "input_mask": ops.concatenate([mask_BL, pseudo_mask_BK], axis=1),
             "places": ops.concatenate([places_BL, pseudo_places_BK], axis=1),
         }
-        return {**prepared, "pseudo_ids": pseudo_BK, "pseudo_mask": pseudo_mask_BK}
+        return {**prepared, PSEUDO: pseudo_BK, "pseudo_mask": pseudo_mask_BK}
+
+    def _written(self, model: keras.Model, batch: Batch, places: Batch) -> Tensor:
+        """Return a token for every placeholder, int32 [B, K], from the text before it was masked."""
+        assert self.pseudo is not None
+        said = {"query_vectors": vectors_of(model, batch[OTHER_LANGUAGE])} if self.pseudo.languages else {}
+        # The body alone: the head would score all placeholders at once.
+        outputs = model.backbone(
+            {
+                **said,
+                **places,
+                "input_ids": original_ids(batch),
+                "input_mask": batch["input_mask"],
+                "query_ids": ops.full_like(places["query_places"], self.pseudo.mask_id),
+            },
+            training=False,
+        )
+        return self._picked(model, ops.stop_gradient(outputs["queried_output"]))
 
     def normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """Count the predicted tokens."""
@@ -242,7 +283,7 @@ class BesidePseudoLoss:
         """
         losses, metrics = _one_term("btmlm", outputs, batch["masked_lm_ids"], batch["masked_lm_weights"])
         if self.pseudo is not None:
-            ids_BK, mask_BK = batch["pseudo_ids"], ops.cast(batch["pseudo_mask"], "float32")
+            ids_BK, mask_BK = batch[PSEUDO], ops.cast(batch["pseudo_mask"], "float32")
             again = ops.cast(ids_BK[:, 1:] == ids_BK[:, :-1], "float32") * mask_BK[:, 1:]
             special_S = ops.convert_to_tensor(np.asarray([*self.pseudo.special_ids], np.int32))
             empty = ops.cast(ops.any(ids_BK[:, :, None] == special_S, axis=-1), "float32") * mask_BK
@@ -253,7 +294,7 @@ class BesidePseudoLoss:
     def predictions(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the best token at every masked position, `masked_lm_ids`, and what was written."""
         found = {"masked_lm_ids": ops.argmax(outputs["masked_lm_logits"], axis=-1)}
-        return found | ({"pseudo_ids": batch["pseudo_ids"]} if self.pseudo else {})
+        return found | ({PSEUDO: batch[PSEUDO]} if self.pseudo else {})
 
     def _picked(self, model: keras.Model, x_BKD: Tensor) -> Tensor:
         """Return a token for every placeholder, int32 [B, K], a few placeholders of each text at a time.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from absl.app import UsageError
 from jax_verbs import call_on_jax
 
+import convert_checkpoint
 import create_pretraining_data
 import run_pretraining
 from commands.across import check_start
@@ -45,6 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make(folder, "shuffled", "masked_lm", input_file=INPUTS["masked_lm"], trigram_rate=0.1)
     make(folder, "packed", "masked_lm", input_file=INPUTS["masked_lm"], pack_sequences=True)
     make(folder, "dynamic", "masked_lm", input_file=INPUTS["masked_lm"], masking="dynamic")
+    make(folder, "unnamed", "camlm", input_file=INPUTS["camlm"].removeprefix("en-zh="))
+    make(folder, "both", "btmlm", input_file=f"{INPUTS['btmlm']},{INPUTS['masked_lm']}")
     return folder
 
 
@@ -88,6 +93,59 @@ def test_what_camlm_learnt_goes_on_as_btmlm_on_jax_and_is_one_model(world: Path,
     # It is a beginning of a further btmlm, and goes on in its own folder without --init_checkpoint.
     for start, output in ((world / "btmlm/checkpoints/step_00000004", "further"), (None, "btmlm")):
         check_start(start_of(world, output, start))
+
+
+def test_a_signal_goes_from_camlm_to_btmlm_and_is_left_out_of_other_formats(
+    world: Path, camlm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    asking: dict[str, Any] = {"language_signal": "true", "input_file": world / "both/*.tfrecord"}
+    with pytest.raises(UsageError, match="needs a vector of en, zh, but the weights have no vectors of languages"):
+        run(world, "btmlm", "refused_start", init_checkpoint=camlm, **asking)
+    run(world, "camlm", "saying", language_signal="true", do_eval="false")
+    found = read_checkpoint(world / "saying").tensors
+    vectors = {"languages/en", "languages/zh"}
+    assert found.keys() - read_checkpoint(camlm).tensors.keys() == vectors
+    assert all(np.asarray(found[name]).any() for name in vectors)
+    with pytest.raises(UsageError, match="which are not read without --language_signal=True: give it"):
+        run(world, "camlm", "saying", do_train="false")
+    with pytest.raises(UsageError, match="was trained with language_signal True, this run has False"):
+        run(world, "camlm", "saying", num_train_steps=5, do_eval="false")
+    run(world, "btmlm", "asking", init_checkpoint=world / "saying", pseudo_language="zh", **asking)
+    assert {"btmlm_loss_en", "btmlm_loss_zh"} <= json.loads((world / "asking/eval_results.json").read_text()).keys()
+    assert vectors < read_checkpoint(world / "asking").tensors.keys()
+    capsys.readouterr()
+    monkeypatch.setattr(convert_checkpoint, "prove", lambda *arguments: 0)
+    for form, kept in (("transformers", set()), ("ours", vectors)):
+        flags = {"input": world / "saying", "output": world / f"saying_{form}", "format": form}
+        given = [f"--{name}={value}" for name, value in flags.items()]
+        assert convert_checkpoint.main(parse(convert_checkpoint.Options, given)) == 0
+        told = capsys.readouterr().out
+        line = "left out: the vectors of the languages en, zh have no place in transformers"
+        assert (line in told) == (not kept)
+        assert {name for name in read_checkpoint(world / f"saying_{form}").tensors if "languages" in name} == kept
+
+
+def test_sentences_of_the_start_are_written_once_and_read_in_every_step(
+    world: Path, camlm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DIVAN_CACHE", str(world / "cache"))
+    given = {"init_checkpoint": camlm, "input_file": world / "both/*.tfrecord", "do_eval": "false", "log_steps": 1}
+    losses, written = {}, {}
+    for name, flags in {"in_step": {}, "once": {"cached_pseudo": "true"}, "again": {"cached_pseudo": "true"}}.items():
+        capsys.readouterr()
+        run(world, "btmlm", name, **given, **flags)
+        lines = (world / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["btmlm_loss"] for line in lines]
+        told = " ".join("".join(capsys.readouterr()).split())
+        written[name] = [int(count.replace(",", "")) for count in re.findall(r"of which (\S+) are written now", told)]
+    assert losses["once"] == losses["again"]
+    # The first step writes by the same weights.
+    assert losses["once"][0] == pytest.approx(losses["in_step"][0], rel=1e-5)
+    assert (written["in_step"], written["again"]) == ([], [0])
+    assert len(written["once"]) == 1
+    assert written["once"][0] > 100
+    with pytest.raises(UsageError, match="--cached_pseudo=True does nothing without an --objective that writes"):
+        run(world, "btmlm", "refused", cached_pseudo="true", allow_any_start="true")
 
 
 def start_of(world: Path, output: str, checkpoint: Path | None, **further: Any) -> Any:
@@ -139,6 +197,18 @@ def test_btmlm_begins_with_what_camlm_learnt_or_says_why_not(world: Path, camlm:
         ("btmlm", {"input_file": "masked_lm/*.tfrecord"}, "writes \\[MASK\\] itself, but the records do not say"),
         ("btmlm", {"input_file": "shuffled/*.tfrecord"}, "but the records hold shuffled words: make others without"),
         ("btmlm", {"input_file": "packed/*.tfrecord"}, "but the records hold several sequences a row"),
+        (
+            "camlm",
+            {"language_signal": "true", "input_file": "unnamed/*.tfrecord"},
+            "but the records of camlm do not say their language: make them with .*--input_file=en-zh=TEXT:TEXT",
+        ),
+        ("btmlm", {"language_signal": "true"}, "all records are of en, so that no pseudo sentence can be of another"),
+        (
+            "btmlm",
+            {"language_signal": "true", "input_file": "both/*.tfrecord", "pseudo_language": "de"},
+            "--pseudo_language=de but the records are of en, zh: give one of these, or records of de too",
+        ),
+        ("btmlm", {"pseudo_language": "en"}, "--pseudo_language=en does nothing without --language_signal"),
         ("btmlm", {"bert_config_file": "full.json"}, "the records have 32 tokens and the model 32 positions"),
     ],
 )

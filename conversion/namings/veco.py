@@ -65,7 +65,6 @@ def _plugged_in(naming: Naming) -> Naming:
     def rewrite(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
         _refuse(
             {
-                "it has a decoder": config.num_decoder_layers != 0,
                 "its blocks are none of stock transformers": not has_stock_block(config),
                 "its layers are shared": config.sharing != "none" or config.inner_group_num != 1,
             }

@@ -1,12 +1,14 @@
 """Which existing files a job of data generation may replace or remove: those that it can prove to have written.
 
 A manifest proves its shards by name and size. While a job is unfinished, `claims.json` in its work folder names the
-files that it writes; they were checked before they were entered there.
+files that it writes; they were checked before they were entered there. Of several jobs of a command those that are done
+keep their work folder, with `done.json` in it, until all are: a command that was killed goes on with the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from typing import Any
 
 from absl.app import UsageError
 
+from data.manifest import to_bytes
 from data.manifest_shape import read_listing
 from data.writing.output import Output
 from ground.documents import read_json
@@ -23,11 +26,12 @@ from ground.files import real, write_atomically
 from ground.locks import holding
 from ground.outputs import Target, check_outputs, plain_file, plain_name
 
-_CLAIMS, _PLAN = "claims.json", "plan.json"
+_CLAIMS, _PLAN, _DONE = "claims.json", "plan.json", "done.json"
 _WORK = r"(span|piece|shard)-\d{6}[-.\w]*"
-_OF_A_JOB = re.compile(rf"{_CLAIMS}|{_PLAN}|{_WORK}|\.({_CLAIMS}|{_PLAN}|{_WORK})(\.\d+)?\.tmp|\.nfs\w+")
-# What the two files begin with, a rename that a crash of the machine emptied aside.
-_SIGNATURES = {_CLAIMS: b'["', _PLAN: b'{"recipe": {'}
+_KEPT = rf"{_CLAIMS}|{_PLAN}|{_DONE}|{_WORK}"
+_OF_A_JOB = re.compile(rf"{_KEPT}|\.({_KEPT})(\.\d+)?\.tmp|\.nfs\w+")
+# What the files begin with, a rename that a crash of the machine emptied aside.
+_SIGNATURES = {_CLAIMS: b'["', _PLAN: b'{"recipe": {', _DONE: b'{"manifest": "'}
 _PROOF = "no manifest beside it lists it with its size"
 
 
@@ -82,6 +86,41 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
         write_atomically(work / _PLAN, content, sync=False)
 
 
+def finish(output: Output, manifest: Mapping[str, Any]) -> None:
+    """Note in the work folder of a job that its shards and this manifest are complete, and drop its parts."""
+    _clear(output.work_path, [])
+    write_atomically(output.work_path / _DONE, json.dumps({"manifest": _digest(manifest)}), sync=False)
+
+
+def finished(output: Output) -> dict[str, Any] | None:
+    """Return the manifest of a job that `finish` noted, of whose shards nothing changed since; None for any other.
+
+    The work folder is that of the same plan: `open_work` clears every other.
+    """
+    with contextlib.suppress(OSError, UsageError):
+        done = read_json(output.work_path / _DONE, dict[str, str], what="a note of finished work")
+        manifest = read_listing(output.manifest_path)
+        # How much there is of every language is written into it when all are done.
+        known = {name: value for name, value in manifest.items() if name != "languages"}
+        whole = all(
+            plain_name(name) and plain_file(output.manifest_path.parent / name, size)
+            for name, size in _listed(output.manifest_path).items()
+        )
+        if whole and done.get("manifest") == _digest(known):
+            return known
+    return None
+
+
+def forget(work: Path) -> None:
+    """Remove the work folder of a job that `finish` noted as done; nothing where there is none."""
+    if (work / _DONE).is_file() and _is_of_a_job(work):
+        remove_work(work)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_bytes(manifest)).hexdigest()
+
+
 def abandon(work: Path) -> None:
     """Remove the work folder of a job, unless it is what proves that shards are of that job."""
     if not (work / _CLAIMS).exists():
@@ -90,7 +129,7 @@ def abandon(work: Path) -> None:
 
 
 def remove_work(work: Path) -> None:
-    """Remove the work folder of a job that is done; one that a kill leaves half removed is still known as a job's."""
+    """Remove the work folder of a job; one that a kill leaves half removed is still known as a job's."""
     _clear(work, [_PLAN, _CLAIMS])
     work.rmdir()
 

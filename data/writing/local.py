@@ -29,10 +29,17 @@ from ground.files import write_atomically
 
 @dataclass
 class Result:
-    """The outcome of `create_examples`: the manifest, and seconds of work by stage, summed over workers."""
+    """The outcome of `create_examples`.
+
+    Attributes:
+        manifest: of the shards.
+        seconds: of work by stage, summed over workers.
+        found: whether an interrupted command had finished all of it.
+    """
 
     manifest: dict[str, Any]
     seconds: dict[str, float]
+    found: bool = False
 
 
 def _report_nothing(stage: str, done: float, total: float) -> None:
@@ -51,6 +58,7 @@ def create_examples(
     report: Report = _report_nothing,
     encoding: str = corpus.UTF8,
     accept_bad_text: bool = False,
+    one_of_several: bool = False,
 ) -> Result:
     """Write shards and manifest; continue what an interrupted call with the same arguments left.
 
@@ -65,6 +73,7 @@ def create_examples(
         report: is called as work is done.
         encoding: of the files, by Python's name; the shards do not depend on it.
         accept_bad_text: go on where too much of the text is invalid or unknown.
+        one_of_several: note that the job is done, so that the same call only finds it, until `claims.forget`.
 
     Raises:
         UsageError: the input holds nothing that an example can be made of or is bad text, or the output would be
@@ -78,12 +87,13 @@ def create_examples(
     for path in output.files:
         path.parent.mkdir(parents=True, exist_ok=True)
     claims.open_work(work, _work_plan(inputs, parts, output, recipe, tokenizer))
+    if one_of_several and (former := claims.finished(output)) is not None:
+        return Result(former, {}, found=True)
     vocabulary = Vocabulary.of(tokenizer, albert_zh_labels=recipe.albert_zh_labels)
     with _removed_if_refused(work), Pool(num_workers, Job(recipe, vocabulary, tokenizer, work)) as pool:
         segments, counts = _read(pool, parts, recipe, work, report)
         check_text(counts, accept=accept_bad_text)
-        # The number of files is known only now.
-        num_examples = sum(examples for *_, examples in segments)
+        num_examples = sum(examples for *_, examples in segments)  # The number of files is known only now.
         claims.check(output, reads, num_examples)
         claims.claim(output, output.paths(num_examples))
         shards, written = _write(pool, segments, output, recipe, report)
@@ -92,7 +102,9 @@ def create_examples(
     content = known | manifest.tally(counts + written, shards) | {"flags": dict(flags or {})}
     claims.remove_former(output.manifest_path, (shard["name"] for shard in shards))
     write_atomically(output.manifest_path, manifest.to_bytes(content))
-    claims.remove_work(work)
+    claims.finish(output, content)
+    if not one_of_several:
+        claims.remove_work(work)
     return Result(content, pool.seconds)
 
 

@@ -126,10 +126,11 @@ def test_positions_that_are_scored_count_for_the_memory_of_every_use(monkeypatch
     fits: dict[str, Any] = {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 512}
     Session.check_fit(session, **fits)
     Session.check_fit(session, **fits, scored=7)
+    Session.check_fit(session, **fits, tokens=1024, scored=9)
     rows = [("train_batch_size", 64, 512, 4), ("eval_batch_size", 8, 512, 1)]
     assert seen == [
-        (session.config, flag, size, length, scored, parts, 1)
-        for scored in (0, 7)
+        (session.config, flag, size, tokens or length, scored, parts, 1)
+        for tokens, scored in ((0, 0), (0, 7), (1024, 9))
         for flag, size, length, parts in rows
     ]
     wrong: dict[str, Any]
@@ -142,30 +143,45 @@ class ReachedError(Exception):
     """The check that a test waits for."""
 
 
-def test_masked_and_shuffled_positions_are_scored(monkeypatch: pytest.MonkeyPatch):
+# Objective -> tokens that a layer computes of an example, of texts of 128.
+TOKENS = {"albert": 128, "veco": 256, "camlm": 256, "btmlm": 256}
+
+
+@pytest.mark.parametrize("objective", TOKENS)
+def test_masked_and_shuffled_positions_are_scored_and_all_texts_computed(
+    monkeypatch: pytest.MonkeyPatch, objective: str
+):
     def check_fit(**values: Any) -> None:
         raise ReachedError(values)
 
     training = types.SimpleNamespace(
-        max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7, max_target_length=0
+        max_seq_length=128, max_predictions_per_seq=20, max_word_order_per_seq=7, max_target_length=0, positions=256
     )
+    training.max_other_length = 128 if objective in ("veco", "camlm") else 0
     facts = {"vocab_size": 15, "file": "v"}
     records: Any = types.SimpleNamespace(
-        training=training, held_out=None, objective="albert", tokenizer_facts=lambda *of: facts
+        training=training, held_out=None, objective=objective, tokenizer_facts=lambda *of: facts
     )
     records.scored = Records.scored.fget(records)  # pyright: ignore[reportOptionalCall]
     session = types.SimpleNamespace(
-        together=lambda function: AllRecords({"albert": records}, {"albert": 1.0}),
+        together=lambda function: AllRecords({objective: records}, {objective: 1.0}),
         start=lambda: Config(**SHAPE),
         check_fit=check_fit,
     )
     monkeypatch.setattr(Session, "check", lambda *values: session)
-    options = run_pretraining.Options(do_train=True, input_file=("x",), output_dir="x", bert_config_file="x")
+    options = run_pretraining.Options(
+        do_train=True,
+        input_file=("x",),
+        output_dir="x",
+        bert_config_file="x",
+        objective=objective,
+        allow_any_start=objective == "btmlm",
+    )
     with pytest.raises(ReachedError) as reached:
         run_pretraining.main(options)
-    assert reached.value.args == (
-        {"vocab_size": 15, "vocabulary": "v", "max_seq_length": 128, "max_target_length": 0, "scored": 27},
-    )
+    scored = 7 + 20 * {"veco": 4, "camlm": 2}.get(objective, 1)
+    lengths = {"max_seq_length": 128, "max_target_length": 0, "tokens": TOKENS[objective]}
+    assert reached.value.args == ({"vocab_size": 15, "vocabulary": "v", **lengths, "scored": scored},)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -206,7 +222,7 @@ def test_several_languages_are_scored_apart_and_on_average():
 
     session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
     options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")
-    part: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)})
+    part: Any = types.SimpleNamespace(held_out_languages={"": of(3.0)}, spoken=lambda language, dataset: dataset)
     records = AllRecords({"albert": part}, {"albert": 1.0})
     assert run_pretraining.evaluate(session, options, records) == evaluate([3.0])
     part.held_out_languages = {"en": of(3.0), "en-zh": of(5.0)}
@@ -231,7 +247,8 @@ def test_several_objectives_are_scored_apart_and_on_average():
         def dataset(value: float) -> Any:
             return types.SimpleNamespace(evaluation_batches=lambda size: iter([{"x": np.array([value])}]))
 
-        return types.SimpleNamespace(held_out_languages={name: dataset(value) for name, value in values.items()})
+        languages = {name: dataset(value) for name, value in values.items()}
+        return types.SimpleNamespace(held_out_languages=languages, spoken=lambda language, dataset: dataset)
 
     session: Any = types.SimpleNamespace(engine=types.SimpleNamespace(evaluate=evaluate))
     options = run_pretraining.Options(input_file=("x",), output_dir="x", bert_config_file="x")

@@ -28,6 +28,8 @@ OBJECTIVES_MADE = {
     "tlm": "en-zh=t.en:t.zh",
     "veco": "en=story.en,en-zh=t.en:t.zh",
     "albert": "story.en",
+    "camlm": "en-zh=t.en:t.zh,de-en=t.zh:t.en",
+    "btmlm": "en=story.en,zh=story.zh",
 }
 
 
@@ -80,7 +82,7 @@ def folder(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def records(shares: dict[str, float], *files: str, **flags: Any) -> AllRecords:
     given = {"input_file": files, "eval_input_file": (), "do_eval": True, "seed": 5, "pooled_loss": False}
-    languages = {"language_alpha": 0.5, "parallel_share": None}
+    languages = {"language_alpha": 0.5, "parallel_share": None, "language_signal": False, "pseudo_language": None}
     sizes = {"train_batch_size": 4, "eval_batch_size": 4, "max_seq_length": None, "max_predictions_per_seq": None}
     objective = ",".join(shares)
     return open_records(
@@ -115,6 +117,35 @@ def test_each_objective_has_its_share_and_learns_from_what_was_made_for_it(folde
     halves = [found.mixture((part, 2), 4, seed=5).batch(7) for part in (0, 1)]
     for feature, value in mixture.batch(7).items():
         np.testing.assert_array_equal(value, np.concatenate([half[feature] for half in halves]))
+
+
+def test_languages_are_said_of_every_text_and_of_what_is_to_be_written(folder: Path):
+    shares = {"masked_lm": 0.2, "camlm": 0.4, "btmlm": 0.4}
+    files = [f"{name}={name}/*.tfrecord" for name in shares]
+    said = records(shares, *files, language_signal=True)
+    assert said.signal == ("de", "en", "zh")
+    assert not said.parts["masked_lm"].signal
+    pairs, quiet = Counter(), records(shares, *files).mixture((0, 1), 4, seed=5)
+    mixture = said.mixture((0, 1), 4, seed=5)
+    for step in range(80):
+        batch, before = mixture.batch(step), quiet.batch(step)
+        added = batch.keys() - before.keys()
+        assert added == (set() if mark_of(batch) == "masked_lm" else {"language_ids", "other_language_ids"})
+        for name, value in before.items():
+            np.testing.assert_array_equal(batch[name], value)
+        if added:
+            numbers = zip(batch["language_ids"].tolist(), batch["other_language_ids"].tolist(), strict=True)
+            pairs.update((mark_of(batch), *(said.signal[number] for number in pair)) for pair in numbers)
+    of_camlm = {("camlm", "en", "zh"), ("camlm", "de", "en")}
+    asked = {("btmlm", "en", "de"), ("btmlm", "en", "zh"), ("btmlm", "zh", "de"), ("btmlm", "zh", "en")}
+    assert pairs.keys() == of_camlm | asked
+    named = records({"btmlm": 1.0}, "btmlm/*.tfrecord", language_signal=True, pseudo_language="zh").first
+    # A text of the named language asks for another.
+    assert {text: (each.own, each.others) for text, each in named.said.items()} == {"en": (0, (1,)), "zh": (1, (0,))}
+    halves = [mixture, *(said.mixture((part, 2), 4, seed=5) for part in (0, 1))]
+    whole, *parts = (each.batch(7) for each in halves)
+    for feature, value in whole.items():
+        np.testing.assert_array_equal(value, np.concatenate([part[feature] for part in parts]))
 
 
 def test_one_objective_reads_what_it_always_read(folder: Path):

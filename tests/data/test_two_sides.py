@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import types
 from collections import Counter
 from contextlib import redirect_stdout
@@ -295,6 +296,56 @@ def test_a_language_that_is_refused_leaves_nothing_of_the_others(folder):
         make(input_file=("en=story.en", "zh=story.zh"), runner="DirectRunner")
 
 
+def test_a_command_that_was_killed_goes_on_with_the_languages_that_are_left(folder, monkeypatch):
+    flags = {"input_file": ("en=story.en", "zh=story.zh"), "output_file": ("o/x.tfrecord",), "eval_fraction": 0.4}
+    documents = [f"{a}{b}一\n{b}{a}" for a in "一二三四五" for b in "二三四五六"]
+    Path("story.zh").write_text("\n\n".join(documents), encoding="utf-8")
+    original, names = create_pretraining_data.make_here, {"x.en.tfrecord", "x.en.held_out.tfrecord"}
+
+    def killed(options: Any, inputs: Any, recipe: Any, *further: Any) -> Any:
+        if recipe.language == "zh" and not recipe.held_out:
+            raise KeyboardInterrupt
+        return original(options, inputs, recipe, *further)
+
+    def kill_at_the_last_part() -> dict[str, int]:
+        """Return when the files of the first language were written."""
+        with monkeypatch.context() as patch:
+            patch.setattr(create_pretraining_data, "make_here", killed)
+            with pytest.raises(KeyboardInterrupt):
+                make(**flags)
+        return written()
+
+    def written() -> dict[str, int]:
+        return {name: Path(f"o/{name}").stat().st_mtime_ns for name in names}
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path("o").rglob("*") if path.is_file() and path.name[0] != "."}
+
+    make(**flags)
+    whole = content()
+    assert not [*Path("o").glob("*.partial")]
+    shutil.rmtree("o")
+    before = kill_at_the_last_part()
+    assert make(**flags).count("kept  ") == 3
+    assert written() == before
+    assert content() == whole
+    # A command that ended begins anew, and so does a language whose file was changed since, or another recipe.
+    before = kill_at_the_last_part()
+    Path("o/x.en.tfrecord").write_bytes(b"")
+    assert make(**flags).count("kept  ") == 2
+    assert written()["x.en.tfrecord"] > before["x.en.tfrecord"]
+    assert content() == whole
+    kill_at_the_last_part()
+    assert "kept  " not in make(**flags, random_seed=9)
+    assert not [*Path("o").glob("*.partial")]
+    # Where a text is refused nothing is left of the languages before it, whether they were made or found.
+    kill_at_the_last_part()
+    Path("story.zh").write_text("\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"^zh: --input_file: no example could be made"):
+        make(**flags)
+    assert not [*Path("o").glob("x.en*")]
+
+
 # -- what a run learns from --------------------------------------------------------------------------------------------
 
 
@@ -303,6 +354,7 @@ def records(**flags: Any) -> Any:
     shares = {"language_alpha": 0.5, "parallel_share": None, "pooled_loss": False}
     sizes = {"train_batch_size": 4, "eval_batch_size": 4, "max_seq_length": None, "max_predictions_per_seq": None}
     given = {**given, **shares, **sizes, **flags}
+    given |= {"language_signal": False}
     return open_records(types.SimpleNamespace(**given, shares={given["objective"]: 1.0})).first
 
 

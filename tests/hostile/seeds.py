@@ -186,6 +186,16 @@ BASES: Mapping[str, Base] = {
             camlm_positions="restarted",
             do_eval="false",
         ),
+        _pretrain(
+            "pretrain_in_a_language",
+            ("in/named", "in/across.json"),
+            input_file="in/named/*.tfrecord",
+            bert_config_file="in/across.json",
+            objective="btmlm",
+            allow_any_start="true",
+            language_signal="true",
+            pseudo_language="en",
+        ),
         _pretrain("pretrain_from", ("in/records", CONFIG, "in/shared"), init_checkpoint="in/shared"),
         _pretrain(
             "pretrain_resumed",

@@ -25,6 +25,8 @@ MIXED = {**TARGETS, "objective": "albert,palm", "input_file": "{world}/records/*
 ACROSS = {"objective": "camlm", "input_file": "{world}/halves/*.tfrecord", "bert_config_file": "{world}/across.json"}
 PSEUDO = {"objective": "btmlm", "input_file": "{world}/pseudo/*.tfrecord", "bert_config_file": "{world}/across.json"}
 ANYHOW = {**PSEUDO, "allow_any_start": "true"}
+SAYING = {**ANYHOW, "input_file": "{world}/named/*.tfrecord", "language_signal": "true"}
+_OF_VARIABLES = ("learning_rate_multiplier", "trust_ratio", "weight_decay")
 PRETRAINED = {"init_checkpoint": "{world}/pretrained"}
 EVALUATES = {"do_train": "false", **PRETRAINED}
 
@@ -86,6 +88,22 @@ ROWS = (
     ),
     Row("pseudo_pick", "sample", {"task/losses/0/pseudo/pick": "sample"}, ANYHOW),
     Row("allow_any_start", "true", {"error": ABSENT}, PSEUDO),
+    Row(
+        "language_signal",
+        "true",
+        {
+            **{f"optimizer/{each}/languages": DIFFERENT for each in _OF_VARIABLES},
+            **dict.fromkeys(("task/losses/0", "training", "held out"), DIFFERENT),
+        },
+        {**ACROSS, "input_file": "{world}/named_halves/*.tfrecord"},
+    ),
+    Row(
+        "cached_pseudo",
+        "true",
+        {"written once": "btmlm", "plan/flops_per_unit": DIFFERENT},
+        {**ANYHOW, "init_checkpoint": "{world}/pretrained_across"},
+    ),
+    Row("pseudo_language", "en", {"training": DIFFERENT, "held out": DIFFERENT}, SAYING),
     Row("language_alpha", "0", {"training": DIFFERENT}, SIDES),
     Row("parallel_share", "0.9", {"training": DIFFERENT}, SIDES),
     Row(

@@ -19,6 +19,7 @@ import pytest
 from observing.plain import digest
 from observing.rows import Notes, stand_in
 
+import commands.across
 import commands.devices
 import commands.exporting
 import commands.session
@@ -116,6 +117,7 @@ def replaced(patch: pytest.MonkeyPatch, notes: Notes, machine: str) -> None:
     patch.setattr(tasks.fisher, "fisher_information", fisher_of(notes))
     patch.setattr(conversion.loading, "load_into", loader_of(notes))
     patch.setattr(tasks.taught, "taught", teaching_of(notes))
+    patch.setattr(commands.across, "with_sentences", writing_of(notes))
     patch.setattr(tasks.meta_distillation, "facts_of", facts_of(notes))
     patch.setattr(tasks.contrastive_pruning, "bank_of", bank_of(notes))
     patch.setattr(
@@ -261,6 +263,16 @@ def teaching_of(notes: Notes) -> Callable[..., tuple[dict[bytes, np.ndarray], in
         return collections.defaultdict(lambda: scores, {b"any": scores}), 0
 
     return taught
+
+
+def writing_of(notes: Notes) -> Callable[..., tuple[Any, str]]:
+    """Return what takes the place of `commands.across.with_sentences`: nothing is written."""
+
+    def with_sentences(session: Any, options: Any, records: Any, loss: Any) -> tuple[Any, str]:
+        notes.add("written once", records.objective)
+        return records, "none"
+
+    return with_sentences
 
 
 def facts_of(notes: Notes) -> Callable[..., dict[bytes, tuple[float, int]]]:

@@ -146,6 +146,11 @@ def make_records(folder: Path) -> None:
         "sides": {"objective": "veco", "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,en-zh={PARALLEL}"},
         "halves": {"objective": "camlm", "input_file": PARALLEL},
         "pseudo": {"objective": "btmlm"},
+        "named_halves": {"objective": "camlm", "input_file": f"en-zh={PARALLEL}"},
+        "named": {
+            "objective": "btmlm",
+            "input_file": f"zh={folder}/text.txt,en={folder}/other.txt,de={folder}/other.txt",
+        },
     }
     for kind, flags in kinds.items():
         given = {
@@ -258,6 +263,7 @@ def make_checkpoints(folder: Path) -> None:
     lacking = {name: value for name, value in tensors(CONFIG, classes=2).items() if "pooler" not in name}
     write_ours(folder / "lacking", CONFIG, lacking)
     write_ours(folder / "three_classes", CONFIG, tensors(CONFIG, pairs=3))
+    write_ours(folder / "pretrained_across", CONFIGS["across"], tensors(CONFIGS["across"], pairs=0))
     pruned = tensors(CONFIG)
     pruned["backbone/encoder/feed_forward_1/output/kernel"][3:] = 0
     write_ours(folder / "pruned", CONFIG, pruned)

@@ -141,7 +141,7 @@ def test_split_and_dense_are_one_result_with_its_gradients(model: Any, positions
 
 def test_positions_and_readings_are_choices_that_change_the_loss(model: Any):
     batch = make_batch()
-    choices: list[dict[str, str]] = [
+    choices: list[dict[str, Any]] = [
         {},
         {"positions": "restarted"},
         {"computation": "dense", "mask": "cross"},
