@@ -18,6 +18,7 @@ from on_jax import environment_on_jax
 
 from data.forms import FORMS
 from data.schema import padding
+from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE
 from modeling import LanguageModel, named_variables
 from modeling.computation import Sizes
 from modeling.config import Config
@@ -77,16 +78,24 @@ _SIDES = ("", "other_")
 _OTHER = dataclasses.replace(
     CONFIG, vocab_size=37, hidden_size=16, embedding_size=16, intermediate_size=24, num_hidden_layers=2
 )
+LANGUAGES = ("de", "en", "zh")
+NUMBERS = {OWN_LANGUAGE: np.array([0, 1, 2], np.int32), OTHER_LANGUAGE: np.array([1, 0, 1], np.int32)}
 CASES: dict[str, dict[str, Any]] = {
     "split": {"objective": "camlm"},
     "written": {"objective": "btmlm", "pseudo": PSEUDO},
+    "said": {"objective": "camlm", "across": Across(languages=LANGUAGES)},
+    "said densely": {"objective": "camlm", "across": Across(languages=LANGUAGES, computation="dense")},
+    "asked": {"objective": "btmlm", "pseudo": dataclasses.replace(PSEUDO, languages=LANGUAGES)},
 }
 
 
 def found_in(case: dict[str, Any], compiled: Any = lambda function: function) -> dict[str, list[float]]:
-    """Return sum and weight of every loss and metric of a case."""
+    """Return sum and weight of every loss and metric of a case; vectors of languages are not zero."""
     task = PretrainingTask(CONFIG, **case)
-    model, batch = task.build_model(), alone() if case["objective"] == "btmlm" else make_batch()
+    model, batch = task.build_model(), (alone() if case["objective"] == "btmlm" else make_batch()) | NUMBERS
+    for number, language in enumerate(LANGUAGES):
+        if (vector := named_variables(model).get(f"languages/{language}")) is not None:
+            vector.assign(np.sin(np.arange(CONFIG.hidden_size, dtype=np.float32) + number))
     losses, metrics = compiled(lambda batch: task.terms(model, batch, seed=KEY, training=True))(batch)
     return {name: [float(x) for x in pair] for name, pair in (losses | metrics).items()}
 

@@ -10,15 +10,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_across import CONFIG, PSEUDO, B, P, alone, gradients_of, make_batch, mean, prepared, scores
+from test_across import CONFIG, NUMBERS, PSEUDO, B, P, alone, gradients_of, make_batch, mean, prepared, scores
+from test_across import LANGUAGES as CODES
 
 from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE, Languages, Spoken
 from modeling import named_variables
 from tasks.across import Across
 from tasks.pretraining import PretrainingTask
-
-CODES = ("de", "en", "zh")
-NUMBERS = {OWN_LANGUAGE: np.array([0, 1, 2], np.int32), OTHER_LANGUAGE: np.array([1, 0, 1], np.int32)}
 
 
 def across(**choices: Any) -> PretrainingTask:
