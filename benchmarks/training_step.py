@@ -9,6 +9,8 @@ What a step costs beyond its arithmetic is measured between two objectives of on
 
     python3 -m benchmarks.training_step --models=veco_tiny --objectives=masked_lm,veco --peers= --precision=float32 \
         --results=benchmarks/results/training_step_veco
+    python3 -m benchmarks.training_step --models=ernie_m_tiny --objectives=btmlm,btmlm_cached --lengths=64 \
+        --batch_sizes=16 --peers= --engines=tensorflow --precision=float32 --rounds=7 --seconds=1 --results=/tmp/written
 """
 
 from __future__ import annotations
