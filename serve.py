@@ -50,20 +50,21 @@ class Options:
     max_texts: int = flag(32, help="instances of a request", unit="instances")
     max_text_characters: int = flag(20_000, help="of each text", unit="characters")
     queue_texts: int = flag(256, help="instances that are accepted and not yet answered; more are refused, 503")
-    deadline_seconds: float = flag(30.0, help="until an answer is there; later it is refused, 504", unit="seconds")
-    grace_seconds: float = flag(20.0, help="that accepted requests have after SIGTERM", unit="seconds")
+    deadline_seconds: float = flag(20.0, help="until an answer is there; later it is refused, 504", unit="seconds")
+    grace_seconds: float = flag(25.0, help="that accepted requests have after SIGTERM", unit="seconds")
     _computing: ClassVar = Group.DEVICES
     batch_tokens: int = flag(4096, help="of a batch, padding counted; on a GPU four times as many", unit="tokens")
     batch_rows: int = flag(32, help="texts side by side", unit="rows")
     threads: int = flag(0, help="that ONNX Runtime computes with; 0: as many as cores", unit="threads")
 
 
-NEEDS = (Need(("threads",), "an export of ONNX", lambda o: any(".onnx" in each or _is_onnx(each) for each in o.model)),)
+NEEDS = (Need(("threads",), "an export of ONNX", lambda o: any(map(_is_onnx, o.model))),)
 
 
 def _is_onnx(model: str) -> bool:
-    path = model.partition("=")[2]
-    return bool(path) and any(True for pattern in ("model.onnx", "*/model.onnx") for _ in Path(path).glob(pattern))
+    """Return whether NAME=PATH is an export of ONNX, or of several versions."""
+    path = Path(model.partition("=")[2] or "absent")
+    return path.suffix == ".onnx" or any(True for name in ("*.onnx", "*/*.onnx") for _ in path.glob(name))
 
 
 def main(options: Options) -> None:
@@ -106,7 +107,7 @@ def serve(options: Options, paths: dict[str, str], limits: Limits, key: str | No
         local = is_loopback(options.host)
         if not local and key is None:
             say(f"whoever reaches {options.host} may ask: there is no key ({KEY_VARIABLE} or --api_key_file)")
-        if os.environ.get("KERAS_BACKEND") == "tensorflow":
+        if os.environ.get("KERAS_BACKEND") == "tensorflow" and not all(map(_is_onnx, options.model)):
             from commands.startup import import_tensorflow
 
             import_tensorflow()
@@ -124,6 +125,10 @@ def serve(options: Options, paths: dict[str, str], limits: Limits, key: str | No
         serving = Serving(models, limits, metrics, key=key, hosts=hosts, reload_seconds=options.reload_seconds, say=say)
         serving.run(listening)
         say("stopped: all that was accepted is answered")
+        if models.loads:
+            # A thread that still compiles for nobody would break the end of the interpreter.
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def say(line: str) -> None:

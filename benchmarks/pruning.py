@@ -33,7 +33,7 @@ class Options:
     """Measure a model as it is, pruned and stripped, side by side."""
 
     backend: str = flag("tensorflow", help="of all", choices=("tensorflow", "jax"))
-    config: str = flag("albert_config/bert_config.json", help="config of the model")
+    model: str = flag("albert_config/bert_config.json", help="config of the model")
     sparsity: float = flag(0.5, help="share of heads and units of every layer that are 0", minimum=0, maximum=0.99)
     batch_size: int = flag(1, help="texts side by side", unit="examples", minimum=1)
     max_seq_length: int = flag(64, help="of every text", unit="tokens", minimum=4)
@@ -48,7 +48,7 @@ def main(options: Options) -> int:
     from conversion.stripping import strip
     from modeling.config import load_config
 
-    config = load_config(ROOT / options.config)
+    config = load_config(ROOT / options.model)
     weights = {FULL: random_weights(config)}
     weights[PRUNED] = pruned(config, weights[FULL], options.sparsity)
     small, left = strip(config, weights[PRUNED])
@@ -151,7 +151,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     options, seconds = result["options"], result["seconds_per_pass"]
     middle = {name: statistics.median(found) for name, found in seconds.items()}
     lines = [
-        f"{options['config']}, {options['sparsity']:.0%} of heads and units at 0; {options['batch_size']} texts of "
+        f"{options['model']}, {options['sparsity']:.0%} of heads and units at 0; {options['batch_size']} texts of "
         f"{options['max_seq_length']} tokens; {options['backend']}, {result['machine']}, float32.",
         "",
         "| | parameters | ms a pass (least to most) | to full |",

@@ -309,7 +309,7 @@ def serve_plainly(options: Options, folder: Path) -> int:
 
     predict.__annotations__ = {"asked": dict[str, Any], "return": dict[str, Any]}
     application.add_api_route("/v1/models/m:predict", predict, methods=["POST"])
-    config = uvicorn.Config(application, port=0, log_level="critical", access_log=False)
+    config = uvicorn.Config(application, port=0, log_config=None, log_level="critical", access_log=False)
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, daemon=True).start()
     until(lambda: server.started, 0)

@@ -1,17 +1,20 @@
-"""The whole journey on the shipped sample: text -> vocabulary -> records -> pretraining -> fine-tuning -> PyTorch.
+"""The whole journey on the shipped sample: text, vocabulary, records, pretraining, fine-tuning, PyTorch, export, HTTP.
 
-What `make demo` runs: each command is shown before it runs, into demo_output/; it ends with one table of what the model
-has learnt, beside what guessing alone would reach. The model is far too small to be useful.
+What `make demo` runs: each command is shown before it runs, into demo_output/; it ends with the answer of a server to a
+pair of questions, and one table of what the model has learnt, beside what guessing alone would reach. The model is far
+too small to be useful.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +102,13 @@ STEPS: list[tuple[str, list[str]]] = [
             f"--vocab_file={VOCABULARY}",
         ],
     ),
+    (
+        "classifier to a SavedModel with the tokenizer inside, compared on real text in a process of its own",
+        ["export_model.py", f"--model={OUTPUT}/classifier", f"--output={OUTPUT}/export", "--format=saved_model_text"],
+    ),
 ]
+SERVE = ["serve.py", f"--model=pairs={OUTPUT}/export", "--port=0"]
+ASKED = {"text_a": "怎么合并两个pdf文件", "text_b": "两个pdf文件怎么合并"}
 
 
 def main() -> int:
@@ -107,17 +116,49 @@ def main() -> int:
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)
     begin_seconds = time.monotonic()
     for number, (what, command) in enumerate(STEPS, start=1):
-        print(f"\n[{number}/{len(STEPS)}] {what}\n$ python3 {shlex.join(command)}", flush=True)
+        print(f"\n[{number}/{len(STEPS) + 1}] {what}\n$ python3 {shlex.join(command)}", flush=True)
         status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
         if status:
             print(f"demo: step {number} failed with exit status {status}", file=sys.stderr)
             return status
-    print_summary(time.monotonic() - begin_seconds)
+    answer = answer_over_http()
+    if answer is None:
+        return 1
+    print_summary(time.monotonic() - begin_seconds, answer)
     return 0
 
 
-def print_summary(elapsed_seconds: float) -> None:
-    """Print what came out of every step."""
+def answer_over_http() -> dict[str, Any] | None:
+    """Serve the export, ask it a pair, and stop the server; return its answer, or None where there was none."""
+    number = len(STEPS) + 1
+    print(
+        f"\n[{number}/{number}] the export over HTTP, until it has answered\n$ python3 {shlex.join(SERVE)}", flush=True
+    )
+    server = subprocess.Popen([sys.executable, *SERVE], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    port, answer = 0, None
+    try:
+        for line in server.stderr or ():
+            print(line, end="", flush=True)
+            port = int(found[1]) if (found := re.search(r"listening on http://[^ ]*:(\d+)", line)) else port
+            if line.endswith(": ready\n"):
+                break
+        asked = json.dumps({"instances": [ASKED]}, ensure_ascii=False)
+        address = f"localhost:{port}/v1/models/pairs:predict"
+        print(f"$ curl -d {shlex.quote(asked)} {address}")
+        with urllib.request.urlopen(f"http://{address}", asked.encode(), timeout=60) as reply:
+            text = reply.read().decode()
+        print(text, end="", flush=True)
+        answer = json.loads(text)["predictions"][0]
+    except (OSError, ValueError, LookupError) as error:
+        print(f"demo: step {number} failed: {error}", file=sys.stderr)
+    finally:
+        server.terminate()
+        print((server.communicate()[1] or "").strip())
+    return answer if server.returncode == 0 else None
+
+
+def print_summary(elapsed_seconds: float, answer: Mapping[str, Any]) -> None:
+    """Print what came out of every step; `answer` is the server's."""
     sys.path.insert(0, str(ROOT))
     from ground.tables import print_table
 
@@ -136,10 +177,12 @@ def print_summary(elapsed_seconds: float) -> None:
     rows = [[what, f"{score:.3f}", f"{floor:.3f}"] for what, score, floor in scores]
     rows += [
         ["largest difference to PyTorch", f"{max(parity.values()):.1e}", ""],
+        ["confidence of the answer over HTTP", f"{answer['confidence']:.3f}", ""],
         ["time", f"{elapsed_seconds:.0f} s", ""],
         ["report with curves", f"{OUTPUT}/pretraining/report.html", ""],
         ["predictions", f"{OUTPUT}/classifier/test_predictions.tsv", ""],
         ["PyTorch model", f"{OUTPUT}/pytorch", ""],
+        ["export, which has answered over HTTP", f"{OUTPUT}/export", ""],
     ]
     print()
     print_table("demo", ["what", "result", "by guessing"], rows)

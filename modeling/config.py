@@ -94,7 +94,9 @@ class Config:
                 value = tuple(value)  # as JSON has it
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
-                raise UsageError(f"{field.name} is {value!r:.200}; expected {kind.__name__}")
+                raise UsageError(
+                    f"{field.name} is {value!r:.200}; expected {'list' if kind is tuple else kind.__name__}"
+                )
         for name, allowed in (
             ("family", tuple(FAMILIES)),
             ("hidden_act", ACTIVATIONS),

@@ -9,6 +9,7 @@ units is ranked after training under the head of the task, and begins from the w
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -118,7 +119,8 @@ class Structured:
             return largest(ops.concatenate(scores), wanted)
 
         chosen = ops.cond(due, ranked, lambda: ops.concatenate(alive))
-        parts = ops.split(chosen, [sum(sizes[: place + 1]) for place in range(len(sizes) - 1)])
+        ends = list(itertools.accumulate(sizes))
+        parts = [chosen[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         return {name: ops.repeat(part, self._heads(name) or 1) for name, part in zip(names, parts, strict=True)}
 
     def _heads(self, name: str) -> int:

@@ -161,10 +161,11 @@ class Answering:
         if wanted is not None and not min(LEAST_LENGTH, most) <= wanted <= most:
             message = f"max_seq_length is {wanted:,}; expected {min(LEAST_LENGTH, most)} to {most:,} tokens"
             raise RefusalError(422, "wrong_input", message, "parameters.max_seq_length")
+        _check_new_tokens(served, request.max_new_tokens)
         found = []
         for instance, place in zip(request.instances, request.places, strict=True):
             try:
-                found.append(ask(served.loaded, instance, None if wanted == most else wanted))
+                found.append(ask(served.loaded, instance, None if wanted == most else wanted, request.max_new_tokens))
             except UsageError as error:
                 raise RefusalError(422, "wrong_input", str(error), place) from None
             if found[-1].cut:
@@ -246,6 +247,18 @@ class Stream:
         found = Answers([answer], self._timing, [self._asked.length], [self._asked.cut])
         named = {"model": self._served.name, "version": self._served.version}
         yield {"done": True, "prediction": answer, **named, **found.as_json()}
+
+
+def _check_new_tokens(served: Served, wanted: int | None) -> None:
+    if wanted is None:
+        return
+    if served.new_tokens is None:
+        message = f"max_new_tokens means nothing to {served.name}, whose text has no limit; leave it out"
+        raise RefusalError(422, "wrong_input", message, "parameters.max_new_tokens")
+    least, most = served.new_tokens
+    if not least <= wanted <= most:
+        message = f"max_new_tokens is {wanted:,}; expected {least:,} to {most:,} tokens"
+        raise RefusalError(422, "wrong_input", message, "parameters.max_new_tokens")
 
 
 def late() -> RefusalError:

@@ -302,7 +302,8 @@ class OnIds:
         if loaded.fills_masks:
             self.shapes[POSITIONS] = [None, None]
         batches = loaded.batches(examples_of(loaded, inputs), rows=2)
-        chosen = {0: batches[0], len(batches) - 1: batches[-1]}
+        masked = next((number for number, batch in enumerate(batches) if POSITIONS in batch), 0)
+        chosen = {number: batches[number] for number in (0, masked, len(batches) - 1)}
         alone = {name: value[:1] for name, value in batches[0].items()}
         asked_of = (alone, *chosen.values())
         self.given = [

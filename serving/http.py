@@ -171,7 +171,12 @@ def page_files() -> dict[str, tuple[bytes, str]]:
 def create_application(routes: Routes) -> fastapi.FastAPI:
     """Return the routes as an ASGI application."""
     application = fastapi.FastAPI(
-        title="Divan", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        title="Divan",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirection would repeat the Host that it was asked by
     )
     application.add_exception_handler(RefusalError, _refused)  # pyright: ignore[reportArgumentType]
     application.add_exception_handler(Exception, _failed)

@@ -20,7 +20,7 @@ class Limits:
         body_seconds: from the first byte of a body to the last; as long may a client take to read an answer.
         header_seconds: from a connection, or the answer before, to the end of a request's headers.
         keep_alive_seconds: that a connection without a request stays open.
-        grace_seconds: that accepted requests have after SIGTERM.
+        grace_seconds: that accepted requests have after SIGTERM; above their deadline none of them is lost.
         batch_tokens: of a batch, padding counted.
         batch_rows: of a batch.
     """
@@ -30,11 +30,11 @@ class Limits:
     text_characters: int = 20_000
     queue_texts: int = 256
     requests: int = 512
-    deadline_seconds: float = 30.0
+    deadline_seconds: float = 20.0
     body_seconds: float = 10.0
     header_seconds: float = 10.0
     keep_alive_seconds: float = 5.0
-    grace_seconds: float = 20.0
+    grace_seconds: float = 25.0
     batch_tokens: int = 4096
     batch_rows: int = 32
 

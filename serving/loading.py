@@ -249,12 +249,8 @@ def load(
         UsageError: it is no model, lacks its config or its tokenizer, or a setting is unknown.
         OSError: a file cannot be read.
     """
-    from serving.exported import is_exported, open_export
-
-    if is_exported(Path(source)):
-        if vocab_file is not None or dtype not in (None, "float32"):
-            raise UsageError(f"{source} is an export, which has its own vocabulary and computes in float32")
-        return open_export(source, **settings)
+    if (export := _export_at(source, vocab_file, dtype, settings)) is not None:
+        return export
     kind_of_files, where = locate(source, prefer_best=True)
     content = _run_of(where) if kind_of_files == "ours" else None
     checkpoint = read_checkpoint(where, config=None if content is None else content.config)
@@ -293,6 +289,19 @@ def load(
         {**_settings_of_run(checkpoint, host), **settings},
         precision=computation.get("dtype", "float32"),
     )
+
+
+def _export_at(
+    source: str | Path, vocab_file: str | Path | None, dtype: str | None, settings: Mapping[str, Any]
+) -> Loaded | None:
+    """Return the export that lies at a path, opened; None where none does."""
+    from serving.exported import is_exported, open_export
+
+    if not is_exported(Path(source)):
+        return None
+    if vocab_file is not None or dtype not in (None, "float32"):
+        raise UsageError(f"{source} is an export, which has its own vocabulary and computes in float32")
+    return open_export(source, **settings)
 
 
 def _computation(values: Mapping[str, Any]) -> Any:

@@ -8,6 +8,8 @@ requests that began with the old one end with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,8 +61,10 @@ class Models:
         self._paths, self._open = dict(paths), open_
         self._sizes, self._budget_tokens, self._say, self._metrics = sizes, budget_tokens, say, metrics
         self._served: dict[str, Served] = {}
-        self._loads = dict.fromkeys(paths, 0)
+        self._times = dict.fromkeys(paths, 0)
         self._loaded_prints: dict[str, Any] = {}
+        self.loads = 0
+        """Models that are being loaded at this moment."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ class Models:
             await asyncio.sleep(seconds)
             for name in self._paths:
                 try:
-                    place, version, mark = await asyncio.to_thread(self._look, name)
+                    place, version, mark = await _aside(lambda name=name: self._look(name))
                 except (OSError, UsageError):
                     continue  # nothing lies there at present; the old one goes on
                 if mark == self._loaded_prints.get(name):
@@ -99,7 +103,7 @@ class Models:
                 elif seen.get(name) != mark:
                     seen[name] = mark
                 else:
-                    await asyncio.to_thread(self._renew, name, place, version, mark)
+                    await _aside(lambda given=(name, place, version, mark): self._renew(*given))
 
     def _look(self, name: str) -> tuple[str, str | None, Any]:
         place, version = resolved(self._paths[name])
@@ -118,10 +122,18 @@ class Models:
             self._metrics.reloads.labels(name, result).inc()
 
     def _take(self, name: str, place: str, version: str | None, mark: Any) -> None:
+        """Load what lies at a place, warm it, and let it take the place of the old one."""
+        self.loads += 1
+        try:
+            self._load(name, place, version, mark)
+        finally:
+            self.loads -= 1
+
+    def _load(self, name: str, place: str, version: str | None, mark: Any) -> None:
         begin = time.monotonic()
         loaded = self._open(place)
-        self._loads[name] += 1
-        served = Served(name, version or str(self._loads[name]), loaded)
+        self._times[name] += 1
+        served = Served(name, version or str(self._times[name]), loaded)
         opened = time.monotonic()
         shapes = served.warm(self._sizes, self._budget_tokens)
         former = self._served.get(name)
@@ -134,6 +146,28 @@ class Models:
             if former is not None:
                 self._metrics.models.remove(name, former.version, former.loaded.form, former.loaded.precision)
             self._metrics.models.labels(name, served.version, loaded.form, loaded.precision).set(1)
+
+
+async def _aside(function: Callable[[], Any]) -> Any:
+    """Return what a function returns in a thread of its own, which nobody waits for when the loop ends."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error is not None else found.set_result(result)
+
+    def run() -> None:
+        result, wrong = None, None
+        try:
+            result = function()
+        except Exception as error:
+            wrong = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, wrong)
+
+    threading.Thread(target=run, name="reload", daemon=True).start()
+    return await found
 
 
 def resolved(path: str) -> tuple[str, str | None]:

@@ -16,6 +16,11 @@ _PARAMETERS = {
     "type": "object",
     "properties": {
         "max_seq_length": {"type": "integer", "minimum": 1, "description": "cuts to fewer tokens"},
+        "max_new_tokens": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "of what is generated; GET /info has bounds",
+        },
         "truncate": {"type": "boolean", "default": True, "description": "false refuses a text that would be cut"},
     },
     "additionalProperties": False,

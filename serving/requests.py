@@ -23,7 +23,7 @@ from serving.refusals import RefusalError
 LEAST_LENGTH = 8
 MOST_LISTED = 64
 """Texts of one instance."""
-_PARAMETERS = ("max_seq_length", "truncate")
+_PARAMETERS = ("max_seq_length", "max_new_tokens", "truncate")
 _SIMPLE = {"max_seq_len": "max_seq_length", "batch_size": ""}
 
 
@@ -35,6 +35,7 @@ class Request:
         instances: inputs of the model.
         places: what each is called in the request.
         max_seq_length: to which they are cut, where the request says so.
+        max_new_tokens: of what is generated, where the request says so.
         truncate: whether a text that is too long is cut rather than refused.
         stream: whether the answer is to come in parts.
         columns: whether it is asked by columns, and so to be answered.
@@ -43,6 +44,7 @@ class Request:
     instances: list[Any]
     places: list[str]
     max_seq_length: int | None = None
+    max_new_tokens: int | None = None
     truncate: bool = True
     stream: bool = False
     columns: bool = False

@@ -37,10 +37,12 @@ class Row:
     Attributes:
         features: each of one row, [1, ..., L].
         tokens: that it costs, padding counted.
+        max_new_tokens: of what is generated for it; None for as many as the run's settings say.
     """
 
     features: Features
     tokens: int
+    max_new_tokens: int | None = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -70,14 +72,15 @@ class Asked:
 class _Sources:
     """Stands for a data set of sources of several requests."""
 
-    def __init__(self, features: Features):
-        self._features = features
+    def __init__(self, given: Sequence[Row]):
+        self._features = joined([row.features for row in given], len(given))
+        self.limits = [row.max_new_tokens for row in given]
 
     def sources(self) -> Features:
         return self._features
 
 
-def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None) -> Asked:
+def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_tokens: int | None = None) -> Asked:
     """Return an input, as `Loaded.predict` takes it, as rows of features.
 
     Raises:
@@ -86,7 +89,7 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None) -> Asked:
     example = loaded.example(given)
     dataset = loaded.dataset(example, max_seq_length)
     if hasattr(dataset, "sources") and loaded.generates() is not None:
-        return _source(loaded, example, dataset)
+        return _source(loaded, example, dataset, max_new_tokens)
     count = dataset.num_examples
     if count > MOST_ROWS:
         raise UsageError(f"the text has {count:,} windows of {loaded.max_seq_length:,} tokens; at most {MOST_ROWS}")
@@ -124,7 +127,7 @@ def predicted(
     """Return the prediction of each row; all of one `shape`. Rows that only fill the batch up are zeros."""
     generate = loaded.generates()
     if generate is not None:
-        return generate(_Sources(joined([row.features for row in rows], len(rows))), listener)[: len(rows)]
+        return generate(_Sources(rows), listener)[: len(rows)]
     features = joined([row.features for row in rows], size_of(loaded, len(rows)))
     outputs = loaded.predictions(features)
     return [{name: value[place] for name, value in outputs.items()} for place in range(len(rows))]
@@ -187,13 +190,18 @@ def _of_length(row: Row, length: int) -> Row:
     return Row(features, _tokens(features) if own != length else row.tokens)
 
 
-def _source(loaded: Loaded, example: Any, dataset: Any) -> Asked:
+def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | None) -> Asked:
     """Return a source of generation, padded to one of the lengths."""
     features = dict(dataset.sources())
     used = max(int(np.max(np.sum(value != 0, axis=-1))) for value in features.values())
     length = next(length for length in loaded.lengths if length >= min(used, loaded.max_seq_length))
     features = {name: value[:, :length] for name, value in features.items()}
-    return Asked(example, dataset, (Row(features, length),), *_lengths(getattr(dataset.examples, "sources", None)))
+    return Asked(
+        example,
+        dataset,
+        (Row(features, length, max_new_tokens),),
+        *_lengths(getattr(dataset.examples, "sources", None)),
+    )
 
 
 def _lengths(encoded: Any) -> tuple[int | None, bool | None]:

@@ -70,6 +70,11 @@ class Served:
         """Whether it generates, and is heard while it does."""
         return self.loaded.generates() is not None
 
+    @property
+    def new_tokens(self) -> tuple[int, int] | None:
+        """Least and most tokens that a request may limit a generated text to; None where there is no such limit."""
+        return getattr(self.loaded.generates(), "new_tokens", None)
+
     def warm(self, sizes: Sequence[int], budget_tokens: int) -> int:
         """Compute every shape once, and drop the examples that have no answer; return how many shapes there were."""
         answered = []
@@ -99,10 +104,17 @@ class Served:
             "embeds": self.embeds,
             "fields": self.fields,
             "examples": self.examples,
-            **(
-                {"threshold": self.loaded.row.threshold} if self.loaded.kind == "multilabel" and self.loaded.row else {}
-            ),
+            **self._particulars(),
         }
+
+    def _particulars(self) -> dict[str, Any]:
+        """Return what only some models have: a threshold, numbers that a request may give."""
+        if self.loaded.kind == "multilabel" and self.loaded.row:
+            return {"threshold": self.loaded.row.threshold}
+        if self.new_tokens is None:
+            return {}
+        least, most = self.new_tokens
+        return {"parameters": {"max_new_tokens": {"minimum": least, "maximum": most, "value": most}}}
 
     def _is_asked(self, example: dict[str, Any]) -> bool:
         if any(MASK in text for text in example.values()) and self.loaded.kind != PRETRAINED:

@@ -80,6 +80,7 @@ class Serving:
             loop="asyncio",
             ws="none",
             lifespan="off",
+            log_config=None,  # its own would close what others log to
             log_level="critical",
             access_log=False,
             server_header=False,

@@ -68,7 +68,7 @@ class Graphs:
         self.functions = {ENCODER: _traced(self.encode, self.inputs)}
         self.encoded = self.functions[ENCODER].get_concrete_function().structured_outputs
         self.blocks = blocks
-        read = ["attention_mask", *(["input_ids"] if self.copies else [])]
+        read = ["attention_mask", *([IDS] if self.copies else [])]
         self.decoder_inputs = {
             TOKENS: tf.TensorSpec([None], whole, TOKENS),
             **{name: self.inputs[name] for name in read},
@@ -102,7 +102,7 @@ class Graphs:
         if self.copies:
             names = ("states", "projected")[: len(held) - 2 * self.blocks]
             source = dict(zip(names, held[2 * self.blocks :], strict=True))
-            memory["source"] = {"ids": tf.cast(given["input_ids"], tf.int32), "mask": mask, **source}
+            memory["source"] = {"ids": tf.cast(given[IDS], tf.int32), "mask": mask, **source}
         cache = _pairs([given[f"{PAST}_{n}"] for n in range(2 * self.blocks)])
         position = tf.shape(cache[0][0])[2]
         scores, cache = self.decodable.step(
@@ -151,7 +151,7 @@ class OfSteps:
     def _steps(self) -> tuple[list[Given], list[Given]]:
         """Return what the decoder is asked at its first and at its second step, and what it says."""
         source, memory = self.given[ENCODER][-1], self.wanted[ENCODER][-1]
-        rows, (_, heads, _, size) = len(source["input_ids"]), self.graphs.cache
+        rows, (_, heads, _, size) = len(source[IDS]), self.graphs.cache
         template, given, wanted = self.loaded.tokenizer.template, [], []
         token, cache = np.full(rows, template.first[-1], np.int32), [np.zeros((rows, heads, 0, size), np.float32)]
         cache *= 2 * self.graphs.blocks

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 ENCODER, DECODER = "encoder", "decoder"
 MEMORY, PAST, PRESENT, SCORES, TOKENS = "memory", "past", "present", "scores", "tokens"
-_READ = {"input_ids": IDS, "attention_mask": MASK}
+_READ = {IDS: IDS, "attention_mask": MASK}
 
 
 class Graphs(Protocol):

@@ -60,16 +60,30 @@ class TextGenerator:
                 decodable, settings, preset.chunks, self._features, room, batch_size=batch_size
             )
 
+    @property
+    def new_tokens(self) -> tuple[int, int] | None:
+        """Least and most that the limit of a call may be; None where text is written in chunks, which have no limit."""
+        if self._generator is None:
+            return None
+        settings = self._generator.settings
+        return settings.min_new_tokens + 1, settings.max_new_tokens
+
     def __call__(
-        self, features: Features, listener: Callable[[int, str], None] | None = None
+        self,
+        features: Features,
+        listener: Callable[[int, str], None] | None = None,
+        limits: Sequence[int | None] | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Return the hypotheses of every source, best first, each `{"text", "score"}`; never none.
 
-        `listener` is called with the number of a source and its best text so far, every `HEARD_STEPS` tokens.
+        `listener` is called with the number of a source and its best text so far, every `HEARD_STEPS` tokens; `limits`
+        are the most tokens of each source's text, within `new_tokens`; None is the settings' own.
         """
         heard = None if listener is None else self._heard_by(listener)
         if self._generator is not None:
-            found = self._generator(features, heard, segment=HEARD_STEPS if heard else None)
+            most = self._generator.settings.max_new_tokens
+            limit = None if limits is None else np.array([most if each is None else each for each in limits])
+            found = self._generator(features, heard, limit=limit, segment=HEARD_STEPS if heard else None)
         else:
             assert self._in_chunks is not None
             found = self._in_chunks(self._texts(features), heard)

@@ -141,7 +141,7 @@ def test_single_weights_leave_and_a_stopped_run_goes_on_to_the_same(arguments, t
 @pytest.mark.slow
 def test_both_on_jax(arguments, tmp_path):
     calls = [
-        ("run_classifier", {**arguments, **more, "output_dir": tmp_path / name})
+        ("run_classifier", {**arguments, **more, "output_dir": tmp_path / name, "backend": "jax"})
         for name, more in (("structured", {**STRUCTURED, **CONTRAST}), ("movement", MOVEMENT))
     ]
     call_on_jax(tmp_path, calls)

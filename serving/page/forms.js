@@ -121,24 +121,24 @@ function fileButton(model, form) {
   return [make("label", { class: "file plain" }, input, say("openFile"))];
 }
 
-/** Return boxes for the numbers that a model takes, as it describes them: `{name: {minimum, maximum, step, value}}`. */
+/** Return boxes for the numbers that a model takes, as it describes them: `{name: {minimum, maximum, value}}`. */
 function parameterBoxes({ parameters = {} }) {
   const numbers = Object.entries(parameters).map(numberBox);
   if (!numbers.length) return [];
   return [
     make(
       "fieldset",
-      { class: "search" },
-      make("legend", {}, say("search")),
+      { class: "parameters" },
+      make("legend", {}, say("parameters")),
       make("div", { class: "numbers" }, numbers),
     ),
   ];
 }
 
-function numberBox([name, { minimum: min, maximum: max, step = 1, value }]) {
+function numberBox([name, { minimum: min, maximum: max, value }]) {
   const id = `box-${name}`;
   const described = `wrong-${name}`;
-  const input = make("input", { type: "number", id, name, min, max, step, value, "aria-describedby": described });
+  const input = make("input", { type: "number", id, name, min, max, value, "aria-describedby": described });
   const problem = make("p", { class: "wrong", id: described, hidden: true });
   return make("div", { class: "number" }, make("label", { for: id }, sayOf("parameter", name)), input, problem);
 }

@@ -15,7 +15,8 @@ import tensorflow
 from data.tokenizers.in_graph import in_graph
 from serving.exporting import whole
 from serving.strings.windows import first_of
-from tasks.pretrained import MASK
+from tasks.inputs import IDS, MASK, POSITIONS, TYPES
+from tasks.pretrained import MASK as MASK_NAME
 
 if TYPE_CHECKING:
     from serving.loading import Loaded
@@ -46,14 +47,14 @@ class Masks(tf.Module):
         one = tf.ones([tf.size(texts), 1], tf.int32)
         ids = tf.concat([one * first, rows, one * last], axis=1)
         mask = tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
-        features = {"input_ids": ids.to_tensor(), "input_mask": mask, "segment_ids": mask * self.segment}
+        features = {IDS: ids.to_tensor(), MASK: mask, TYPES: mask * self.segment}
         if not self.fills:
             return dict(self.task.predictions(whole(self.model), features))
-        is_mask = features["input_ids"] == self.mask_id
+        is_mask = features[IDS] == self.mask_id
         count = tf.reduce_max(tf.reduce_sum(tf.cast(is_mask, tf.int32), axis=1))
         places = tf.zeros_like(mask) + tf.range(tf.shape(mask)[1])
         places = tf.ragged.boolean_mask(places, is_mask)
-        given = features | {"masked_lm_positions": places.to_tensor(shape=[None, tf.maximum(count, 1)])}
+        given = features | {POSITIONS: places.to_tensor(shape=[None, tf.maximum(count, 1)])}
         found = self.task.predictions(whole(self.model), given)
         there = tf.sequence_mask(places.row_lengths(), count)[:, :, None]
         words = tf.where(there, tf.gather(self.words, found["tokens"][:, :count]), "")
@@ -65,9 +66,9 @@ class Masks(tf.Module):
 
     def _rows(self, texts: Any) -> Any:
         """Return the ids of the texts, ragged, with that of the mask where a text has its name."""
-        if self.mask != MASK:
-            texts = tf.strings.regex_replace(texts, re.escape(self.mask), MASK)
-        parts = tf.strings.split(texts, MASK)
+        if self.mask != MASK_NAME:
+            texts = tf.strings.regex_replace(texts, re.escape(self.mask), MASK_NAME)
+        parts = tf.strings.split(texts, MASK_NAME)
         ids, row = self.ids(parts.flat_values), parts.value_rowids()
         follows = tf.concat([tf.zeros_like(row[:1], tf.bool), row[1:] == row[:-1]], axis=0)
         masks = tf.fill([tf.reduce_sum(tf.cast(follows, tf.int32))], self.mask_id)
@@ -78,7 +79,7 @@ class Masks(tf.Module):
         lost = tf.reduce_sum(tf.cast(rows.flat_values == self.mask_id, tf.int32)) - tf.reduce_sum(
             tf.cast(behind.flat_values == self.mask_id, tf.int32)
         )
-        message = f"a {MASK} stands behind the {self.room} tokens that the model reads: shorten the text"
+        message = f"a {MASK_NAME} stands behind the {self.room} tokens that the model reads: shorten the text"
         with tf.control_dependencies([tf.debugging.Assert(lost == 0, [message])]):
             return behind.with_flat_values(tf.identity(behind.flat_values))
 
@@ -90,7 +91,7 @@ class Masks(tf.Module):
         """Return the tokens of each mask, or the vector of a text without one."""
         answers = []
         for n, text in enumerate(examples):
-            count = text.replace(self.mask, MASK).count(MASK)
+            count = text.replace(self.mask, MASK_NAME).count(MASK_NAME)
             if not count:
                 answers.append({"embedding": [float(each) for each in found["embedding"][n]]})
                 continue

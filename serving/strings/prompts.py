@@ -10,6 +10,7 @@ from data.tokenizers.in_graph import in_graph
 from data.tokenizers.template import kept_lengths
 from serving.strings.texts import Classes
 from serving.strings.windows import first_of
+from tasks.inputs import IDS, MASK, TYPES
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -59,9 +60,9 @@ class InGraphPrompt(tf.Module):
         length = self.max_seq_length
         mask = tf.sequence_mask(row.row_lengths(), length, tf.int32)
         return {
-            "input_ids": row.to_tensor(shape=(None, length)),
-            "input_mask": mask,
-            "segment_ids": mask * self._segment.segment_ids[0],
+            IDS: row.to_tensor(shape=(None, length)),
+            MASK: mask,
+            TYPES: mask * self._segment.segment_ids[0],
         }
 
     def _kept(self, lengths: dict[str, Any]) -> dict[str, Any]:

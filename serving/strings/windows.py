@@ -9,6 +9,7 @@ import tensorflow
 
 from data.tokenizers.in_graph import code_point_properties, in_graph
 from data.windows import BERT_STRIDE_TOKENS
+from tasks.inputs import IDS, MASK, TYPES
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -93,9 +94,9 @@ class InGraphWindows(tf.Module):
         first_id, second_id = template.segment_ids
         is_first = tf.sequence_mask(before, tf.shape(mask)[1], tf.int32) if asked_ids is not None else mask
         features = {
-            "input_ids": rows.to_tensor(),
-            "input_mask": mask,
-            "segment_ids": mask * (first_id * is_first + second_id * (1 - is_first)),
+            IDS: rows.to_tensor(),
+            MASK: mask,
+            TYPES: mask * (first_id * is_first + second_id * (1 - is_first)),
         }
         return WindowRows(features, text, begin, offset, row, within, token, count, ids.row_splits, starts, ends)
 

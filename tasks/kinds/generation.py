@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from modeling.computation import Computation
     from modeling.config import Config
     from tasks.generation import GenerationTask
+    from tasks.text_generator import TextGenerator
 
 verb = "run_generation"
 needs = ()
@@ -205,19 +206,33 @@ def told(row: DatasetRow, answer: Mapping[str, Any], example: SourceTarget) -> d
     return found | ({"hypotheses": hypotheses} if len(hypotheses) > 1 else {})
 
 
-def predictor(
-    model: Any, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, **settings: Any
-) -> Callable[..., list[Prediction]]:
-    """Return what generates for the sources of a data set; `settings` are `SETTINGS` and the longest target.
+class Predictor:
+    """Generates for the sources of a data set.
 
-    It takes, besides, a function that is called with the number of a source and its text so far.
+    Args:
+        generate: features, listener, limits -> hypotheses; a `tasks.text_generator.TextGenerator`.
     """
+
+    def __init__(self, generate: TextGenerator):
+        self._generate, self.new_tokens = generate, generate.new_tokens
+
+    def __call__(self, dataset: Any, listener: Callable[[int, str], None] | None = None) -> list[Prediction]:
+        """Return the hypotheses of each source.
+
+        `listener` is called with the number of a source and its text so far. A data set may have `limits`, the most
+        tokens of each text.
+        """
+        found = self._generate(dataset.sources(), listener, getattr(dataset, "limits", None))
+        return [{"hypotheses": each} for each in found]
+
+
+def predictor(model: Any, tokenizer: Tokenizer, *, max_seq_length: int, batch_size: int, **settings: Any) -> Predictor:
+    """Return what generates for the sources of a data set; `settings` are `SETTINGS` and the longest target."""
     from tasks.text_generator import TextGenerator
 
     longest = settings.pop("max_target_length", None) or min(128, model.config.max_target_length)
     preset = chosen_preset({**settings, "max_target_length": longest})
-    generate = TextGenerator(model, tokenizer, preset, batch_size=batch_size, max_seq_length=max_seq_length)
-    return lambda dataset, listener=None: [{"hypotheses": found} for found in generate(dataset.sources(), listener)]
+    return Predictor(TextGenerator(model, tokenizer, preset, batch_size=batch_size, max_seq_length=max_seq_length))
 
 
 def foreign_row(labels: Sequence[str], count: int) -> DatasetRow:

@@ -226,6 +226,8 @@ def test_what_a_config_leaves_out_is_as_the_papers_have_it():
         "cross_attention": False,
         "embedding_scale": 1.0,
         "legacy_mask": False,
+        "heads_by_brick": (),
+        "units_by_brick": (),
         "embedding_size": 4,
     }
     assert dataclasses.asdict(Config(family="bert", **given)) == {"family": "bert"} | given | expected  # pyright: ignore

@@ -202,6 +202,16 @@ def test_what_a_former_run_has_taken_out_stays_out():
         assert not moved[-1][name][gone].any()
 
 
+def test_a_model_whose_layers_are_one_is_pruned_too():
+    shared = {name: value for name, value in arrays(0).items() if "_1/" not in name}
+    own = optimizer(Structured(0.5, 0, SIZE))
+    gradients = {name: arrays(1)[name] for name in shared}
+    found, _, _ = own.update(gradients, shared, own.init(shared), 0)
+    for side, count, left in (("attention", HEADS, 2), ("feed_forward", UNITS, 2)):
+        kernel = ops.convert_to_numpy(found[f"backbone/encoder/{side}_0/output/kernel"])
+        assert kernel.reshape(count, -1).any(axis=1).sum() == left
+
+
 def test_a_frozen_layer_cannot_be_pruned():
     own = create_optimizer("adamw", Constant(0.1), frozen=["attention_0/"], around=[magnitudes(0.5)])
     with pytest.raises(UsageError, match=r"attention_0/.* is frozen.*leave out --freeze"):

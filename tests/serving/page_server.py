@@ -21,7 +21,6 @@ VECTORS = {"猫在睡觉": (1.0, 0.0), "一只猫睡着了": (0.8, 0.6), "股市
 STORY = ["从前", "有", "一座", "图书馆", "，", "每天", "夜里", "都", "亮着", "灯", "。"]
 NUMBERS = {
     "max_new_tokens": {"minimum": 1, "maximum": 64, "value": 64},
-    "temperature": {"minimum": 0.1, "maximum": 5, "step": 0.1, "value": 1},
 }
 SECRET = "<img src=x onerror=alert(1)>"
 
@@ -226,6 +225,9 @@ class Handler(BaseHTTPRequestHandler):
                 server.slow.clear()
                 server.goes_on.wait(10)
             self.event({"token": token, "text": "".join(STORY[: number + 1])})
+            if server.cut:
+                self.close_connection = True
+                return
         times = {"queue": 0.1, "tokenize": 0.2, "compute": 42.0}
         self.event({"done": True, "prediction": _generation([None])[0], "timing_ms": times, "tokens": [9]})
         self.close_connection = True
@@ -253,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
 def page_server() -> Iterator[Any]:
     """Yield a server on the loopback: `address`; `asked`, the bodies that came; `slow` holds the next stream up."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.key, server.loading = "", 0
+    server.key, server.loading, server.cut = "", 0, False
     server.asked, server.slow, server.goes_on = [], threading.Event(), threading.Event()
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,27 @@ def test_the_page_shows_what_the_server_answers(name: str, page: Browser, addres
         most = 32 if name == "pretrained" else 16
         assert page.texts("#notes > .quiet")[0] == f"{direct['tokens'][0]} of {most} tokens"
     assert page.messages() == []
+
+
+def test_a_text_has_no_more_tokens_than_are_asked_for(page: Browser, address: str):
+    _, long = run(page, "text_to_text")
+    page.type("[name=max_new_tokens]", "1")
+    page.click("#run")
+    page.wait(
+        "return JSON.parse(document.querySelector('pre').textContent).predictions[0].generated !== arguments[0]",
+        long["predictions"][0]["generated"],
+    )
+    shorter = page.text("#result .large")
+    assert len(shorter.split()) <= 1
+    with urllib.request.urlopen(f"{address}/info") as reply:
+        bounds = json.load(reply)["models"]["text_to_text"]["parameters"]["max_new_tokens"]
+    page.type("[name=max_new_tokens]", str(bounds["maximum"] + 1))
+    page.click("#run")
+    page.wait("return !document.querySelector('#wrong-max_new_tokens').hidden")
+    assert f"expected 1 to {bounds['maximum']} tokens" in page.text("#wrong-max_new_tokens")
+    assert all("422" in each for each in page.messages())
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        asked(address, "lcqmc", {"instances": [["a", "b"]], "parameters": {"max_new_tokens": 3}})
 
 
 def test_examples_of_the_server_can_be_asked(page: Browser):
