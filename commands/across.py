@@ -21,6 +21,8 @@ from modeling.computation import LANGUAGES
 if TYPE_CHECKING:
     from commands.records import Records
     from commands.session import Session
+    from data.reading import PretrainingDataset
+    from data.spoken import Spoken
     from modeling.config import Config
     from tasks.across import Across, Pseudo
     from tasks.losses import Loss
@@ -160,6 +162,7 @@ def with_sentences(session: Session, options: Any, records: Records, loss: Loss)
     from data import pseudo_sentences
     from data.pseudo_sentences import PSEUDO, BesideWritten
     from data.spoken import Languages, Spoken
+    from ground.progress import Progress
     from serving.programs import Programs
 
     if session.rows_of_process()[1] > 1:
@@ -174,20 +177,27 @@ def with_sentences(session: Session, options: Any, records: Records, loss: Loss)
         for found in Programs(prepared, session.engine.model).predict(batches):
             yield found[PSEUDO], found["pseudo_mask"].sum(axis=1)
 
-    def texts() -> Iterator[Mapping[str, np.ndarray]]:
-        for language, dataset in records.training_languages.items():
-            said = records.said.get(language)
-            asked = [Spoken(dataset, Languages(said.own, (other,))) for other in said.others] if said else [dataset]
-            for each in asked:
-                yield from each.evaluation_batches(options.eval_batch_size)
+    asked: list[PretrainingDataset | Spoken] = []
+    for language, dataset in records.training_languages.items():
+        said = records.said.get(language)
+        asked += [Spoken(dataset, Languages(said.own, (other,))) for other in said.others] if said else [dataset]
+
+    def texts(progress: Progress) -> Iterator[Mapping[str, np.ndarray]]:
+        done = 0
+        for each in asked:
+            for batch in each.evaluation_batches(options.eval_batch_size):
+                yield batch
+                done += int((batch[side.mask].sum(axis=1) > 0).sum())
+                progress.update(done)
 
     key = key_of_writer(session, options, records)
     former = pseudo_sentences.read(key)
-    sentences, count = pseudo_sentences.write_all(texts(), side, former, write)
+    with Progress(sum(each.num_examples for each in asked), "texts", "pseudo sentences") as progress:
+        sentences, count = pseudo_sentences.write_all(texts(progress), side, former, write)
     if count:
         pseudo_sentences.keep(key, sentences)
     width = written(options, records, session.config)
-    told = f"{len(sentences):,} beside texts, of which {count:,} are written now and the others are from the cache"
+    told = f"{len(sentences):,} are known, of which {count:,} are written now"
     beside = partial(BesideWritten, side=side, sentences=sentences, width=width)
     return dataclasses.replace(records, beside_written=beside), told
 

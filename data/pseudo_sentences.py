@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,7 +122,7 @@ def write_all(
     batches: Iterable[Mapping[str, np.ndarray]],
     side: Side,
     former: Sentences,
-    write: Any,
+    write: Callable[[Iterable[Mapping[str, np.ndarray]]], Iterator[tuple[np.ndarray, np.ndarray]]],
 ) -> tuple[Sentences, int]:
     """Return the sentences of all texts of the batches, and how many had to be written.
 
@@ -130,7 +130,8 @@ def write_all(
         batches: of which rows without a token only fill up.
         side: the text.
         former: what is known already.
-        write: batches -> for each int32 [B, K]; called where a text is new.
+        write: batches -> for each what is written beside its texts, int32 [B, K], and how many tokens of it, int32 [B];
+            it is given the batches in which a text is new.
     """
     found = dict(zip(former.keys.tolist(), np.split(former.ids, former.ends[:-1]), strict=False)) if len(former) else {}
     asked: list[tuple[np.ndarray, np.ndarray]] = []

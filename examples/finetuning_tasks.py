@@ -39,6 +39,8 @@ class Task:
         dev_share: of the training examples that is held out, where there is no development file; 0 where there is one.
         flags: further ones of run_classifier.py.
         floor: a trivial method, a key of `examples.floors.FLOORS`, that is scored on the same examples; empty for none.
+        after: the task with whose fine-tuned weights this one begins, in every arm (Phang et al. 2018, "Sentence
+            Encoders on STILTs"): for few examples of what another task has many of; empty for none.
     """
 
     metric: str
@@ -46,6 +48,7 @@ class Task:
     dev_share: float = 0.0
     flags: Mapping[str, object] = field(default_factory=dict)
     floor: str = ""
+    after: str = ""
 
 
 TASKS: Mapping[str, Task] = {
@@ -53,7 +56,7 @@ TASKS: Mapping[str, Task] = {
     "thucnews_title": Task("accuracy", 32, 0.2, {"num_train_epochs": 6.0, "r_drop_weight": 1.0}, floor="naive_bayes"),
     "lcqmc": Task("accuracy", 48, 0.2, floor="shared_pairs"),
     "ocnli": Task("accuracy", 64, 0.2, floor="second_text"),
-    "xnli_zh": Task("accuracy", 80, 0.2, floor="second_text"),
+    "xnli_zh": Task("accuracy", 80, 0.2, {"learning_rate": 1e-4}, floor="second_text", after="ocnli"),
     "cluener": Task("macro_f1", 64, 0.2),
     "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 96}),
 }
@@ -99,6 +102,7 @@ def main(options: Options) -> int:
     if not Path(options.bert_config_file).is_file():
         raise UsageError(f"--bert_config_file={options.bert_config_file}: no such file")
     check_same(options, _GROWING)
+    check_order(options)
     folder = Path(options.output_dir)
     if not options.dry_run:
         write_config(options, folder / "config.json")
@@ -130,6 +134,18 @@ def plan(options: Options) -> list[Step]:
         steps += pretraining(options, "adaptation", texts, num_steps, rate, start)
     steps += [fine_tuning(options, task, arm, vocabulary) for task in options.tasks for arm in options.arms]
     return steps
+
+
+def check_order(options: Options) -> None:
+    """Raise `UsageError` for a task that begins with the weights of another one, which is not fine-tuned before it."""
+    for place, name in enumerate(options.tasks):
+        after = TASKS[name].after
+        starts = [start_of(options, TASKS[name], arm) for arm in options.arms]
+        found = all(start is not None and (start / "eval_results.json").is_file() for start in starts)
+        if after and after not in options.tasks[:place] and not found:
+            raise UsageError(
+                f"--tasks={','.join(options.tasks)}: {name} begins with the weights of {after}; put {after} before it"
+            )
 
 
 def splits_of(options: Options, name: str) -> Splits:
@@ -231,7 +247,6 @@ def pretraining(
 def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step:
     """Return the step that fine-tunes an arm on a task with every seed that is left, and scores it."""
     folder, task = Path(options.output_dir), TASKS[name]
-    start = folder / ("adaptation" if options.num_adaptation_steps else "pretraining")
     output = folder / "fine_tuning" / arm / name
     products = {seed: output / f"seed_{seed}" / "eval_results.json" for seed in options.seeds}
     seeds = [seed for seed in options.seeds if not products[seed].is_file()] or list(options.seeds)
@@ -240,7 +255,7 @@ def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step
         "data_dir": Path(options.data_dir) / name,
         "vocab_file": vocabulary,
         "bert_config_file": folder / "model_config.json",
-        **({"init_checkpoint": start} if arm == "pretrained" else {}),
+        **({"init_checkpoint": start} if (start := start_of(options, task, arm)) else {}),
         "output_dir": output,
         "do_train": True,
         "do_eval": True,
@@ -259,6 +274,16 @@ def fine_tuning(options: Options, name: str, arm: str, vocabulary: Path) -> Step
     }
     words, seconds = command("run_classifier", flags), len(seeds) * (_STARTUP_SECONDS + _FINE_TUNING_SECONDS)
     return Step(f"fine-tuning {arm} {name}", words, list(products.values()), seconds)
+
+
+def start_of(options: Options, task: Task, arm: str) -> Path | None:
+    """Return the weights that an arm begins a task with; None for new ones."""
+    folder = Path(options.output_dir)
+    if task.after:
+        return folder / "fine_tuning" / arm / task.after / f"seed_{options.seeds[0]}"
+    if arm == "pretrained":
+        return folder / ("adaptation" if options.num_adaptation_steps else "pretraining")
+    return None
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

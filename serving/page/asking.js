@@ -17,26 +17,30 @@ export function useKey(value) {
 
 /** Return what the server tells of its models and limits. */
 export async function info(language) {
-  return (await checked(await reached("/info", { headers: { "Accept-Language": language } }))).json();
+  const response = await reached("/info", { headers: { "Accept-Language": language } });
+  return arrived((await checked(response)).json());
 }
 
 /** Return the reply to instances: `{predictions, timing_ms, ...}`. */
 export async function predict(model, body, options) {
-  return (await checked(await reached(address(model), request(body, options)))).json();
+  return arrived((await checked(await reached(address(model), request(body, options)))).json());
 }
 
-/** Yield the events of a generation as they come, each an object; the last has `done`. */
+/** Yield the events of a generation as they come, each an object; the last has `done`, or the way was cut. */
 export async function* stream(model, body, options) {
   const response = await checked(await reached(address(model), request({ ...body, stream: true }, options)));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
+    const { done, value } = await arrived(reader.read());
+    if (done) throw new Refusal("", { code: "unreachable" });
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
-      if (line.startsWith("data:")) yield checkedEvent(JSON.parse(line.slice(5)));
+      if (!line.startsWith("data:")) continue;
+      const event = checkedEvent(JSON.parse(line.slice(5)));
+      yield event;
+      if (event.done) return;
     }
   }
 }
@@ -56,10 +60,15 @@ function request(body, { language, signal }) {
   return { method: "POST", headers, body: JSON.stringify(body), signal };
 }
 
-async function reached(path, options) {
+function reached(path, options) {
   const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
+  return arrived(fetch(path, { ...options, headers }));
+}
+
+/** Return what a promise of the network brings; a way that is cut is a refusal. */
+async function arrived(promise) {
   try {
-    return await fetch(path, { ...options, headers });
+    return await promise;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("", { code: "unreachable" });

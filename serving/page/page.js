@@ -10,6 +10,8 @@ import { decimal, locale, say, sayOf, speak, speaks } from "./words.js";
 const RUNS_KEPT = 20;
 const ASKED_AGAIN_MS = 2000;
 const TIMES = ["queue", "tokenize", "compute"];
+/** What a reply has of each instance. */
+const LISTS = ["predictions", "tokens", "truncated"];
 
 /** What is shown: the server's models by name, the one that is asked and how, the run on display, and those before. */
 const state = { models: {}, limits: {}, name: "", mode: "", shown: undefined, runs: [], running: undefined };
@@ -100,6 +102,7 @@ const kindOf = (found) => KINDS[found.kind];
 const modesOf = (found) => Object.keys(kindOf(found).panels).filter((mode) => mode !== "several" || found.embeds);
 
 function chooseModel(name) {
+  state.running?.abort();
   state.name = name;
   find("model").value = name;
   [state.mode] = modesOf(model());
@@ -113,11 +116,11 @@ function showHead() {
   find("title").textContent = say(kindOf(model()).title(model()));
   const facts = [
     sayOf("kind", kind),
-    labels?.length ? say("factLabels", { count: labels.length }) : undefined,
-    count ? say("factTokens", { count }) : undefined,
+    labels.length && say("factLabels", { count: labels.length }),
+    say("factTokens", { count }),
     precision,
     sayOf("format", format),
-    version ? say("factVersion", { version }) : undefined,
+    say("factVersion", { version }),
   ];
   find("facts").replaceChildren(...facts.filter(Boolean).map((fact) => make("span", {}, fact)));
 }
@@ -134,6 +137,7 @@ function showForm() {
 
 function modeButton(mode) {
   const choose = () => {
+    state.running?.abort();
     state.mode = mode;
     showForm();
     showRun(undefined);
@@ -157,7 +161,7 @@ function box({ name, label, rows, hint, isOptional }) {
 }
 
 function showExamples() {
-  const examples = (model().examples ?? []).filter((example) => canBeAsked(example));
+  const examples = model().examples.filter(canBeAsked);
   find("examples").hidden = !examples.length;
   const buttons = examples.map((example) => {
     const choose = () => {
@@ -225,8 +229,10 @@ async function submit(event) {
     announce(told(run));
   } catch (error) {
     if (error.name === "AbortError") announce(say("stopped"));
-    else showWrong(error);
-    if (state.shown === run && !run.reply) showRun(undefined);
+    else {
+      showRun(undefined);
+      showWrong(error);
+    }
   } finally {
     setRunning(undefined);
   }
@@ -245,15 +251,15 @@ async function answered(run) {
 
 /** Ask in requests of as many instances as the server takes, one after the other, and join the replies. */
 async function inParts(run, options) {
-  const most = state.limits.texts ?? run.instances.length;
-  const joined = { predictions: [], timing_ms: {} };
+  const most = state.limits.texts;
+  const joined = { timing_ms: {} };
   for (let place = 0; place < run.instances.length; place += most) {
     const instances = run.instances.slice(place, place + most);
     const reply = await predict(run.name, { instances, parameters: run.parameters }, options);
-    const predictions = [...joined.predictions, ...reply.predictions];
-    const times = TIMES.map((name) => [name, (joined.timing_ms[name] ?? 0) + (reply.timing_ms?.[name] ?? 0)]);
-    Object.assign(joined, reply, { predictions, timing_ms: Object.fromEntries(times) });
-    announce(say("answered", { count: predictions.length, all: run.instances.length }));
+    const lists = LISTS.map((name) => [name, [...(joined[name] ?? []), ...(reply[name] ?? [])]]);
+    const times = TIMES.map((name) => [name, (joined.timing_ms[name] ?? 0) + reply.timing_ms[name]]);
+    Object.assign(joined, reply, Object.fromEntries(lists), { timing_ms: Object.fromEntries(times) });
+    announce(say("answered", { count: joined.predictions.length, all: run.instances.length }));
   }
   return joined;
 }
@@ -263,10 +269,15 @@ async function streamed(run, options) {
   find("result").replaceChildren(text);
   find("notes").hidden = true;
   const begin = performance.now();
-  let last = {};
-  for await (const event of stream(run.name, run.body, options)) {
-    if (event.done) last = event;
-    else text.textContent = event.text;
+  let last;
+  try {
+    for await (const event of stream(run.name, run.body, options)) {
+      if (event.done) last = event;
+      else text.textContent = event.text;
+    }
+  } finally {
+    text.classList.remove("growing");
+    text.removeAttribute("aria-busy");
   }
   const { prediction, timing_ms, tokens, truncated } = last;
   run.seconds = (performance.now() - begin) / 1000;
@@ -312,6 +323,7 @@ function showWrong(error) {
 /** Return the answer of a run in a few words. */
 function told({ model: asked, mode, reply: { predictions } }) {
   if (mode === "several") return say("compared", { count: predictions.length });
+  if (mode === "many") return say("answered", { count: predictions.length, all: predictions.length });
   return predictions.slice(0, 2).map(kindOf(asked).tell).join(" · ");
 }
 
@@ -356,9 +368,8 @@ function tokenNotes({ model: { max_seq_length: most }, reply: { tokens = [], tru
 }
 
 function timeBar({ reply: { timing_ms: times }, elapsed }) {
-  const known = TIMES.filter((name) => times[name] !== undefined);
-  const parts = known.map((name) => make("span", { class: `part ${name}`, vars: { share: times[name] } }));
-  const names = known.map((name) =>
+  const parts = TIMES.map((name) => make("span", { class: `part ${name}`, vars: { share: times[name] } }));
+  const names = TIMES.map((name) =>
     make(
       "li",
       {},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from absl.app import UsageError
 
 import run_classifier
 import run_pretraining
@@ -43,11 +44,30 @@ def test_every_command_parses_and_every_metric_is_one_of_its_kind(tmp_path: Path
 def test_arms_differ_in_their_weights_alone(tmp_path: Path):
     steps = {step.name: step for step in recipe.plan(options_of(tmp_path))}
     for name in recipe.TASKS:
-        random, pretrained = (flags_of(steps[f"fine-tuning {arm} {name}"]) for arm in recipe.ARMS)
-        assert random.keys() ^ pretrained.keys() == {"init_checkpoint"}
+        arms = {arm: flags_of(steps[f"fine-tuning {arm} {name}"]) for arm in recipe.ARMS}
+        starts = {arm: flags.pop("init_checkpoint", None) for arm, flags in arms.items()}
+        random, pretrained = arms.values()
+        assert random.keys() == pretrained.keys()
         assert {key for key in random if random[key] != pretrained[key]} == {"output_dir"}
-        assert pretrained["init_checkpoint"] == flags_of(steps["adaptation"])["output_dir"]
+        if after := recipe.TASKS[name].after:
+            outputs = {arm: flags_of(steps[f"fine-tuning {arm} {after}"])["output_dir"] for arm in recipe.ARMS}
+            assert starts == {arm: f"{output}/seed_1" for arm, output in outputs.items()}
+        else:
+            assert starts == {"random": None, "pretrained": flags_of(steps["adaptation"])["output_dir"]}
     assert flags_of(steps["adaptation"])["init_checkpoint"] == flags_of(steps["pretraining"])["output_dir"]
+
+
+def test_a_task_that_begins_with_another_comes_behind_it(tmp_path: Path):
+    recipe.check_order(options_of(tmp_path, tasks="ocnli,xnli_zh"))
+    for tasks in ("xnli_zh,ocnli", "xnli_zh"):
+        options = options_of(tmp_path, tasks=tasks)
+        with pytest.raises(UsageError, match="put ocnli before it"):
+            recipe.check_order(options)
+    for arm in recipe.ARMS:
+        done = tmp_path / f"out/fine_tuning/{arm}/ocnli/seed_1/eval_results.json"
+        done.parent.mkdir(parents=True)
+        done.write_text("{}", encoding="utf-8")
+    recipe.check_order(options_of(tmp_path, tasks="xnli_zh"))
 
 
 def test_the_texts_of_tasks_have_every_training_example_and_none_that_is_held_out(tmp_path: Path):

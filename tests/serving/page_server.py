@@ -225,6 +225,9 @@ class Handler(BaseHTTPRequestHandler):
                 server.slow.clear()
                 server.goes_on.wait(10)
             self.event({"token": token, "text": "".join(STORY[: number + 1])})
+            if server.cut:
+                self.close_connection = True
+                return
         times = {"queue": 0.1, "tokenize": 0.2, "compute": 42.0}
         self.event({"done": True, "prediction": _generation([None])[0], "timing_ms": times, "tokens": [9]})
         self.close_connection = True
@@ -252,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
 def page_server() -> Iterator[Any]:
     """Yield a server on the loopback: `address`; `asked`, the bodies that came; `slow` holds the next stream up."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.key, server.loading = "", 0
+    server.key, server.loading, server.cut = "", 0, False
     server.asked, server.slow, server.goes_on = [], threading.Event(), threading.Event()
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -245,6 +245,28 @@ def test_a_text_is_streamed_and_can_be_stopped(page: Browser, server: Any):
     page.wait("return document.querySelector('#status').textContent === 'Stopped.'")
     server.goes_on.set()
     assert page.run("return document.querySelector('#stop').hidden")
+    assert page.texts(".growing") == []
+
+
+def test_a_stream_that_is_cut_or_left_is_no_answer(page: Browser, server: Any):
+    choose(page, "stories")
+    server.cut = True
+    try:
+        page.click(".example")
+        page.wait("return !document.querySelector('#problem').hidden")
+    finally:
+        server.cut = False
+    assert page.text("#problem").startswith("The server does not answer")
+    assert page.text("#result").startswith("Type a text")
+    server.slow.set()
+    server.goes_on.clear()
+    page.click("#run")
+    page.wait("return document.querySelector('.growing')")
+    choose(page, "news")
+    page.wait("return !document.querySelector('#run').disabled")
+    server.goes_on.set()
+    assert page.text("#result").startswith("Type a text")
+    assert page.texts(".past") == []
 
 
 def test_a_server_with_a_key_asks_for_it_and_one_that_loads_is_waited_for(page: Browser, server: Any):
@@ -270,6 +292,9 @@ def test_many_lines_are_asked_in_parts_and_downloaded(page: Browser, server: Any
     page.click("#run")
     page.wait(READY)
     assert [len(each["instances"]) for each in server.asked] == [2, 2, 1]
+    assert [len(json.loads(page.run("return document.querySelector('pre').textContent"))["tokens"])] == [5]
+    assert page.texts("#notes > .quiet") == []
+    assert page.text("#status") == "5 of 5 lines answered"
     assert page.texts("tbody td:nth-child(3)") == ["体育", "科技", "体育", "科技", "科技"]
     page.click(".result .plain")
     file = window.folder / "predictions.tsv"
