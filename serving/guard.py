@@ -133,7 +133,8 @@ class _Body:
         if self._whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._until - time.monotonic(), 0.001))
+            async with asyncio.timeout(max(self._until - time.monotonic(), 0.001)):
+                message = await self._receive()
         except TimeoutError:
             close = {"connection": "close"}
             message = f"the body did not come within {self._limits.body_seconds:g} s"
@@ -164,7 +165,8 @@ class _Reply:
             added = [pair for pair in own if pair[0] not in given]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
         try:
-            await asyncio.wait_for(self._send(message), self._seconds)
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
         except TimeoutError:
             self.stalled = True
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import gzip
+import io
 import json
+import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -197,21 +199,27 @@ def test_what_is_no_http_is_refused_in_json(client: Client, content: bytes):
 # -- security ----------------------------------------------------------------------------------------------------------
 
 
-WATCHED: list[list[Any]] = []
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets the name of every file that a thread of the server opens."""
+    found: list[Any] = []
+    for module in (builtins, io, os):
+
+        def watched(name: Any, *given: Any, real: Any = module.open, **further: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                found.append(name)
+            return real(name, *given, **further)
+
+        monkeypatch.setattr(module, "open", watched)
+    return found
 
 
-def _hear(event: str, given: tuple[Any, ...]) -> None:
-    if event == "open" and WATCHED and threading.current_thread() is not threading.main_thread():
-        WATCHED[-1].append(given[0])
-
-
-sys.addaudithook(_hear)
-
-
-def watched_files() -> list[Any]:
-    """Return a list that gets the name of every file that a thread of the server opens, until WATCHED is cleared."""
-    WATCHED.append([])
-    return WATCHED[-1]
+def test_a_file_that_a_thread_opens_is_seen(opened: list[Any]):
+    for reads in (lambda: open(os.devnull), lambda: Path(os.devnull).open()):  # noqa: PTH123, SIM115
+        thread = threading.Thread(target=lambda reads=reads: reads().close())
+        thread.start()
+        thread.join()
+    assert list(map(str, opened)) == [os.devnull] * 2
 
 
 @pytest.mark.parametrize(
@@ -229,15 +237,13 @@ def watched_files() -> list[Any]:
         "/page/index.html%00",
     ],
 )
-def test_no_path_of_a_request_reaches_the_file_system(client: Client, path: str):
-    opened = watched_files()
+def test_no_path_of_a_request_reaches_the_file_system(client: Client, path: str, opened: list[Any]):
     for method in ("GET", "POST"):
         content = {"instances": ["a"]} if method == "POST" else None
         status, code = client.ask(method, path, content).error
         assert (status, code) in ((404, "not_found"), (405, "wrong_method"))
     # A text that names a file is a text.
     assert client.predict({"text_a": "/etc/passwd"}, {"text_a": "file:///etc/passwd"}).status == 200
-    WATCHED.clear()
     assert opened == []
 
 

@@ -25,7 +25,7 @@ def test_twice_the_capacity_and_wrong_requests_lose_nothing_and_are_no_defect(
         assert found["wrong"] == found["lost"] == 0
         assert set(found) <= {"right", "refused", "wrong", "lost"}
         programs.seconds = 0.0
-        replies = fuzz(server, 600, 3)
+        replies = fuzz(server, 300, 3)
         assert replies["bad"] == replies["500"] == 0
         assert {"400", "422"} <= replies.keys()
         assert replies["200"] > 0
