@@ -10,12 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_across import CONFIG, NUMBERS, PSEUDO, B, P, alone, gradients_of, make_batch, mean, prepared, scores
+from test_across import CONFIG, KEY, NUMBERS, PSEUDO, B, P, alone, gradients_of, make_batch, mean, prepared, scores
 from test_across import LANGUAGES as CODES
 
+from data.mixture import marked
 from data.spoken import OTHER_LANGUAGE, OWN_LANGUAGE, Languages, Spoken
 from modeling import named_variables
 from tasks.across import Across
+from tasks.mixing import MixedTask
 from tasks.pretraining import PretrainingTask
 
 
@@ -112,6 +114,19 @@ def test_placeholders_ask_for_a_language_and_what_was_written_teaches_no_vector(
     # The text of the second pass carries nothing: its rows are those of a model without vectors.
     assert "query_vectors" not in prepared(model, batch, pseudo)
     assert "word_vectors" not in prepared(model, batch, pseudo)
+
+
+def test_objectives_of_one_model_share_the_vectors():
+    pseudo = dataclasses.replace(PSEUDO, languages=CODES)
+    members = {"camlm": across(), "btmlm": PretrainingTask(CONFIG, "btmlm", pseudo=pseudo)}
+    task = MixedTask({"masked_lm": PretrainingTask(CONFIG, "masked_lm"), **members})
+    built = task.build_model()
+    expected = named_variables(members["camlm"].build_model())
+    assert named_variables(built).keys() == expected.keys()
+    for name, member in members.items():
+        batch = (alone() if name == "btmlm" else make_batch()) | NUMBERS
+        losses, _ = task.terms(built, marked(batch, name), seed=KEY, training=True)
+        assert float(losses[name][0]) == float(member.terms(built, batch, seed=KEY, training=True)[0][name][0])
 
 
 class _Rows:
