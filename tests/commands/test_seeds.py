@@ -116,14 +116,16 @@ def test_the_file_has_mean_deviation_every_run_and_what_failed(tmp_path: Path, c
     assert "0.5000 0.7500" in printed
 
 
-@given(st.lists(st.sampled_from([0.1, 0.5, 0.9, math.nan]), min_size=1, max_size=9), st.booleans())
-def test_answers_are_kept_of_the_last_evaluation_and_of_the_one_that_the_loop_calls_best(values: list, lower: bool):
-    kept, best, best_step = KeptAnswers("accuracy", lower), None, 0
+@given(st.lists(st.sampled_from([0.1, 0.5, 0.9, math.nan]), min_size=1, max_size=9), st.booleans(), st.integers(0, 5))
+def test_answers_are_kept_of_the_last_evaluation_and_of_the_one_that_the_loop_calls_best(
+    values: list, lower: bool, first: int
+):
+    kept, best, best_step = KeptAnswers("accuracy", lower, first), None, 0
     for step, value in enumerate(values, 1):
         kept.keep(step, {"dev": [step]}, {"accuracy": value})
         # As in training/loop.py.
         better = best is None or (value < best if lower else value > best)
-        if better and not math.isnan(value):
+        if better and not math.isnan(value) and step >= first:
             best, best_step = value, step
         wanted = {step} | ({best_step} if best_step else set())
         assert {at: answers["dev"][0] for at, answers in kept.by_step.items()} == {at: at for at in wanted}

@@ -132,6 +132,22 @@ def test_best_weights_are_kept_and_checkpoints_rotate(tmp_path):
     np.testing.assert_array_equal(best.tensors["model/score/kernel"], states[8]["ema/score/kernel"])
 
 
+def test_weights_before_a_step_are_never_the_best_and_stop_nothing(tmp_path):
+    engine = toy_engine()
+    outcome = toy_run(
+        tmp_path,
+        engine=engine,
+        evaluate=lambda: {"loss": float(engine.step)},
+        eval_every_steps=4,
+        best_metric="loss",
+        best_from_step=12,
+        lower_is_better=True,
+        early_stopping_evaluations=2,
+        hooks=[],
+    )[1]
+    assert (outcome.best, outcome.best_step, outcome.step) == (12.0, 12, 20)
+
+
 @pytest.mark.parametrize(("lower", "stop"), [(False, 12), (True, 24)])
 def test_early_stopping_counts_evaluations_without_improvement_across_restarts(tmp_path, lower, stop):
     def run(**arguments):
