@@ -207,9 +207,11 @@ def write_ours(
 
 def _check_decoder(config: Config) -> None:
     """Raise `UsageError` for a model that generates, of a family that is written for no class that does."""
+    if not config.num_decoder_layers:
+        return
     own = namings.transformers_model_type(config)
     codes = [naming.code for naming in namings.NAMINGS if naming.model_type == own]
-    if config.num_decoder_layers and not any(code is not None and code.generates for code in codes):
+    if not any(code is not None and code.generates for code in codes):
         raise UsageError(
             f"this model cannot be written for transformers: it has a decoder, and no class that a {config.family} is "
             "written for has one; --format=ours can hold it"
