@@ -148,6 +148,12 @@ class Loaded:
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
         if generate := self.generates(batch_size):
             predictions = generate(dataset)
+        elif names := getattr(self.programs, "texts", ()):
+            batches = (texts_of(examples[at : at + rows], names) for at in range(0, len(examples), rows))
+            found = self.programs.predict(batches)
+            predictions = [
+                dict(zip(each, row, strict=True)) for each in found for row in zip(*each.values(), strict=True)
+            ]
         else:
             predictions = _predicted(self.programs, dataset, rows)
         return self.host.answers(self.row, predictions, examples, **self.settings)
@@ -218,6 +224,14 @@ class Loaded:
         )
         dataset.lengths = self.lengths
         return dataset
+
+
+def texts_of(examples: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the inputs of an export on strings, each a column of texts, "" where an example has none."""
+    texts = {
+        name: [each if isinstance(each, str) else getattr(each, name) or "" for each in examples] for name in names
+    }
+    return {name: np.array(column, object) for name, column in texts.items()}
 
 
 def _rows(count: int, batch_size: int) -> int:

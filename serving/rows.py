@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
+from serving.loading import texts_of
 from tasks.kinds import in_order
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_t
     if names := getattr(loaded.programs, "texts", ()):
         if max_seq_length is not None:
             raise UsageError("an export with the tokenizer inside cuts texts itself; leave max_seq_length out")
-        texts = {name: np.array([_text(example, name)], object) for name in names}
-        rows = [Row(texts, rows[0].tokens)]
+        rows = [Row(texts_of([example], names), rows[0].tokens)]
     return Asked(example, dataset, tuple(rows), *_lengths(getattr(dataset, "examples", None)))
 
 
@@ -220,7 +220,3 @@ def _tokens(features: Features) -> int:
         math.prod(1 << (axis - 1).bit_length() for axis in value.shape[1:-1]) * value.shape[-1]
         for value in features.values()
     )
-
-
-def _text(example: Any, name: str) -> str:
-    return example if isinstance(example, str) else getattr(example, name) or ""

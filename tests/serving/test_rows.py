@@ -144,6 +144,11 @@ def test_an_export_of_each_form_answers_as_its_model(tmp_path: Path):
             assert same(found, wanted)
         assert [each["prediction"] for each in found] == [each["prediction"] for each in wanted]
         assert fields_of(opened) == fields_of(loaded)
+        if not small:
+            assert same(opened.predict(INPUTS["lcqmc"], batch_size=2), wanted)
+        served = Served("m", "1", opened)
+        assert served.warm([1], 64)
+        assert served.examples
     with pytest.raises(UsageError, match="cuts texts itself"):
         rows.ask(open_export(tmp_path / "text"), ("a", "b"), 8)
     (tmp_path / "ids/labels.json").write_text("[]")
