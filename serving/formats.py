@@ -33,7 +33,7 @@ from serving.exporting import (
     write_export,
 )
 from serving.loading import PRETRAINED
-from serving.strings import compare_answers, form_of
+from serving.strings import compare_answers, form_of, wanted_of
 from tasks.inputs import IDS, INPUTS, POSITIONS, TYPES
 from tasks.run_file import PRETRAINING, RunFile, TokenizerFile
 
@@ -360,7 +360,7 @@ class SavedModelOnStrings:
         parts = [examples[begin : begin + _SIDE_BY_SIDE] for begin in range(0, len(examples), _SIDE_BY_SIDE)]
         self.examples = [examples[:1], *parts]
         self.given = [self.form.given(each) for each in self.examples]
-        self.wanted = [loaded.answers(each) for each in self.examples]
+        self.wanted = [wanted_of(self.form, loaded.answers(each)) for each in self.examples]
 
     def judge(self, found: Mapping[str, np.ndarray]) -> Verdict:
         """Return how near answers are to the model's; another label, text or place is refused."""

@@ -60,6 +60,12 @@ def form_of(loaded: Loaded) -> OnStrings:
     return getattr(importlib.import_module(module), kind)(loaded)
 
 
+def wanted_of(form: OnStrings, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the model's answers without what the form leaves `untold`, such as the candidates of a span."""
+    untold = getattr(form, "untold", ())
+    return [{name: value for name, value in answer.items() if name not in untold} for answer in answers]
+
+
 def compare_answers(
     found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]], tolerance: float, *, what: str
 ) -> float:

@@ -28,6 +28,8 @@ _N_BEST, _QUERY = 20, 64
 class Spans(tf.Module):
     """See the head of this file; what decides answers is that of the run's last command."""
 
+    untold = ("n_best",)
+
     def __init__(self, loaded: Loaded):
         super().__init__()
         assert loaded.row is not None

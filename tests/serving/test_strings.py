@@ -20,7 +20,7 @@ from ground.tensors import named_variables
 from modeling import PretrainingModel
 from modeling.config import Config
 from serving.loading import load
-from serving.strings import FORMS, compare_answers, form_of
+from serving.strings import FORMS, compare_answers, form_of, wanted_of
 from tasks.datasets import DatasetRow, find_row
 from tasks.kinds import KINDS, METHODS, find_kind
 
@@ -73,7 +73,7 @@ def answered(loaded: Any, given: list[Any]) -> tuple[list[Any], list[Any]]:
     assert list(strings) == list(form.inputs)
     found = {name: value.numpy() for name, value in form(*map(tf.constant, strings.values())).items()}
     texts = {name: np.char.decode(x.astype("S"), "utf-8") for name, x in found.items() if x.dtype == object}
-    return form.answers(found | texts, examples), loaded.answers(examples)
+    return form.answers(found | texts, examples), wanted_of(form, loaded.answers(examples))
 
 
 @pytest.mark.parametrize("name", GIVEN)

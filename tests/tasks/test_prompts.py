@@ -241,7 +241,8 @@ def test_a_method_is_a_kind_of_its_own_and_else_classification(method: str):
     classification = find_kind("classification")
     assert kind.verb == "run_classifier"
     assert kind.metrics is classification.metrics
-    assert kind.read is classification.read
+    # What iPET's generations wrote is read by PET too.
+    assert kind.read is (generations.read if method == "pet" else classification.read)
     assert not hasattr(kind, "tuned")
     for name in ("settled", "dataset", "task"):
         assert name in vars(kind)
