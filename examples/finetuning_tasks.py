@@ -58,7 +58,7 @@ TASKS: Mapping[str, Task] = {
     "ocnli": Task("accuracy", 64, 0.2, floor="second_text"),
     "xnli_zh": Task("accuracy", 80, 0.2, {"learning_rate": 1e-4}, floor="second_text", after="ocnli"),
     "cluener": Task("macro_f1", 64, 0.2),
-    "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 128, "num_train_epochs": 3.0}),
+    "cmrc2018": Task("f1", 256, 0.2, {"max_answer_length": 100, "doc_stride": 128, "num_train_epochs": 2.0}),
 }
 ARMS: Mapping[str, str] = {"random": "random weights", "pretrained": "pretrained"}
 # About a model of width 256 on two cores; the pace of steps that are done corrects them.
