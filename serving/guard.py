@@ -7,6 +7,7 @@ chunked ones too, before anything reads them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import re
 import sys
@@ -32,6 +33,8 @@ _SAFE = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+LINGER_SECONDS, LINGER_BODIES = 1.0, 16
+"""How long, and how many times the most bytes of a body, a refused client may go on sending before it is cut off."""
 ROUTE = "divan.route"
 """Key of a request's scope under which the application notes the name of the route, for the counters."""
 
@@ -74,13 +77,14 @@ class Guard:
             await self._application(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        reply = _Reply(send, _request_id(headers), self._limits.body_seconds)
+        body = _Body(receive, self._limits)
+        reply = _Reply(send, body, _request_id(headers), self._limits.body_seconds)
         begin = time.perf_counter()
         self._requests += 1
         self._metrics.in_flight.set(self._requests)
         try:
             self._check(scope, headers)
-            await self._application(scope, _Body(receive, self._limits), reply.send)
+            await self._application(scope, body, reply.send)
         except RefusalError as error:
             await reply.refuse(error)
         except Exception:
@@ -147,14 +151,29 @@ class _Body:
         self._whole = not message.get("more_body", False)
         return message
 
+    async def forget(self) -> None:
+        """Read what the client still sends of a refused body, for a while, and keep nothing of it.
+
+        A connection that is closed while bytes come in is reset, and the client finds a broken pipe in the place of the
+        refusal that it was sent (RFC 9112, section 9.6).
+        """
+        left = LINGER_BODIES * self._limits.body_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self._whole and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self._whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
+
 
 class _Reply:
     """What is sent of an answer, with the headers that every answer has."""
 
-    def __init__(self, send: Send, request_id: str, seconds: float):
-        self._send, self.id, self._seconds = send, request_id, seconds
+    def __init__(self, send: Send, body: _Body, request_id: str, seconds: float):
+        self._send, self._body, self.id, self._seconds = send, body, request_id, seconds
         self.status: int | None = None
         self.stalled = False
+        self._closes = False
 
     async def send(self, message: Message) -> None:
         """Send one message; raises `TimeoutError` where the client does not read it."""
@@ -164,6 +183,16 @@ class _Reply:
             given = {name.lower() for name, _ in message.get("headers", ())}
             added = [pair for pair in own if pair[0] not in given]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
+            self._closes = any(
+                name.lower() == b"connection" and value == b"close" for name, value in message["headers"]
+            )
+        if self._closes and message["type"] == "http.response.body" and not message.get("more_body", False):
+            await self._pass({**message, "more_body": True})
+            await self._body.forget()
+            message = {"type": "http.response.body", "body": b""}
+        await self._pass(message)
+
+    async def _pass(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._send(message)

@@ -19,6 +19,7 @@ import pytest
 from http_cases import Client, Counted, expected, imitation, running
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.guard import LINGER_SECONDS
 from serving.http import PAGE, page_files
 
 pytestmark = pytest.mark.slow
@@ -166,6 +167,17 @@ def test_the_limit_of_a_body_is_exact_and_counts_chunks(client: Client):
     close = "Connection: close\r\n"
     assert client.raw(head(chunked, close) + chunk * 15 + end).startswith(b"HTTP/1.1 200")
     assert client.raw(head(chunked, close) + chunk * 16 + end).startswith(b"HTTP/1.1 413")
+
+
+def test_who_sends_all_of_a_large_body_first_reads_the_refusal_and_no_broken_pipe(client: Client):
+    size = 12_000_000  # more than the buffers of a connection hold
+    assert client.ask("POST", "/models/m", b" " * size).error == (413, "too_large")
+    chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
+    found = client.raw(head("Transfer-Encoding: chunked") + chunk * 12 + b"0\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 413")
+    begin = time.monotonic()
+    assert client.raw(head("Content-Length: 2000000") + b" ").startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - begin < 2 * LINGER_SECONDS
 
 
 def test_slow_clients_are_sent_away(client: Client):
