@@ -6,6 +6,7 @@ open_export("my_export/model_int8.onnx")    of ONNX the twin of 8 bits
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from absl.app import UsageError
 
 from ground.documents import read_json
+from ground.words import one_line
 from modeling.config import Config
 from serving.exporting import NAME, is_export
 from serving.loading import PRETRAINED, Loaded, checked_settings, host_of
@@ -182,6 +184,15 @@ def _session(
     )
 
 
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Let what another program says of a file that it cannot read be one line: their errors have no common class."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{path} cannot be opened, {one_line(str(error))[:300]}: {_AGAIN}") from None
+
+
 def onnx_session(path: Path, threads: int) -> Any:
     """Return a session of ONNX Runtime on the CPU; raises `UsageError` where it is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
@@ -192,7 +203,8 @@ def onnx_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # Between two batches its threads would take the cores from those that read, tokenise and write.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with opening(path):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _onnx(path: Path, threads: int) -> Callable[[Arrays], Arrays]:
@@ -214,8 +226,9 @@ def _saved_model(folder: Path, texts: bool) -> Callable[[Arrays], Arrays]:
     import tensorflow
 
     tf: Any = tensorflow
-    model = tf.saved_model.load(str(folder))
-    signature = model.signatures["serving_default"]
+    with opening(folder):
+        model = tf.saved_model.load(str(folder))
+        signature = model.signatures["serving_default"]
 
     def ask(inputs: Arrays) -> Arrays:
         found = signature(**{name: tf.constant(value) for name, value in inputs.items()})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from conversion.beside import find_vocabulary, is_lowered, labels_of
+from conversion.beside import VOCABULARIES, find_vocabulary, is_lowered, labels_of
 from conversion.class_order import in_order_of
 from conversion.loading import load_into, model_for
 from conversion.locating import locate
@@ -50,6 +50,21 @@ MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
 PRETRAINED = "pretrained"
 _GIVE_VOCABULARY = "give vocab_file, the vocabulary or SentencePiece model that it was trained with"
+
+
+class NoVocabularyError(UsageError):
+    """Weights without the vocabulary that they were trained with.
+
+    Attributes:
+        what: is missing where.
+        names: that its file may have.
+    """
+
+    names = " or ".join(VOCABULARIES[:2])
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: {_GIVE_VOCABULARY}")
+        self.what = what
 
 
 @dataclasses.dataclass
@@ -380,7 +395,7 @@ def _tokenizer(checkpoint: Checkpoint, content: RunFile | None, given: str | Pat
         return content.tokenizer.load(folder)
     found = find_vocabulary(checkpoint, None if given is None else str(given))
     if not found:
-        raise UsageError(f"no vocabulary lies beside the weights in {checkpoint.folder}: {_GIVE_VOCABULARY}")
+        raise NoVocabularyError(f"no vocabulary lies beside the weights in {checkpoint.folder}")
     file = found[0]
     # The vocabulary may be the content of a tokenizer.json, of which there is no file.
     with tempfile.TemporaryDirectory() as scratch:
