@@ -217,9 +217,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (UnicodeError, socket.gaierror):
+    except UnicodeError:
         raise no_host from None
     except OSError as error:
+        if (error.errno or 0) < 0:  # of who knows names, not of the system
+            raise no_host from None
         # create_server writes the address into the words of the system.
         fix = "give another --port, 0 for any that is free, or another --host"
         raise OSError(error.errno, os.strerror(error.errno or 0), f"{host}:{port}; {fix}") from None

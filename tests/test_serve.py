@@ -48,7 +48,7 @@ def test_a_key_is_one_line_of_a_file_or_a_variable(tmp_path: Path):
     assert key_of(None, "secret-key-2") == "secret-key-2"
     with pytest.raises(UsageError, match="both give a key"):
         key_of(str(tmp_path / "key"), "secret-key-2")
-    for wrong in ("short", "two words", "línea-secreta", "secret\nkey-two"):
+    for wrong in ("short", "two words", "línea-secreta", "secret\nkey-two", "a" * 4097):
         (tmp_path / "key").write_text(wrong, encoding="utf-8")
         with pytest.raises(UsageError, match=r"--api_key_file=.* holds no key") as error:
             key_of(str(tmp_path / "key"), None)
