@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from serving.loading import texts_of
 from tasks.kinds import in_order
 
 if TYPE_CHECKING:
@@ -101,15 +100,18 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_t
     rows = rows[:count]
     if max(row.tokens for row in rows) > MOST_ROWS * loaded.max_seq_length:
         raise UsageError(f"the input has more than {MOST_ROWS} texts of {loaded.max_seq_length:,} tokens")
-    if names := getattr(loaded.programs, "texts", ()):
+    if getattr(loaded.programs, "texts", ()):
         if max_seq_length is not None:
             raise UsageError("an export with the tokenizer inside cuts texts itself; leave max_seq_length out")
-        rows = [Row(texts_of([example], names), rows[0].tokens)]
+        rows = [Row(loaded.strings([example]), sum(row.tokens for row in rows))]
     return Asked(example, dataset, tuple(rows), *_lengths(getattr(dataset, "examples", None)))
 
 
 def told(loaded: Loaded, asked: Asked, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the answer to an input, from the prediction of each of its rows."""
+    if (tells := getattr(loaded.programs, "told", None)) is not None:
+        (one,) = predictions
+        return tells.answers({name: np.asarray(value)[None] for name, value in one.items()}, [asked.example])[0]
     if loaded.generates() is not None:
         found: list[Any] = list(predictions)
     else:
@@ -151,7 +153,7 @@ def joined(rows: Sequence[Features], size: int) -> dict[str, np.ndarray]:
         values = [each[name] for each in rows]
         longest = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
         axes = [1 << (length - 1).bit_length() for length in longest[:-1]] + longest[-1:]
-        batch = np.zeros((size, *axes), values[0].dtype)
+        batch = np.full((size, *axes), "" if values[0].dtype == object else 0, values[0].dtype)
         for place, value in enumerate(values):
             batch[(place, *(slice(length) for length in value.shape[1:]))] = value[0]
         found[name] = batch
@@ -169,8 +171,9 @@ def warm(loaded: Loaded, inputs: Iterable[Any], sizes: Sequence[int], budget_tok
     """
     done = 0
     for row in {row.shape: row for given in inputs for row in ask(loaded, given).rows}.values():
-        for length in (row.tokens,) if getattr(loaded.programs, "texts", ()) else loaded.lengths:
-            longer = _of_length(row, length)
+        is_text = bool(getattr(loaded.programs, "texts", ()))
+        for length in (row.tokens,) if is_text else loaded.lengths:
+            longer = row if is_text else _of_length(row, length)
             for size in sizes:
                 if size == 1 or size * longer.tokens <= budget_tokens:
                     predicted(loaded, [longer] * size)

@@ -103,6 +103,13 @@ def test_a_saved_model_is_opened(tmp_path: Path, classifier: Any):
     assert not is_exported(tmp_path)
     found = load(tmp_path / "out").predict(PAIRS)
     assert compare_answers(found, classifier.predict(PAIRS), 1e-4, what="saved_model") < 1e-4
+    for name in ("saved_model.pb", "variables/variables.index"):
+        right = (tmp_path / "out" / name).read_bytes()
+        (tmp_path / "out" / name).write_bytes(b"\xff" * len(right))
+        with pytest.raises(UsageError, match=r"out cannot be opened, .*: write it again with export_model") as error:
+            load(tmp_path / "out")
+        assert "\n" not in str(error.value)
+        (tmp_path / "out" / name).write_bytes(right)
     (tmp_path / "out/labels.json").write_text("[]")
     with pytest.raises(UsageError, match=r"does not hold the files that its export\.json lists"):
         load(tmp_path / "out")
