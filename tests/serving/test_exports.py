@@ -162,11 +162,12 @@ def test_two_signatures_write_the_texts_of_the_search(tmp_path: Path):
     }
     assert search_of(opened, {"num_beams": 2}) == ()
     drawn: dict[str, Any] = {"num_beams": 1, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
-    for wanted, settings in (
+    searches: list[tuple[dict[str, float], dict[str, Any]]] = [
         ({"num_beams": 1}, {"num_beams": 1}),
         ({"num_beams": 3}, {"num_beams": 3}),
         ({"temperature": 0.7, "top_p": 0.9}, drawn),
-    ):
+    ]
+    for wanted, settings in searches:
         again = load(tmp_path / "out", **settings).predict(SOURCES)
         asked = [rows.ask(opened, each, search=search_of(opened, wanted)) for each in SOURCES]
         answers = [rows.told(opened, each, rows.predicted(opened, each.rows)) for each in asked]
