@@ -208,14 +208,21 @@ class Loaded:
         """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""
         return self._dataset(self.host, self.row, [example], 1, self.settings, max_seq_length)
 
-    def generates(self, batch_size: int = BATCH_SIZE) -> Callable[..., list[Any]] | None:
-        """Return what predicts the sources of a data set by a search; None where one pass of the model does."""
+    def generates(
+        self, batch_size: int = BATCH_SIZE, search: tuple[tuple[str, Any], ...] = ()
+    ) -> Callable[..., list[Any]] | None:
+        """Return what predicts the sources of a data set by a search; None where one pass of the model does.
+
+        `search` has settings in the place of the model's own; what was made for such a search is not kept.
+        """
         make = getattr(self.host, "predictor", None)
-        if make is not None and batch_size not in self._predictors:
-            self._predictors[batch_size] = make(
-                self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **self.settings
-            )
-        return self._predictors.get(batch_size)
+        if make is None or (not search and batch_size in self._predictors):
+            return self._predictors.get(batch_size)
+        settings = {**self.settings, **dict(search)}
+        made = make(self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **settings)
+        if not search:
+            self._predictors[batch_size] = made
+        return made
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].

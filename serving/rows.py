@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.kinds import Prediction
 
 Features = Mapping[str, np.ndarray]
+Search = tuple[tuple[str, Any], ...]
 MOST_ROWS = 64
 """Windows of a long text and choices of a question, each a row that the model reads."""
 
@@ -38,16 +39,18 @@ class Row:
         features: each of one row, [1, ..., L].
         tokens: that it costs, padding counted.
         max_new_tokens: of what is generated for it; None for as many as the run's settings say.
+        search: settings of generation in the place of the model's own.
     """
 
     features: Features
     tokens: int
     max_new_tokens: int | None = None
+    search: Search = ()
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What rows have in common that may be in one batch: the names of their features, with their axes."""
-        return tuple((name, value.ndim) for name, value in sorted(self.features.items()))
+        """What rows have in common that may be in one batch: the names of their features, with their axes; a search."""
+        return (*((name, value.ndim) for name, value in sorted(self.features.items())), *self.search)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,13 @@ class _Sources:
         return self._features
 
 
-def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_tokens: int | None = None) -> Asked:
+def ask(
+    loaded: Loaded,
+    given: Any,
+    max_seq_length: int | None = None,
+    max_new_tokens: int | None = None,
+    search: Search = (),
+) -> Asked:
     """Return an input, as `Loaded.predict` takes it, as rows of features.
 
     Raises:
@@ -89,7 +98,7 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_t
     example = loaded.example(given)
     dataset = loaded.dataset(example, max_seq_length)
     if hasattr(dataset, "sources") and loaded.generates() is not None:
-        return _source(loaded, example, dataset, max_new_tokens)
+        return _source(loaded, example, dataset, max_new_tokens, search)
     count = dataset.num_examples
     if count > MOST_ROWS:
         raise UsageError(f"the text has {count:,} windows of {loaded.max_seq_length:,} tokens; at most {MOST_ROWS}")
@@ -127,7 +136,7 @@ def predicted(
     loaded: Loaded, rows: Sequence[Row], listener: Callable[[int, str], None] | None = None
 ) -> list[Prediction]:
     """Return the prediction of each row; all of one `shape`. Rows that only fill the batch up are zeros."""
-    generate = loaded.generates()
+    generate = loaded.generates(search=rows[0].search)
     if generate is not None:
         return generate(_Sources(rows), listener)[: len(rows)]
     features = joined([row.features for row in rows], size_of(loaded, len(rows)))
@@ -193,7 +202,7 @@ def _of_length(row: Row, length: int) -> Row:
     return Row(features, _tokens(features) if own != length else row.tokens)
 
 
-def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | None) -> Asked:
+def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | None, search: Search) -> Asked:
     """Return a source of generation, padded to one of the lengths."""
     features = dict(dataset.sources())
     used = max(int(np.max(np.sum(value != 0, axis=-1))) for value in features.values())
@@ -202,7 +211,7 @@ def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | No
     return Asked(
         example,
         dataset,
-        (Row(features, length, max_new_tokens),),
+        (Row(features, length, max_new_tokens, search),),
         *_lengths(getattr(dataset.examples, "sources", None)),
     )
 

@@ -111,6 +111,9 @@ def test_parameters_cut_or_refuse(client: Client):
     assert client.predict(long, parameters={"truncate": False}).error == (422, "too_long")
     assert client.predict("a", parameters={"max_seq_length": 17}).error == (422, "wrong_input")
     assert client.predict("a", stream=True).error == (422, "wrong_input")
+    for name in ("num_beams", "temperature", "max_new_tokens"):
+        reply = client.predict("a", parameters={name: 1})
+        assert (*reply.error, reply.json["error"]["field"]) == (422, "wrong_input", f"parameters.{name}")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from absl.app import UsageError
 from kind_files import CONFIG, SPECIALS, TAGS, WORDS, write
 from test_exporting import run_of
 from test_rows import answered as in_batches
-from test_sentencepiece import TEXT
 
 from conversion.writers import write_ours
 from data.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -33,6 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="graphs on strings are TensorFlow's"),
 ]
+SAMPLES = Path(__file__).resolve().parents[2] / "data/samples"
 # Of a word more than a row holds, of words with marks, of nothing that a vocabulary knows.
 LONG = " ".join(np.random.default_rng(0).choice(list(WORDS), 60))
 HARD = ["a", "j i\u0301 h  g", "A\u0301b", "一 a 二", LONG, "👍🏽 a\u200bb", "d e f g h i j a b c d e f"]
@@ -113,7 +113,9 @@ def test_strings_are_answered_as_by_the_model(name: str, tmp_path: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def pieces() -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(train_sentencepiece(TEXT, vocab_size=900, character_coverage=0.98))
+    files = [SAMPLES / "zh/nature.txt", *sorted((SAMPLES / "en").glob("*.txt"))]
+    lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return SentencePieceTokenizer(train_sentencepiece(lines, vocab_size=900, character_coverage=0.98))
 
 
 @pytest.mark.parametrize("name", ["cluener", "conll", "squad"])
