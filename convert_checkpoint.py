@@ -71,7 +71,7 @@ class Options:
         "auto",
         help="transformers class: auto keeps shared layers shared (albert), writes bert where nothing is shared, and "
         "code of ours beside the weights (divan_*, for trust_remote_code=True) where transformers has no class",
-        choices=("auto", "albert", "bert", "roberta", "xlm-roberta", "divan_encoder", "divan_palm"),
+        choices=("auto", "albert", "bart", "bert", "roberta", "xlm-roberta", "divan_encoder", "divan_palm"),
     )
     pytorch_model_bin: bool = flag(
         False, help="also write pytorch_model.bin, for tools that read no safetensors", group=Group.DATA

@@ -132,7 +132,7 @@ def as_original(
     for reason, holds in reasons.items():
         if holds:
             raise UsageError(f"this model cannot be written for the original TF 1 code of {config.family}: {reason}")
-    return dataclasses.replace(config, vocab_padding_multiple=1), _without_padding(config, tensors)
+    return dataclasses.replace(config, vocab_padding_multiple=1), without_padding(config, tensors)
 
 
 def has_stock_block(config: Config) -> bool:
@@ -177,13 +177,13 @@ def _plain_config(config: Config, **changes: Any) -> Config:
 
 def _plain(config: Config, tensors: Tensors) -> dict[str, Array]:
     """Return the tensors without padded rows of the vocabulary and without positions before the first token's."""
-    converted = _without_padding(config, tensors)
+    converted = without_padding(config, tensors)
     positions = f"{_EMBEDDINGS}/position_embeddings"
     converted[positions] = rows(converted[positions], config.position_offset)
     return converted
 
 
-def _without_padding(config: Config, tensors: Tensors) -> dict[str, Array]:
+def without_padding(config: Config, tensors: Tensors) -> dict[str, Array]:
     """Return the tensors without padded rows of the vocabulary."""
     converted = dict(tensors)
     for name in (f"{_EMBEDDINGS}/word_embeddings", "masked_lm/output_bias"):

@@ -7,6 +7,7 @@ carries code of ours; it is imported from here, so that no file of a folder is e
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def _model_of(directory: Path) -> tuple[Any, str]:
         "ForTokenClassification": transformers.AutoModelForTokenClassification,
         "ForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
         "ForMultipleChoice": transformers.AutoModelForMultipleChoice,
+        "ForConditionalGeneration": transformers.AutoModelForSeq2SeqLM,
     }
     head = next((name for name in heads if architecture.endswith(name)), "")
     kind: Any = heads.get(head, transformers.AutoModel)
@@ -147,17 +149,21 @@ def _seq2seq_outputs(model: Any, source: Mapping[str, Any], target: Any) -> dict
     import torch
     import transformers
 
+    # BART's code reads no token types, and scores nothing but the target.
+    read = inspect.signature(model.forward).parameters
+    source = {name: value for name, value in source.items() if name in read}
     encoded = model.get_encoder()(**source, output_hidden_states=True)
     outputs = {
         "last hidden state": encoded.last_hidden_state,
-        "pooled output": encoded.pooler_output,
+        "pooled output": getattr(encoded, "pooler_output", None),
         "hidden states": torch.stack(encoded.hidden_states),
     }
     if not model.can_generate():
         outputs["classifier logits"] = model(**source).logits
     else:
-        words, pairs = model.encoder_scores(encoded.last_hidden_state)
-        outputs |= {"masked-LM logits": words, "sentence-pair logits": pairs}
+        if hasattr(model, "encoder_scores"):
+            words, pairs = model.encoder_scores(encoded.last_hidden_state)
+            outputs |= {"masked-LM logits": words, "sentence-pair logits": pairs}
         outputs["next-token logits"] = model(**source, decoder_input_ids=target[:, :-1]).logits
         # Without an end token every row has as many.
         model.generation_config = transformers.GenerationConfig(

@@ -204,6 +204,10 @@ def _renamed(named: Tensors, config: Config | None, where: Path) -> Checkpoint:
             if repeated in by_canonical and not same_numbers(by_canonical[repeated], named[name]):
                 raise UsageError(f"{name} of {where} differs from {repeated}: an output table of its own has no place")
             skipped.append(name)
+        elif spelt in naming.zeros:
+            if np.any(np.asarray(named[name])):
+                raise UsageError(f"{name} of {where} is not 0 everywhere: it has no place here, where nothing adds it")
+            skipped.append(name)
         elif translation.to_ours(spelt) is not None:
             try:
                 tensors |= _weights(translation.imported(spelt, named[name]), where)

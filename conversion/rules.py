@@ -101,12 +101,15 @@ class Naming:
         config_keys: fields of `Config` that their JSON has.
         config_constants: further keys of their JSON.
         config_file: file name of their JSON.
-        describe: their JSON of a model, where its keys are no fields of `Config`.
+        describe: their JSON of a model, where its keys are no fields of `Config`; transformers' has it where there are
+            no `config_keys`.
         model_type: transformers' word for the graph; empty in TF 1.
         class_prefix: what the names of transformers' classes begin with; empty in TF 1.
         head_classes: number of classes that a head must have there to be kept.
         vocabularies: kinds of vocabulary files that their tokenizers read.
         code: what an export carries because transformers has no class for the graph; None where it has one.
+        generates: whether models that are written under the names write text in transformers.
+        zeros: a tensor of theirs that is 0 for every model here, by canonical name -> its shape.
     """
 
     name: str
@@ -129,6 +132,8 @@ class Naming:
     head_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     vocabularies: tuple[VocabularyForm, ...] = (WORDPIECE, ALBERT_PIECES)
     code: RemoteCode | None = None
+    generates: bool = False
+    zeros: Mapping[str, Callable[[Config], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
 
     def names(self, names: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl.app import UsageError
 
 from conversion import namings
@@ -23,7 +24,9 @@ from conversion.containers.shards import save_in_parts
 from conversion.containers.tf1_files import save_tf1
 from conversion.containers.torch_files import save_torch
 from conversion.lazy import Array, Tensors
+from conversion.namings.dialects import transformers_activation
 from conversion.rules import Naming, Translation
+from conversion.special_tokens import never_written, token_ids
 from conversion.tokenizer_files import (
     ALBERT_PIECES,
     WORDPIECE,
@@ -42,7 +45,6 @@ PART_BYTES = 4 * 2**30
 """Above it weights are written to several files, as a run's checkpoints are."""
 _CLASSES = {"classifier": "ForSequenceClassification", "tagger": "ForTokenClassification"}
 """Heads with named classes -> the rest of the name of transformers' class."""
-_TRANSFORMERS_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 _ANY_VOCABULARY = (WORDPIECE, ALBERT_PIECES, XLMR_PIECES)
 Vocabularies = Sequence[str | Path | VocabularyFile]
 VERB = "convert_checkpoint"
@@ -88,10 +90,10 @@ def write_transformers(
     pattern of `allow_dropped` matches, for a graph that `model_type` cannot express, for a vocabulary of another size,
     and when `directory` holds other files.
     """
-    _check_decoder(config)
     if model_type == "auto":
         model_type = namings.transformers_model_type(config)
     naming = _transformers_naming(model_type, config, tensors)
+    _check_decoder(config, naming)
     graph, converted = naming.rewrite(config, tensors)
     kept = _kept(naming, converted, allow_dropped)
     width = kept["backbone/embeddings/word_embeddings"].shape[1]
@@ -100,11 +102,12 @@ def write_transformers(
     vocabulary = _vocabulary(vocab_files, config, naming.vocabularies, do_lower_case)
     description = _transformers_config(naming, graph, kept, labels, kind)
     code = {} if naming.code is None else naming.code.contents()
-    token_ids = {} if naming.code is None else naming.code.token_ids(graph, vocabulary.get("tokenizer.json"))
+    tokenizer = vocabulary.get("tokenizer.json")
+    ids = token_ids(graph, tokenizer) if naming.generates else {}
     with writing_directory(directory) as folder:
-        _write_json(folder / "config.json", description | token_ids)
-        if token_ids:
-            _write_json(folder / "generation_config.json", token_ids)
+        _write_json(folder / "config.json", description | ids)
+        if ids:
+            _write_json(folder / "generation_config.json", ids | never_written(ids, tokenizer))
         save_in_parts(folder / "model.safetensors", named, part_bytes=part_bytes, metadata={"format": "pt"})
         if pytorch_bin:
             save_in_parts(folder / "pytorch_model.bin", named, part_bytes=part_bytes)
@@ -205,16 +208,12 @@ def write_ours(
     return Written(Path(directory), "ours", config, dict(tensors), [])
 
 
-def _check_decoder(config: Config) -> None:
-    """Raise `UsageError` for a model that generates, of a family that is written for no class that does."""
-    if not config.num_decoder_layers:
-        return
-    own = namings.transformers_model_type(config)
-    codes = [naming.code for naming in namings.NAMINGS if naming.model_type == own]
-    if not any(code is not None and code.generates for code in codes):
+def _check_decoder(config: Config, naming: Naming) -> None:
+    """Raise `UsageError` for a model that generates, under names whose models do not."""
+    if config.num_decoder_layers and not naming.generates:
         raise UsageError(
-            f"this model cannot be written for transformers: it has a decoder, and no class that a {config.family} is "
-            "written for has one; --format=ours can hold it"
+            f"this model has a decoder, which {naming.model_type} has not; use --model_type=auto, or --format=ours, "
+            "which can hold it"
         )
 
 
@@ -272,7 +271,7 @@ def _kept(naming: Naming, tensors: Tensors, allow_dropped: Sequence[str]) -> dic
         reason = "" if count is None else f", whose {head} has {count} classes and not {tensors[lost[0]].shape[-1]}"
         raise UsageError(
             f"{few_names(lost)} have no place in {naming.name}{reason}; to leave them out, say so: "
-            f"--allow_unexpected={head}/.*"
+            f"--allow_unexpected={head}/.*; --format=ours keeps them"
         )
     return kept
 
@@ -289,6 +288,7 @@ def _named(naming: Naming, config: Config, tensors: Tensors) -> dict[str, Array]
     named, lost = Translation(naming, config.inner_group_num).exported(tensors)
     if lost:
         raise UsageError(f"{naming.name} has no place for {lost[0]}")
+    named |= {name: np.zeros(shape(config), np.float32) for name, shape in naming.zeros.items()}
     # In the order of names, so that the same weights are the same files wherever they come from.
     return dict(sorted(named.items()))
 
@@ -321,6 +321,9 @@ def _transformers_config(
         values["label2id"] = {name: i for i, name in enumerate(names)}
         if kind in _PROBLEM_TYPES:
             values["problem_type"] = _PROBLEM_TYPES[kind]
+    elif naming.generates:
+        # Without a class of its own, a head of the encoder is a part of the model that generates.
+        values["architectures"] = [f"{naming.class_prefix}ForConditionalGeneration"]
     elif "span/kernel" in tensors:
         values["architectures"] = [f"{naming.class_prefix}ForQuestionAnswering"]
     elif "masked_lm/output_bias" in tensors:
@@ -328,9 +331,9 @@ def _transformers_config(
         values["architectures"] = [f"{naming.class_prefix}{head}"]
     else:
         values["architectures"] = [f"{naming.class_prefix}Model"]
-    values |= {name: getattr(config, name) for name in naming.config_keys}
-    values["hidden_act"] = _TRANSFORMERS_ACTIVATIONS.get(config.hidden_act, config.hidden_act)
-    own = {} if naming.code is None else naming.code.description(tensors)
+    described = {name: getattr(config, name) for name in naming.config_keys} or naming.describe(config)
+    values |= described | ({"hidden_act": transformers_activation(config)} if "hidden_act" in described else {})
+    own = {} if naming.code is None else naming.code.description(tensors, generates=naming.generates)
     return {**values, **naming.config_constants, **own}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl.app import UsageError
 
-from modeling.dialects import BERT_KEYS, Dialect, Values, is_transformers, transformers
+from modeling.dialects import BERT_KEYS, Dialect, Values, is_transformers, transformers, whole_number
 
 if TYPE_CHECKING:
     from modeling.body import Body
@@ -40,10 +40,7 @@ def check(config: Config) -> None:
 
 def roberta_fields(values: Values) -> dict[str, Any]:
     """Return the fields that RoBERTa's JSON has under other names."""
-    padding = values["pad_token_id"]
-    if type(padding) is not int:
-        raise UsageError(f"pad_token_id is {padding!r}; expected a whole number")
-    return {"position_offset": padding + 1}
+    return {"position_offset": whole_number(values, "pad_token_id") + 1}
 
 
 DIALECTS = (

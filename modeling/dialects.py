@@ -99,11 +99,9 @@ def transformers(
     keys = (*(key for key in BERT_KEYS if key not in absent), *further_keys)
 
     def read(values: Values, file_name: str) -> dict[str, Any]:
-        for key, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-            if values.get(key, expected) != expected:
-                raise UsageError(f"{key} is {values[key]!r}; only {expected!r} can be read")
+        check_constants(values, {"position_embedding_type": "absolute", "is_decoder": False})
         taken = {key: values[key] for key in (*keys, "initializer_range", "layer_norm_eps") if key in values}
-        return taken | _activation(values) | fields(values)
+        return taken | activation(values) | fields(values)
 
     def recognised(values: Values, file_name: str) -> bool:
         return values[_MODEL_TYPE] == model_type if _MODEL_TYPE in values else recognises(values)
@@ -116,18 +114,34 @@ def transformers(
     )
 
 
-def _activation(values: Values) -> dict[str, str]:
-    activation = values["hidden_act"]
+def activation(values: Values, key: str = "hidden_act") -> dict[str, str]:
+    """Return the field of the activation that stands under a key; raise `UsageError` for an unknown one."""
+    named = values[key]
     known = tuple(_TRANSFORMERS_ACTIVATIONS)  # a list or an object has no hash to be looked up by
-    if activation not in known:
-        raise UsageError(f"hidden_act is {activation!r}; expected one of {', '.join(known)}")
-    return {"hidden_act": _TRANSFORMERS_ACTIVATIONS[activation]}
+    if named not in known:
+        raise UsageError(f"{key} is {named!r}; expected one of {', '.join(known)}")
+    return {"hidden_act": _TRANSFORMERS_ACTIVATIONS[named]}
+
+
+def whole_number(values: Values, key: str) -> int:
+    """Return the whole number that stands under a key; raise `UsageError` for anything else."""
+    value = values[key]
+    if type(value) is not int:
+        raise UsageError(f"{key} is {value!r}; expected a whole number")
+    return value
+
+
+def check_constants(values: Values, constants: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for a key with another value than the one that can be read."""
+    for key, expected in constants.items():
+        if values.get(key, expected) != expected:
+            raise UsageError(f"{key} is {values[key]!r}; only {expected!r} can be read")
 
 
 EXPORTED = Dialect(
     recognises=lambda values, file_name: is_transformers(values) and "family" in values,
     mandatory=("family", *BERT_KEYS),
-    read=lambda values, file_name: {**values, **_activation(values)},
+    read=lambda values, file_name: {**values, **activation(values)},
     model_type="divan",
 )
 """Our own code for transformers: every field of `Config` under its own name, and transformers' word for a GELU."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl.app import UsageError
 
-from modeling import bert
+from modeling import bart, bert
 from modeling.beginnings import Beginning
 from modeling.dialects import transformers
 
@@ -96,4 +96,5 @@ def _blocks(names: Collection[str], stack: str, kind: str) -> list[int]:
     return sorted({int(brick[3]) for brick in bricks if (brick[1], brick[2]) == (stack, kind)})
 
 
-DIALECTS = (transformers("veco", "pad_token_id", fields=bert.roberta_fields),)  # SOFA's, plugged out
+DIALECTS = (transformers("veco", "pad_token_id", fields=bert.roberta_fields), bart.DIALECT)
+"""SOFA's, plugged out; and transformers' BART, which a model that generates is written as."""

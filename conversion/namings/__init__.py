@@ -6,7 +6,7 @@ The first naming whose `detect` matches is a checkpoint's, so narrower ones come
 from collections.abc import Iterable
 
 from conversion.graphs import Graph, has_stock_block
-from conversion.namings import albert, albert_zh, bert, divan, ernie_m, palm, roberta, veco
+from conversion.namings import albert, albert_zh, bart, bert, divan, ernie_m, palm, roberta, veco
 from conversion.namings.tokens import tagger_of
 from conversion.rules import Naming
 from modeling.config import Config
@@ -16,6 +16,7 @@ _STOCK = tuple(naming for naming in _ANY_HEAD if naming.container == "transforme
 NAMINGS: tuple[Naming, ...] = (
     *map(tagger_of, _STOCK),
     *divan.NAMINGS,
+    *bart.NAMINGS,
     *veco.NAMINGS,
     *palm.NAMINGS,
     *ernie_m.NAMINGS,

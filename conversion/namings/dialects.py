@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from conversion.rules import Rule
 from modeling import dialects
+from modeling.config import Config
 
 Row = tuple[str, str, str]  # kind, our name, their name
 
@@ -19,6 +20,8 @@ _TRAINING_STATE = re.compile(
     r"^(global_step|beta[12]_power|current_loss_scale|loss_scale|good_steps|save_counter.*|_CHECKPOINTABLE.*)$"
 )
 _TORCH_DERIVED = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
+
+_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swish": "silu"}
 
 BERT_KEYS = (*dialects.BERT_KEYS, "initializer_range")
 ALBERT_KEYS = ("embedding_size", "num_hidden_groups", "inner_group_num")
@@ -119,6 +122,11 @@ def bert_block(
         ("dense", f"{feed_forward}/output", f"{output}{separator}dense"),
         ("norm", f"{feed_forward}/layer_norm", f"{output}{separator}LayerNorm"),
     ]
+
+
+def transformers_activation(config: Config) -> str:
+    """Return transformers' word for the activation."""
+    return _ACTIVATIONS.get(config.hidden_act, config.hidden_act)
 
 
 def tf1_name(name: str) -> str | None:

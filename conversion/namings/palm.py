@@ -37,6 +37,7 @@ _INNER = f"{_DECODER}/feed_forward_{{k}}"
 
 
 MODEL_TYPE = "divan_palm"
+_FAMILIES = ("palm", "palm_en")
 
 
 def _own_code(config: Config) -> str:
@@ -65,6 +66,7 @@ def _as_released(
     """Return the model unchanged; raise `UsageError` for what the releases have no names for, or another graph."""
     reasons = {
         "it has no decoder": config.num_decoder_layers == 0,
+        f"it is of the family {config.family}": config.family not in _FAMILIES,
         "its layers are shared": config.sharing != "none",
         "its layers are groups of blocks": config.inner_group_num != 1,
         f"its feed-forward is split in {config.ffn_groups} groups": config.ffn_groups != 1,
@@ -96,8 +98,8 @@ _EXPORT: Mapping[str, Any] = {
             "AutoModelForSeq2SeqLM": "ForConditionalGeneration",
             "AutoModelForSequenceClassification": "ForSequenceClassification",
         },
-        generates=True,
     ),
+    "generates": True,
 }
 
 

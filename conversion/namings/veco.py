@@ -2,7 +2,8 @@
 
 transformers' XLM-R opens what is written under the first, and has no use for the cross-attention. The internal spelling
 `cross_attention` is read too. fairseq's files are of models that generate: encoder and decoder have positions of their
-own, the words are one table. Nothing is written under its names.
+own, the words are one table. Nothing is written under its names: a model that generates is written as transformers'
+BART (bart.py).
 """
 
 import dataclasses
@@ -13,17 +14,19 @@ from absl.app import UsageError
 
 from conversion.graphs import Graph, as_roberta, has_stock_block
 from conversion.lazy import Array, Tensors
-from conversion.namings import roberta
-from conversion.namings.dialects import ATTENTION, FEED_FORWARD, Row, query_key_value, torch_rules
+from conversion.namings import bart, roberta
+from conversion.namings.dialects import Row, query_key_value, torch_rules
 from conversion.rules import Naming
+from modeling.bart import MODEL_TYPE
 from modeling.config import Config
 
 _CROSS = "backbone/encoder/cross_attention_{k}"
-_DECODER = "backbone/decoder"
 
 
 def _transformers(config: Config) -> str:
-    plain = not config.cross_attention and not config.num_decoder_layers and has_stock_block(config)
+    if config.num_decoder_layers:
+        return MODEL_TYPE
+    plain = not config.cross_attention and has_stock_block(config)
     return "roberta" if plain else "xlm-roberta"
 
 
@@ -95,29 +98,6 @@ def _fairseq_name(name: str) -> str | None:
     return None if name.endswith((".version", "._float_tensor")) else name
 
 
-def _attention(ours: str, theirs: str, norm: str) -> list[Row]:
-    roles = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-    return [
-        *(("dense", f"{ours}/{role}", f"{theirs}.{name}") for role, name in roles.items()),
-        ("norm", f"{ours}/layer_norm", norm),
-    ]
-
-
-def _feed_forward(ours: str, layer: str) -> list[Row]:
-    return [
-        ("dense", f"{ours}/intermediate", f"{layer}.fc1"),
-        ("dense", f"{ours}/output", f"{layer}.fc2"),
-        ("norm", f"{ours}/layer_norm", f"{layer}.final_layer_norm"),
-    ]
-
-
-def _embeddings(ours: str, stack: str) -> list[Row]:
-    return [
-        ("table", f"{ours}/position_embeddings", f"{stack}.embed_positions"),
-        ("norm", f"{ours}/layer_norm", f"{stack}.layernorm_embedding"),
-    ]
-
-
 def _as_fairseq(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Array]]:
     """Return the model without the pooler, which no model that generates reads."""
     _refuse(
@@ -132,7 +112,6 @@ def _as_fairseq(config: Config, tensors: Tensors) -> tuple[Config, dict[str, Arr
     return config, {name: value for name, value in tensors.items() if not name.startswith("backbone/pooler/")}
 
 
-_ENCODER_LAYER, _DECODER_LAYER = "encoder.layers.{k}", "decoder.layers.{k}"
 _FAIRSEQ = Naming(
     name="veco_fairseq",
     family="veco",
@@ -141,24 +120,7 @@ _FAIRSEQ = Naming(
         r"(^|\.)encoder\.layers\.\d+\.self_attn_layer_norm\.",
         r"(^|\.)decoder\.layers\.\d+\.encoder_attn_layer_norm\.",
     ),
-    rules=torch_rules(
-        [
-            ("table", "backbone/embeddings/word_embeddings", "encoder.embed_tokens"),
-            *_embeddings("backbone/embeddings", "encoder"),
-            *_attention(ATTENTION, f"{_ENCODER_LAYER}.self_attn", f"{_ENCODER_LAYER}.self_attn_layer_norm"),
-            *_feed_forward(FEED_FORWARD, _ENCODER_LAYER),
-            *_embeddings("backbone/target_embeddings", "decoder"),
-            *_attention(
-                f"{_DECODER}/attention_{{k}}", f"{_DECODER_LAYER}.self_attn", f"{_DECODER_LAYER}.self_attn_layer_norm"
-            ),
-            *_attention(
-                f"{_DECODER}/cross_attention_{{k}}",
-                f"{_DECODER_LAYER}.encoder_attn",
-                f"{_DECODER_LAYER}.encoder_attn_layer_norm",
-            ),
-            *_feed_forward(f"{_DECODER}/feed_forward_{{k}}", _DECODER_LAYER),
-        ]
-    ),
+    rules=torch_rules(bart.rows("", "encoder.embed_tokens")),
     canonical=_fairseq_name,
     backbone=("encoder.", "decoder."),
     ties={

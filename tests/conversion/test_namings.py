@@ -166,7 +166,7 @@ _ROLES = {
     "query": "query|q_proj",
     "key": "key|k_proj",
     "value": "value|v_proj",
-    "word_embeddings": r"word_embeddings|^decoder\.embeddings|embed_tokens",
+    "word_embeddings": r"word_embeddings|^decoder\.embeddings|embed_tokens|shared",
     "position_embeddings": "position_embeddings|embed_positions",
     "token_type_embeddings": "token_type_embeddings",
     "gamma": r"gamma|LayerNorm.*weight|layer_?norm.*weight|\.norm\d\.weight",

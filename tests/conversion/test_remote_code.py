@@ -24,6 +24,7 @@ from conversion.namings.divan import FAMILIES as KNOWN
 from conversion.parity import largest_differences, our_model, our_outputs, random_features
 from conversion.readers import Checkpoint, read_checkpoint
 from conversion.remote import RemoteCode
+from conversion.special_tokens import token_ids
 from conversion.writers import write_transformers
 from generation.generator import Generator, Hypothesis
 from generation.language_model import Generative
@@ -406,6 +407,7 @@ def test_token_ids_are_those_of_the_vocabulary(entries: list[str], expected: tup
         return
     ids = json.loads(path.read_text())
     assert (ids["decoder_start_token_id"], ids["eos_token_id"], ids["pad_token_id"]) == expected
+    assert ids["suppress_tokens"] == [0, 2, 3]  # all that is no text but the end, as in the search here
     model = _opened(folder)
     assert (model.generation_config.decoder_start_token_id, model.config.pad_token_id) == (3, 2)
     assert (read_checkpoint(folder).config) == CONFIGS["palm"]
@@ -432,10 +434,7 @@ def test_a_changed_config_is_refused_in_one_line(changes: dict[str, Any], messag
 
 @pytest.mark.parametrize(("offset", "ids"), [(0, (101, 102, 0)), (2, (0, 2, 1))])
 def test_token_ids_without_a_vocabulary_are_the_usual_ones(offset: int, ids: tuple[int, ...]):
-    code = CODES["divan_palm"]
-    assert code is not None
-    config = dataclasses.replace(CONFIGS["palm"], vocab_size=200, position_offset=offset)
-    found = code.token_ids(config, None)
+    found = token_ids(dataclasses.replace(CONFIGS["palm"], vocab_size=200, position_offset=offset), None)
     assert (found["decoder_start_token_id"], found["eos_token_id"], found["pad_token_id"]) == ids
 
 
