@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -168,7 +169,7 @@ def test_two_signatures_write_the_texts_of_the_search(tmp_path: Path):
         ({"temperature": 0.7, "top_p": 0.9}, drawn),
     ]
     for wanted, settings in searches:
-        again = load(tmp_path / "out", **settings).predict(SOURCES)
+        again = dataclasses.replace(opened, settings={**opened.settings, **settings}).predict(SOURCES)
         asked = [rows.ask(opened, each, search=search_of(opened, wanted)) for each in SOURCES]
         answers = [rows.told(opened, each, rows.predicted(opened, each.rows)) for each in asked]
         assert compare_answers(answers, again, 1e-3, what=str(wanted)) < 1e-3

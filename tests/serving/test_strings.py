@@ -118,7 +118,7 @@ def pieces() -> SentencePieceTokenizer:
     return SentencePieceTokenizer(train_sentencepiece(lines, vocab_size=900, character_coverage=0.98))
 
 
-@pytest.mark.parametrize("name", ["cluener", "conll", "squad"])
+@pytest.mark.parametrize("name", ["cluener", "squad"])
 def test_places_in_texts_are_told_by_a_sentencepiece_graph(
     name: str, pieces: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
