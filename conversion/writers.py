@@ -270,8 +270,8 @@ def _kept(naming: Naming, tensors: Tensors, allow_dropped: Sequence[str]) -> dic
         count = naming.head_classes.get(head)
         reason = "" if count is None else f", whose {head} has {count} classes and not {tensors[lost[0]].shape[-1]}"
         raise UsageError(
-            f"{few_names(lost)} have no place in {naming.name}{reason}; to leave them out, say so: "
-            f"--allow_unexpected={head}/.*; --format=ours keeps them"
+            f"{few_names(lost)} have no place in {naming.name}{reason}; --format=ours keeps them; to leave them out, "
+            f"say so: --allow_unexpected={head}/.*"
         )
     return kept
 
