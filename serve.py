@@ -22,7 +22,7 @@ VERB = "serve.py"
 KEY_VARIABLE = "DIVAN_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_LEAST_KEY = 8
+_LEAST_KEY, _MOST_KEY = 8, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +167,12 @@ def key_of(path: str | None, variable: str | None) -> str | None:
         from ground.files import check_plain
 
         with check_plain(Path(path)).open("rb") as stream:
-            key = stream.read(4096).decode("ascii", "replace").strip()
-    if len(key) < _LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{where} holds no key: expected {_LEAST_KEY} or more letters, digits and signs on one line")
+            key = stream.read(_MOST_KEY + 1).decode("ascii", "replace").strip()
+    # A key that is cut would be another one.
+    if not _LEAST_KEY <= len(key) <= _MOST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(
+            f"{where} holds no key: expected {_LEAST_KEY} to {_MOST_KEY:,} letters, digits and signs on one line"
+        )
     return key
 
 

@@ -19,7 +19,7 @@ from ground.pieces import lists_pieces
 
 LABELS = "labels.json"
 _RUN, _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "run.json", "config.json", "tokenizer.json", "tokenizer_config.json"
-_VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
+VOCABULARIES = ("vocab.txt", "spiece.model", "30k-clean.model", "sentencepiece.bpe.model")
 _ERNIE_M_MODEL = "sentencepiece.bpe.model"
 _DEFAULT_LABEL = "LABEL_"
 _LABELS_FIX = "restore it, or name the classes with --labels"
@@ -57,7 +57,7 @@ def find_vocabulary(
         pair = (folder / _ERNIE_M_MODEL, folder / "vocab.txt")
         if pair[0].is_file() and lists_pieces(pair[1]):
             return [_ernie_m(checkpoint, *pair, segmentation)]
-        path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
+        path = next((folder / name for name in VOCABULARIES if (folder / name).exists()), None)
         if path is not None:
             return [VocabularyFile.read(path)]
     path = checkpoint.folder / _TOKENIZER

@@ -21,6 +21,7 @@ from serving.metrics import Metrics
 from serving.refusals import RefusalError, busy
 from serving.requests import LEAST_LENGTH, Request
 from serving.rows import Asked, ask, told
+from serving.searching import NEW_TOKENS, check_parameters
 from serving.served import GENERATING_ROWS, Batched, Served, Streamed
 
 _TOKENIZING_THREADS = 2
@@ -161,11 +162,14 @@ class Answering:
         if wanted is not None and not min(LEAST_LENGTH, most) <= wanted <= most:
             message = f"max_seq_length is {wanted:,}; expected {min(LEAST_LENGTH, most)} to {most:,} tokens"
             raise RefusalError(422, "wrong_input", message, "parameters.max_seq_length")
-        _check_new_tokens(served, request.max_new_tokens)
+        asked = {**request.search} | ({} if request.max_new_tokens is None else {NEW_TOKENS: request.max_new_tokens})
+        check_parameters(served, asked)
+        search = served.search_of(request.search)
         found = []
         for instance, place in zip(request.instances, request.places, strict=True):
             try:
-                found.append(ask(served.loaded, instance, None if wanted == most else wanted, request.max_new_tokens))
+                length = None if wanted == most else wanted
+                found.append(ask(served.loaded, instance, length, request.max_new_tokens, search))
             except UsageError as error:
                 raise RefusalError(422, "wrong_input", str(error), place) from None
             if found[-1].cut:
@@ -247,18 +251,6 @@ class Stream:
         found = Answers([answer], self._timing, [self._asked.length], [self._asked.cut])
         named = {"model": self._served.name, "version": self._served.version}
         yield {"done": True, "prediction": answer, **named, **found.as_json()}
-
-
-def _check_new_tokens(served: Served, wanted: int | None) -> None:
-    if wanted is None:
-        return
-    if served.new_tokens is None:
-        message = f"max_new_tokens means nothing to {served.name}, whose text has no limit; leave it out"
-        raise RefusalError(422, "wrong_input", message, "parameters.max_new_tokens")
-    least, most = served.new_tokens
-    if not least <= wanted <= most:
-        message = f"max_new_tokens is {wanted:,}; expected {least:,} to {most:,} tokens"
-        raise RefusalError(422, "wrong_input", message, "parameters.max_new_tokens")
 
 
 def late() -> RefusalError:

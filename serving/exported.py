@@ -6,29 +6,34 @@ open_export("my_export/model_int8.onnx")    of ONNX the twin of 8 bits
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from absl.app import UsageError
 
 from ground.documents import read_json
+from ground.words import one_line
 from modeling.config import Config
 from serving.exporting import NAME, is_export
 from serving.loading import PRETRAINED, Loaded, checked_settings, host_of
+from serving.strings import told_of
 from tasks import pretrained
 from tasks.datasets import parse_row
 from tasks.inputs import IDS, INPUTS, POSITIONS
 from tasks.run_file import PRETRAINING, TokenizerFile
 
+if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
+    from serving.strings.told import Told
+
 Arrays = Mapping[str, np.ndarray]
 ONNX, INT8 = "model.onnx", "model_int8.onnx"
 DECODER = "decoder"
 """What the file of the second graph of a model of two begins with."""
-WHOLE_TEXTS = ("classes", "label_sets", "scores", "vectors", "prompts")
-"""Forms of strings whose outputs are the task's predictions (`serving/strings/`)."""
 _AGAIN = "write it again with export_model.py"
 
 
@@ -58,12 +63,22 @@ class Session:
         free: nothing is compiled for a shape.
         names: of the inputs.
         texts: the same, where they are strings.
+        told: tells the answers of an export on strings that answers by itself; None of any other.
+        fills: whether it says which tokens masks hide.
     """
 
     free = True
 
-    def __init__(self, ask: Callable[[Arrays], Arrays], names: Iterable[str], texts: Iterable[str] = ()):
-        self._ask, self.names, self.texts = ask, tuple(names), tuple(texts)
+    def __init__(
+        self,
+        ask: Callable[[Arrays], Arrays],
+        names: Iterable[str],
+        texts: Iterable[str] = (),
+        told: Told | None = None,
+        fills: bool = False,
+    ):
+        self._ask, self.names, self.texts, self.told = ask, tuple(names), tuple(texts), told
+        self.fills = fills or POSITIONS in self.names
 
     def predict(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
         """Yield what the export says of each batch, by the names of its outputs; without masks place 0 is one."""
@@ -116,7 +131,6 @@ def open_export(path: str | Path, threads: int = 0, **settings: Any) -> Loaded:
     row = None if known["row"] is None else dict(known["row"])
     row = None if row is None else parse_row(str(row.pop("name", "")), row, folder / NAME)
     config = Config.from_json(known["config"]) if "config" in known else None
-    model, form, session = _session(folder, path, known, threads, config)
     vocabulary, *further = known["tokenizer"]["files"]
     for name in (vocabulary, *further):
         if Path(name).name != name:
@@ -128,8 +142,11 @@ def open_export(path: str | Path, threads: int = 0, **settings: Any) -> Loaded:
         do_lower_case=known["tokenizer"]["do_lower_case"],
         segmentation=known["tokenizer"]["segmentation"],
     ).load(folder)
+    model, form, session = _session(folder, path, known, threads, config, tokenizer)
+    if settings and getattr(session, "told", None) is not None:
+        raise UsageError(f"{folder} reads strings and answers as it was made: leave {', '.join(settings)} out")
     nothing: Any = None
-    host: Any = host_of(row) if row is not None else pretrained if POSITIONS in known["inputs"] else _VectorsAlone()
+    host: Any = host_of(row) if row is not None else pretrained if session.fills else _VectorsAlone()
     kept = {name: value for name, value in known.get("settings", {}).items() if value is not None}
     return Loaded(
         PRETRAINED if known["kind"] == PRETRAINING else known["kind"],
@@ -150,7 +167,7 @@ def open_export(path: str | Path, threads: int = 0, **settings: Any) -> Loaded:
 
 
 def _session(
-    folder: Path, path: Path, known: _ExportShape, threads: int, config: Config | None
+    folder: Path, path: Path, known: _ExportShape, threads: int, config: Config | None, tokenizer: Tokenizer
 ) -> tuple[Any, str, Any]:
     """Return what stands in the place of the model, for one that is asked step by step, the form, and the session."""
     names, file = list(known["inputs"]), path
@@ -170,16 +187,19 @@ def _session(
     if file.suffix == ".onnx":
         return None, "onnx", Session(_onnx(file, threads), names)
     texts = [] if set(names) <= INPUTS.keys() else names
-    if texts and known.get("strings", WHOLE_TEXTS[0]) not in WHOLE_TEXTS:
-        raise UsageError(
-            f"{folder} reads strings and answers by itself, which TensorFlow and TF Serving ask: open the run, or an "
-            "export on ids"
-        )
-    return (
-        None,
-        "saved_model_text" if texts else "saved_model",
-        Session(_saved_model(folder, bool(texts)), names, texts),
-    )
+    told = told_of(known.get("strings", ""), tokenizer)
+    ask = _saved_model(folder, bool(texts), told is not None)
+    session = Session(ask, names, texts, told, "tokens" in known["outputs"])
+    return None, "saved_model_text" if texts else "saved_model", session
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Let what another program says of a file that it cannot read be one line: their errors have no common class."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{path} cannot be opened, {one_line(str(error))[:300]}: {_AGAIN}") from None
 
 
 def onnx_session(path: Path, threads: int) -> Any:
@@ -192,7 +212,8 @@ def onnx_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # Between two batches its threads would take the cores from those that read, tokenise and write.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with opening(path):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _onnx(path: Path, threads: int) -> Callable[[Arrays], Arrays]:
@@ -206,7 +227,8 @@ def _onnx(path: Path, threads: int) -> Callable[[Arrays], Arrays]:
     return ask
 
 
-def _saved_model(folder: Path, texts: bool) -> Callable[[Arrays], Arrays]:
+def _saved_model(folder: Path, texts: bool, strings: bool) -> Callable[[Arrays], Arrays]:
+    """Return what asks a SavedModel, of `texts` or of ids, with or without the `strings` among its outputs."""
     if texts:
         if importlib.util.find_spec("tensorflow_text") is None:
             raise UsageError(f"{folder} needs the package tensorflow_text: pip install tensorflow-text")
@@ -214,12 +236,15 @@ def _saved_model(folder: Path, texts: bool) -> Callable[[Arrays], Arrays]:
     import tensorflow
 
     tf: Any = tensorflow
-    model = tf.saved_model.load(str(folder))
-    signature = model.signatures["serving_default"]
+    with opening(folder):
+        model = tf.saved_model.load(str(folder))
+        signature = model.signatures["serving_default"]
 
     def ask(inputs: Arrays) -> Arrays:
         found = signature(**{name: tf.constant(value) for name, value in inputs.items()})
         # `model` holds the variables, which the signature refers to weakly.
-        return {name: value.numpy() for name, value in found.items() if value.dtype != tf.string and model is not None}
+        kept = {name: value.numpy() for name, value in found.items() if value.dtype != tf.string and model is not None}
+        decoded = {name: value.numpy().astype("S") for name, value in found.items() if strings and name not in kept}
+        return kept | {name: np.char.decode(value, "utf-8") for name, value in decoded.items()}
 
     return ask

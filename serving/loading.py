@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from conversion.beside import find_vocabulary, is_lowered, labels_of
+from conversion.beside import VOCABULARIES, find_vocabulary, is_lowered, labels_of
 from conversion.class_order import in_order_of
 from conversion.loading import load_into, model_for
 from conversion.locating import locate
@@ -30,7 +30,6 @@ from ground.words import did_you_mean
 from serving.exporting import settings_in
 from serving.programs import Programs
 from tasks import pretrained
-from tasks.inputs import POSITIONS
 from tasks.kinds import KINDS, HeadOptions, find_kind, in_order, settings_of
 from tasks.run_file import NAME, RunFile
 
@@ -50,6 +49,21 @@ MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
 PRETRAINED = "pretrained"
 _GIVE_VOCABULARY = "give vocab_file, the vocabulary or SentencePiece model that it was trained with"
+
+
+class NoVocabularyError(UsageError):
+    """Weights without the vocabulary that they were trained with.
+
+    Attributes:
+        what: is missing where.
+        names: that its file may have.
+    """
+
+    names = " or ".join(VOCABULARIES[:2])
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: {_GIVE_VOCABULARY}")
+        self.what = what
 
 
 @dataclasses.dataclass
@@ -99,7 +113,7 @@ class Loaded:
     def fills_masks(self) -> bool:
         """Whether it is a pretrained model that scores tokens for masks."""
         if self.form != "run":
-            return POSITIONS in getattr(self.programs, "names", ())
+            return getattr(self.programs, "fills", False)
         return self.kind == PRETRAINED and any("/masked_lm/" in f"/{each.path}" for each in self.model.variables)
 
     def predict(self, inputs: Any, batch_size: int = BATCH_SIZE) -> Any:
@@ -132,6 +146,10 @@ class Loaded:
 
     def answers(self, examples: Sequence[Any], batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """Return the answer to each example that `example` made, as a dictionary that JSON can hold."""
+        if (told := getattr(self.programs, "told", None)) is not None:
+            self._dataset(self.host, self.row, examples, batch_size, self.settings)  # refuses what no row can hold
+            parts = [examples[at : at + batch_size] for at in range(0, len(examples), batch_size)]
+            return [answer for part in parts for answer in told.answers(self.predictions(self.strings(part)), part)]
         found = self._found(examples, batch_size)
         return [self.host.told(self.row, answer, each) for answer, each in zip(found, examples, strict=True)]
 
@@ -144,12 +162,14 @@ class Loaded:
         """Return the kind's own answers to examples."""
         if not examples:
             return []
+        if getattr(self.programs, "told", None) is not None:
+            raise UsageError("an export on strings that answers by itself has no scores: open the run, or one on ids")
         rows = _rows(len(examples), batch_size)
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
         if generate := self.generates(batch_size):
             predictions = generate(dataset)
-        elif names := getattr(self.programs, "texts", ()):
-            batches = (texts_of(examples[at : at + rows], names) for at in range(0, len(examples), rows))
+        elif getattr(self.programs, "texts", ()):
+            batches = (self.strings(examples[at : at + rows]) for at in range(0, len(examples), rows))
             found = self.programs.predict(batches)
             predictions = [
                 dict(zip(each, row, strict=True)) for each in found for row in zip(*each.values(), strict=True)
@@ -162,6 +182,16 @@ class Loaded:
         """Return the features of examples in batches of `rows` examples of full length, short ones first."""
         dataset = self._dataset(self.host, self.row, examples, rows, self.settings)
         return list(dataset.evaluation_batches(rows))
+
+    def strings(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Return examples as the inputs of an export on strings, objects by name; "" for a text that one has not."""
+        if (told := self.programs.told) is not None:
+            return {name: column.astype(object) for name, column in told.given(examples).items()}
+        texts = {
+            name: [each if isinstance(each, str) else getattr(each, name) or "" for each in examples]
+            for name in self.programs.texts
+        }
+        return {name: np.array(column, object) for name, column in texts.items()}
 
     def predictions(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the task says of one batch of features, by the names of an export's outputs."""
@@ -178,14 +208,21 @@ class Loaded:
         """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""
         return self._dataset(self.host, self.row, [example], 1, self.settings, max_seq_length)
 
-    def generates(self, batch_size: int = BATCH_SIZE) -> Callable[..., list[Any]] | None:
-        """Return what predicts the sources of a data set by a search; None where one pass of the model does."""
+    def generates(
+        self, batch_size: int = BATCH_SIZE, search: tuple[tuple[str, Any], ...] = ()
+    ) -> Callable[..., list[Any]] | None:
+        """Return what predicts the sources of a data set by a search; None where one pass of the model does.
+
+        `search` has settings in the place of the model's own; what was made for such a search is not kept.
+        """
         make = getattr(self.host, "predictor", None)
-        if make is not None and batch_size not in self._predictors:
-            self._predictors[batch_size] = make(
-                self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **self.settings
-            )
-        return self._predictors.get(batch_size)
+        if make is None or (not search and batch_size in self._predictors):
+            return self._predictors.get(batch_size)
+        settings = {**self.settings, **dict(search)}
+        made = make(self.model, self.tokenizer, max_seq_length=self.max_seq_length, batch_size=batch_size, **settings)
+        if not search:
+            self._predictors[batch_size] = made
+        return made
 
     def embed(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the mean of the last states of each text's tokens, scaled to length 1, float32 [N, D].
@@ -201,6 +238,9 @@ class Loaded:
         if not examples:
             return np.zeros((0, self.config.hidden_size), np.float32)
         rows = _rows(len(examples), batch_size)
+        if getattr(self.programs, "texts", ()):
+            parts = [self.strings(examples[at : at + rows]) for at in range(0, len(examples), rows)]
+            return np.concatenate([self.predictions(part)["embedding"] for part in parts])
         dataset = self._dataset(pretrained, None, examples, rows, {})
         return np.stack([each["embedding"] for each in _predicted(self._reading, dataset, rows)])
 
@@ -226,14 +266,6 @@ class Loaded:
         return dataset
 
 
-def texts_of(examples: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the inputs of an export on strings, each a column of texts, "" where an example has none."""
-    texts = {
-        name: [each if isinstance(each, str) else getattr(each, name) or "" for each in examples] for name in names
-    }
-    return {name: np.array(column, object) for name, column in texts.items()}
-
-
 def _rows(count: int, batch_size: int) -> int:
     """Return the rows of a batch: no more than there are examples, up to the next power of two."""
     return min(batch_size, 1 << (count - 1).bit_length())
@@ -253,7 +285,7 @@ def load(
     Args:
         source: a run folder of any training verb, its `best/`, a conversion, a folder of transformers, a TF 1 prefix, a
             file of weights; or an archive of one of them, or its http(s) address, which is kept in the cache; or the
-            folder of an export on ids, or its .onnx file (`serving/exported.py`).
+            folder of an export, or its .onnx file (`serving/exported.py`).
         vocab_file: WordPiece vocabulary or SentencePiece model, where none lies beside the weights.
         dtype: Keras policy of the model; by default the run's own, else float32.
         **settings: what decides answers beside the weights, by the names of the verb's flags, in the place of the
@@ -380,7 +412,7 @@ def _tokenizer(checkpoint: Checkpoint, content: RunFile | None, given: str | Pat
         return content.tokenizer.load(folder)
     found = find_vocabulary(checkpoint, None if given is None else str(given))
     if not found:
-        raise UsageError(f"no vocabulary lies beside the weights in {checkpoint.folder}: {_GIVE_VOCABULARY}")
+        raise NoVocabularyError(f"no vocabulary lies beside the weights in {checkpoint.folder}")
     file = found[0]
     # The vocabulary may be the content of a tokenizer.json, of which there is no file.
     with tempfile.TemporaryDirectory() as scratch:

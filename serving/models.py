@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,15 @@ _MOST_FILES = 2000
 def open_model(path: str, threads: int = 0) -> Loaded:
     """Open an export, or whatever `serving.load` opens; raises `UsageError` or `OSError`."""
     from serving.exported import is_exported, open_export
-    from serving.loading import load
+    from serving.loading import NoVocabularyError, load
 
-    return open_export(path, threads) if is_exported(Path(path)) else load(path)
+    try:
+        return open_export(path, threads) if is_exported(Path(path)) else load(path)
+    except NoVocabularyError as error:
+        # There is no flag for it here, where each model has its own.
+        raise UsageError(
+            f"{error.what}: copy the vocabulary that it was trained with there, as {error.names}"
+        ) from None
 
 
 class Models:
@@ -83,10 +89,11 @@ class Models:
         return self._served.get(name)
 
     def load_all(self) -> None:
-        """Load each model and warm it; raises `UsageError` or `OSError`."""
-        for name in self._paths:
-            place, version = resolved(self._paths[name])
-            self._take(name, place, version, fingerprint(place))
+        """Load each model and warm it; raises `UsageError` or `OSError`, which name the first that cannot be served."""
+        for name, path in self._paths.items():
+            with _named(f"the model {name} at {path} cannot be served"):
+                place, version = resolved(path)
+                self._take(name, place, version, fingerprint(place))
 
     async def watch(self, seconds: float) -> None:
         """Look every so many seconds for something new, and serve it once it has stopped changing."""
@@ -116,7 +123,9 @@ class Models:
             result = "served"
         except Exception as error:  # whatever is wrong with new files, the server goes on with the old
             self._loaded_prints[name] = mark
-            self._say(f"{name}: what is new at {place} is not served: {one_line(str(error))[:500]}")
+            former = self._served[name].version
+            why = one_line(str(error))[:500]
+            self._say(f"{name}: what is new at {place} is not served, version {former} goes on: {why}")
             result = "refused"
         if self._metrics is not None:
             self._metrics.reloads.labels(name, result).inc()
@@ -146,6 +155,17 @@ class Models:
             if former is not None:
                 self._metrics.models.remove(name, former.version, former.loaded.form, former.loaded.precision)
             self._metrics.models.labels(name, served.version, loaded.form, loaded.precision).set(1)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Let what is wrong say of which model it is: whoever starts many has to know."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror or error}", error.filename) from None
 
 
 async def _aside(function: Callable[[], Any]) -> Any:

@@ -9,8 +9,9 @@ Every other key, kind of value, number or length is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from absl.app import UsageError
@@ -23,7 +24,9 @@ from serving.refusals import RefusalError
 LEAST_LENGTH = 8
 MOST_LISTED = 64
 """Texts of one instance."""
-_PARAMETERS = ("max_seq_length", "max_new_tokens", "truncate")
+_SEARCH = ("num_beams", "temperature", "top_p")
+_PARAMETERS = ("max_seq_length", "max_new_tokens", *_SEARCH, "truncate")
+_FRACTIONS = ("temperature", "top_p")
 _SIMPLE = {"max_seq_len": "max_seq_length", "batch_size": ""}
 
 
@@ -36,6 +39,7 @@ class Request:
         places: what each is called in the request.
         max_seq_length: to which they are cut, where the request says so.
         max_new_tokens: of what is generated, where the request says so.
+        search: how text is searched for, by the names of `generation.settings`, where the request says so.
         truncate: whether a text that is too long is cut rather than refused.
         stream: whether the answer is to come in parts.
         columns: whether it is asked by columns, and so to be answered.
@@ -45,6 +49,7 @@ class Request:
     places: list[str]
     max_seq_length: int | None = None
     max_new_tokens: int | None = None
+    search: Mapping[str, float] = field(default_factory=dict)
     truncate: bool = True
     stream: bool = False
     columns: bool = False
@@ -131,11 +136,15 @@ def _parameters(content: Mapping[str, Any], others: Mapping[str, str]) -> dict[s
         if name == "truncate":
             if not isinstance(value, bool):
                 raise _wrong(f"{name} is {_shown(value)}; expected true or false", place)
+        elif name in _FRACTIONS:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise _wrong(f"{name} is {_shown(value)}; expected a number above 0", place)
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise _wrong(f"{name} is {_shown(value)}; expected a whole number from 1 on", place)
         if ours := others.get(name, name):
             found[ours] = value
-    return found
+    search = {name: found.pop(name) for name in _SEARCH if name in found}
+    return found | ({"search": search} if search else {})
 
 
 def _checked(instances: list[Any], places: list[str], limits: Limits, **further: Any) -> Request:

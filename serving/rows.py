@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl.app import UsageError
 
-from serving.loading import texts_of
 from tasks.kinds import in_order
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.kinds import Prediction
 
 Features = Mapping[str, np.ndarray]
+Search = tuple[tuple[str, Any], ...]
 MOST_ROWS = 64
 """Windows of a long text and choices of a question, each a row that the model reads."""
 
@@ -39,16 +39,18 @@ class Row:
         features: each of one row, [1, ..., L].
         tokens: that it costs, padding counted.
         max_new_tokens: of what is generated for it; None for as many as the run's settings say.
+        search: settings of generation in the place of the model's own.
     """
 
     features: Features
     tokens: int
     max_new_tokens: int | None = None
+    search: Search = ()
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What rows have in common that may be in one batch: the names of their features, with their axes."""
-        return tuple((name, value.ndim) for name, value in sorted(self.features.items()))
+        """What rows have in common that may be in one batch: the names of their features, with their axes; a search."""
+        return (*((name, value.ndim) for name, value in sorted(self.features.items())), *self.search)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ class _Sources:
         return self._features
 
 
-def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_tokens: int | None = None) -> Asked:
+def ask(
+    loaded: Loaded,
+    given: Any,
+    max_seq_length: int | None = None,
+    max_new_tokens: int | None = None,
+    search: Search = (),
+) -> Asked:
     """Return an input, as `Loaded.predict` takes it, as rows of features.
 
     Raises:
@@ -90,7 +98,7 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_t
     example = loaded.example(given)
     dataset = loaded.dataset(example, max_seq_length)
     if hasattr(dataset, "sources") and loaded.generates() is not None:
-        return _source(loaded, example, dataset, max_new_tokens)
+        return _source(loaded, example, dataset, max_new_tokens, search)
     count = dataset.num_examples
     if count > MOST_ROWS:
         raise UsageError(f"the text has {count:,} windows of {loaded.max_seq_length:,} tokens; at most {MOST_ROWS}")
@@ -101,15 +109,18 @@ def ask(loaded: Loaded, given: Any, max_seq_length: int | None = None, max_new_t
     rows = rows[:count]
     if max(row.tokens for row in rows) > MOST_ROWS * loaded.max_seq_length:
         raise UsageError(f"the input has more than {MOST_ROWS} texts of {loaded.max_seq_length:,} tokens")
-    if names := getattr(loaded.programs, "texts", ()):
+    if getattr(loaded.programs, "texts", ()):
         if max_seq_length is not None:
             raise UsageError("an export with the tokenizer inside cuts texts itself; leave max_seq_length out")
-        rows = [Row(texts_of([example], names), rows[0].tokens)]
+        rows = [Row(loaded.strings([example]), sum(row.tokens for row in rows))]
     return Asked(example, dataset, tuple(rows), *_lengths(getattr(dataset, "examples", None)))
 
 
 def told(loaded: Loaded, asked: Asked, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the answer to an input, from the prediction of each of its rows."""
+    if (tells := getattr(loaded.programs, "told", None)) is not None:
+        (one,) = predictions
+        return tells.answers({name: np.asarray(value)[None] for name, value in one.items()}, [asked.example])[0]
     if loaded.generates() is not None:
         found: list[Any] = list(predictions)
     else:
@@ -125,7 +136,7 @@ def predicted(
     loaded: Loaded, rows: Sequence[Row], listener: Callable[[int, str], None] | None = None
 ) -> list[Prediction]:
     """Return the prediction of each row; all of one `shape`. Rows that only fill the batch up are zeros."""
-    generate = loaded.generates()
+    generate = loaded.generates(search=rows[0].search)
     if generate is not None:
         return generate(_Sources(rows), listener)[: len(rows)]
     features = joined([row.features for row in rows], size_of(loaded, len(rows)))
@@ -151,7 +162,7 @@ def joined(rows: Sequence[Features], size: int) -> dict[str, np.ndarray]:
         values = [each[name] for each in rows]
         longest = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
         axes = [1 << (length - 1).bit_length() for length in longest[:-1]] + longest[-1:]
-        batch = np.zeros((size, *axes), values[0].dtype)
+        batch = np.full((size, *axes), "" if values[0].dtype == object else 0, values[0].dtype)
         for place, value in enumerate(values):
             batch[(place, *(slice(length) for length in value.shape[1:]))] = value[0]
         found[name] = batch
@@ -169,8 +180,9 @@ def warm(loaded: Loaded, inputs: Iterable[Any], sizes: Sequence[int], budget_tok
     """
     done = 0
     for row in {row.shape: row for given in inputs for row in ask(loaded, given).rows}.values():
-        for length in (row.tokens,) if getattr(loaded.programs, "texts", ()) else loaded.lengths:
-            longer = _of_length(row, length)
+        is_text = bool(getattr(loaded.programs, "texts", ()))
+        for length in (row.tokens,) if is_text else loaded.lengths:
+            longer = row if is_text else _of_length(row, length)
             for size in sizes:
                 if size == 1 or size * longer.tokens <= budget_tokens:
                     predicted(loaded, [longer] * size)
@@ -190,7 +202,7 @@ def _of_length(row: Row, length: int) -> Row:
     return Row(features, _tokens(features) if own != length else row.tokens)
 
 
-def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | None) -> Asked:
+def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | None, search: Search) -> Asked:
     """Return a source of generation, padded to one of the lengths."""
     features = dict(dataset.sources())
     used = max(int(np.max(np.sum(value != 0, axis=-1))) for value in features.values())
@@ -199,7 +211,7 @@ def _source(loaded: Loaded, example: Any, dataset: Any, max_new_tokens: int | No
     return Asked(
         example,
         dataset,
-        (Row(features, length, max_new_tokens),),
+        (Row(features, length, max_new_tokens, search),),
         *_lengths(getattr(dataset.examples, "sources", None)),
     )
 

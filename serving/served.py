@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from absl.app import UsageError
 
 from serving import rows
 from serving.loading import PRETRAINED
+from serving.rows import Search
+from serving.searching import parameters_of, search_of
 from tasks.given import LackingError
 from tasks.pretrained import MASK
 
@@ -71,9 +73,13 @@ class Served:
         return self.loaded.generates() is not None
 
     @property
-    def new_tokens(self) -> tuple[int, int] | None:
-        """Least and most tokens that a request may limit a generated text to; None where there is no such limit."""
-        return getattr(self.loaded.generates(), "new_tokens", None)
+    def parameters(self) -> dict[str, dict[str, float | None]]:
+        """The numbers of generation that a request may give, by name, with their bounds."""
+        return parameters_of(self.loaded)
+
+    def search_of(self, wanted: Mapping[str, float]) -> Search:
+        """Return the settings of the search that a request wants; raises `RefusalError`."""
+        return search_of(self.loaded, wanted) if wanted else ()
 
     def warm(self, sizes: Sequence[int], budget_tokens: int) -> int:
         """Compute every shape once, and drop the examples that have no answer; return how many shapes there were."""
@@ -111,10 +117,7 @@ class Served:
         """Return what only some models have: a threshold, numbers that a request may give."""
         if self.loaded.kind == "multilabel" and self.loaded.row:
             return {"threshold": self.loaded.row.threshold}
-        if self.new_tokens is None:
-            return {}
-        least, most = self.new_tokens
-        return {"parameters": {"max_new_tokens": {"minimum": least, "maximum": most, "value": most}}}
+        return {"parameters": self.parameters} if self.parameters else {}
 
     def _is_asked(self, example: dict[str, Any]) -> bool:
         if any(MASK in text for text in example.values()) and self.loaded.kind != PRETRAINED:

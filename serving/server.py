@@ -18,6 +18,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from absl.app import UsageError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.answering import Answering
@@ -209,12 +210,21 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raises `OSError` that names host and port."""
+    """Return a listening socket; raises `UsageError` for what names no machine, `OSError` with host and port."""
+    no_host = UsageError(f"--host={host[:80]} names no machine: expected an address, as 127.0.0.1, or 0.0.0.0 for all")
+    if not host:
+        raise no_host  # the system would take it for all addresses
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
+    except UnicodeError:
+        raise no_host from None
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), f"{host}:{port}") from None
+        if (error.errno or 0) < 0:  # of who knows names, not of the system
+            raise no_host from None
+        # create_server writes the address into the words of the system.
+        fix = "give another --port, 0 for any that is free, or another --host"
+        raise OSError(error.errno, os.strerror(error.errno or 0), f"{host}:{port}; {fix}") from None
 
 
 def is_loopback(host: str) -> bool:

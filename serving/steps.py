@@ -95,9 +95,12 @@ class SavedModelGraphs:
     def __init__(self, folder: Path):
         import tensorflow
 
+        from serving.exported import opening
+
         tf: Any = tensorflow
-        self._tf, self._held = tf, tf.saved_model.load(str(folder))
-        self._encoder, self._decoder = (self._held.signatures[name] for name in (ENCODER, DECODER))
+        with opening(folder):
+            self._tf, self._held = tf, tf.saved_model.load(str(folder))
+            self._encoder, self._decoder = (self._held.signatures[name] for name in (ENCODER, DECODER))
         found = [each.structured_input_signature[1] for each in (self._encoder, self._decoder)]
         self.inputs, self.decoder_inputs = (tuple(each) for each in found)
         shape = found[1][f"{PAST}_0"].shape

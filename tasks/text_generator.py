@@ -11,7 +11,7 @@ from generation.chunked import ChunkedGenerator
 from generation.generator import Generator, Hypothesis, Listener
 from generation.language_model import Generative
 from generation.model import Features, Tokens
-from generation.settings import Preset
+from generation.settings import Preset, Settings
 
 if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
@@ -61,12 +61,15 @@ class TextGenerator:
             )
 
     @property
+    def settings(self) -> Settings | None:
+        """How text is searched for; None where it is written in chunks."""
+        return None if self._generator is None else self._generator.settings
+
+    @property
     def new_tokens(self) -> tuple[int, int] | None:
         """Least and most that the limit of a call may be; None where text is written in chunks, which have no limit."""
-        if self._generator is None:
-            return None
-        settings = self._generator.settings
-        return settings.min_new_tokens + 1, settings.max_new_tokens
+        settings = self.settings
+        return None if settings is None else (settings.min_new_tokens + 1, settings.max_new_tokens)
 
     def __call__(
         self,

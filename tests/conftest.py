@@ -1,13 +1,17 @@
-"""How tests run: without deadlines of Hypothesis and the user's cache, and the files with slow tests first."""
+"""How tests run: without deadlines of Hypothesis and the user's cache, and the long files first."""
 
 from __future__ import annotations
 
+import collections
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from on_jax import QUICKLY_COMPILED
+from uncompiled import uncompiled
 
 # transformers copies the code of exported folders to a cache, by default in the home folder, and asks once, at import.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
@@ -22,10 +26,24 @@ settings.load_profile("without deadlines")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the files with slow tests first where several processes share the files.
+    """Put the files with slow tests first where several processes share the files, and then those of most tests.
 
     In the order of their names the longest file might begin last, and all processes but one would wait for its end.
     """
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        counts = collections.Counter(item.path for item in items)
+        items.sort(key=lambda item: 0 if item.path in slow else 1 / counts[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what was imported when Python looks for garbage: it stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def operation_by_operation() -> Iterator[None]:
+    """Run a test without compiling, which takes longer than a few steps of a tiny model."""
+    with uncompiled():
+        yield

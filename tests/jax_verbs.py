@@ -1,5 +1,6 @@
 """Verbs in a process of their own, on JAX: `jax_verbs.py CALLS.json`, a list of [verb, {flag: value}].
 
+The verb `copy` copies a file or folder, `source` to `target`, as it stands between two calls, and leaves out `but`.
 Prints the exit codes, and whether TensorFlow was imported for it.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,8 +31,16 @@ def call_on_jax(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
-    assert outcome == {"codes": [code] * len(calls), "tensorflow": False}, done.stderr
+    count = sum(verb != "copy" for verb, _ in calls)
+    assert outcome == {"codes": [code] * count, "tensorflow": False}, done.stderr
     return done.stderr
+
+
+def copy(source: str, target: str, but: str = "") -> None:
+    if Path(source).is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(but))
+    else:
+        shutil.copyfile(source, target)
 
 
 def main(path: str) -> None:
@@ -39,6 +49,9 @@ def main(path: str) -> None:
 
     codes = []
     for verb, flags in json.loads(Path(path).read_text()):
+        if verb == "copy":
+            copy(**flags)
+            continue
         module = importlib.import_module(verb)
         try:
             run(module.main, module.Options, [f"--{name}={value}" for name, value in flags.items()])

@@ -118,6 +118,7 @@ def test_layers_of_another_width_are_learnt_and_a_stopped_run_goes_on_to_the_sam
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DIVAN_CACHE", str(tmp_path / "cache"))
     told = {}
@@ -137,6 +138,7 @@ def test_a_cached_teacher_is_asked_once_for_all_runs(arguments, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_a_teacher_of_domains_and_its_student(arguments, tmp_path, capsys):
     config = dataclasses.replace(TEACHER, hidden_size=4, embedding_size=4)
     shapes = variable_shapes(lambda: PretrainingModel(config, 2))

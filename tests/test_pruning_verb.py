@@ -71,6 +71,7 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_levels_begin_from_each_other_and_stay_near_to_all_before_them(arguments, tmp_path, capsys):
     more = {**STRUCTURED, **CONTRAST, "pruning_levels": 2, "teacher": tmp_path / "teacher"}
     run(arguments, **more)

@@ -48,7 +48,7 @@ def test_a_key_is_one_line_of_a_file_or_a_variable(tmp_path: Path):
     assert key_of(None, "secret-key-2") == "secret-key-2"
     with pytest.raises(UsageError, match="both give a key"):
         key_of(str(tmp_path / "key"), "secret-key-2")
-    for wrong in ("short", "two words", "línea-secreta", "secret\nkey-two"):
+    for wrong in ("short", "two words", "línea-secreta", "secret\nkey-two", "a" * 4097):
         (tmp_path / "key").write_text(wrong, encoding="utf-8")
         with pytest.raises(UsageError, match=r"--api_key_file=.* holds no key") as error:
             key_of(str(tmp_path / "key"), None)
@@ -168,11 +168,12 @@ def test_a_model_that_is_none_and_a_port_that_is_taken_are_one_line(model: Path,
         )
         return done.returncode, done.stderr.splitlines()
 
-    code, lines = ended(f"--model=a={tmp_path / 'absent'}", "--port=0")
+    code, lines = ended(f"--model=pairs={model},a={tmp_path / 'absent'}", "--port=0", "--nowarm_up")
     assert code == 2
+    assert lines[-1].startswith(f"serve.py: the model a at {tmp_path / 'absent'} cannot be served: ")
     assert "does not exist" in lines[-1]
-    assert len(lines) == 2
+    assert len(lines) == 3  # where it listens, the first model, what is wrong with the second
     with served(f"--model=pairs={model}", "--nowarm_up") as (_, port):
         code, lines = ended(f"--model=pairs={model}", f"--port={port}")
     assert (code, len(lines)) == (1, 1)
-    assert re.search(rf"in use: 127\.0\.0\.1:{port}", lines[0])
+    assert re.search(rf"in use: 127\.0\.0\.1:{port}; give another --port", lines[0])

@@ -1,7 +1,7 @@
 """Every fine-tuning technique with every other: two steps, in which each still does what it promises, on both engines.
 
 Steps are taken operation by operation, uncompiled; test_fine_tuning.py has all techniques in one compiled run. On JAX,
-where every step is compiled, all of them together are tested in a process of their own.
+where every step is compiled, `tests/test_on_jax.py` runs all of them together.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import dataclasses
 import functools
 import itertools
 import re
-import subprocess
-import sys
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from on_jax import environment_on_jax
 
 import run_classifier
 from commands import techniques
@@ -27,7 +24,7 @@ from optimization import Constant, TaskDrivenChild, create_optimizer
 from tasks.classification import ClassificationTask
 from tasks.layer_rates import learning_rate_multipliers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("operation_by_operation")]
 
 CONFIG = Config(
     family="bert",
@@ -69,18 +66,6 @@ class Run:
 
 
 ON_JAX = keras.config.backend() == "jax"
-
-
-@pytest.fixture(autouse=True)
-def _operation_by_operation():
-    if ON_JAX:
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def engine_class() -> Any:
@@ -248,12 +233,3 @@ def test_all_do_what_they_promise_at_once(left_out: str):
     techniques = tuple(technique for technique in TECHNIQUES if technique != left_out)
     # JAX compiles for each run.
     check_promises(techniques, run(*techniques, dropout=0.0), 0.0, compared=not ON_JAX or left_out == "child_F")
-
-
-@pytest.mark.skipif(ON_JAX, reason="this is the process on JAX")
-def test_all_do_what_they_promise_at_once_on_jax():
-    """Between them the two sets hold every pair."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "at_once", __file__]
-    done = subprocess.run(command, env=environment_on_jax(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "2 passed, 1 skipped" in done.stdout

@@ -32,6 +32,7 @@ from data.tokenizers.wordpiece import (
     is_punctuation,
     is_space,
 )
+from ground.pieces import MARK
 
 # TensorFlow's members are made at run time.
 tf: Any = tensorflow
@@ -182,14 +183,8 @@ class InGraphTokenizer(tf.Module):
         raise NotImplementedError
 
     def with_places(self, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the ids, and of each of their tokens the first character in its text and the one behind, int64 [N].
-
-        Raises `UsageError` for a tokenizer whose graph does not know them.
-        """
-        raise UsageError(
-            "the graph of a SentencePiece tokenizer does not know where its tokens stand in a text, which answers by "
-            "places need: write --format=saved_model or onnx, and tokenise outside"
-        )
+        """Return the ids, and of each of their tokens the first character in its text and the one behind, int64 [N]."""
+        raise NotImplementedError
 
 
 class InGraphWordPiece(InGraphTokenizer):
@@ -336,41 +331,106 @@ class InGraphSentencePiece(InGraphTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
         self._pieces = text.SentencepieceTokenizer(model=tokenizer.model, out_type=tf.int32)
-        self._parts = _Expansions(
-            {i: [part for part, _ in parts] for i, parts in tokenizer.parts.items()}, len(tokenizer.id_of)
-        )
+        own = len(tokenizer.id_of)
+        self._parts = _Expansions({i: [part for part, _ in parts] for i, parts in tokenizer.parts.items()}, own)
+        # Of each part the characters of the piece before it, and with it.
+        ends = {i: np.cumsum([length for _, length in parts]).tolist() for i, parts in tokenizer.parts.items()}
+        self._part_starts = _Expansions({i: [0, *each[:-1]] for i, each in ends.items()}, own)
+        self._part_ends = _Expansions(ends, own)
+        self._has_parts = np.isin(np.arange(own), list(tokenizer.parts))
         self._id_of = tokenizer.id_of
-        self._prepare: Callable[[Tensor], Tensor] = self._transcoded
+        self._properties = _properties()
+        self._prepare: Callable[[Tensor], tuple[Tensor, Tensor | None]] = self._transcoded
         if tokenizer.prepares:
-            self._properties = _properties()
             self._decomposed = _compatibility_decompositions()
             self._lower = _lower_case() if tokenizer.do_lower_case else None
             self._prepare = self._prepared
 
     def __call__(self, texts: Tensor) -> Tensor:
         texts = tf.convert_to_tensor(texts, tf.string)
-        pieces = self._pieces.tokenize(self._prepare(texts))
+        pieces = self._pieces.tokenize(self._prepare(texts)[0])
         own_ids, rows = self._parts(pieces.flat_values, pieces.value_rowids())
         return tf.RaggedTensor.from_value_rowids(tf.gather(self._id_of, own_ids), rows, tf.size(texts, tf.int64))
 
-    @staticmethod
-    def _transcoded(texts: Tensor) -> Tensor:
-        return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+    def with_places(self, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ids, and of each of their tokens the first character in its text and the one behind, int64 [N].
 
-    def _prepared(self, texts: Tensor) -> Tensor:
-        """`data.tokenizers.sentencepiece.prepare`."""
+        A piece's mark has no extent.
+        """
+        texts = tf.convert_to_tensor(texts, tf.string)
+        prepared, origins = self._prepare(texts)
+        pieces, first, behind = self._pieces.tokenize_with_offsets(prepared)
+        codes = tf.strings.unicode_decode(prepared, "UTF-8", errors="replace")
+        own_ids, rows = pieces.flat_values, pieces.value_rowids()
+        starts, ends = self._characters_of(codes, rows, first.flat_values, behind.flat_values)
+        begin, end = self._part_starts(own_ids)[0], self._part_ends(own_ids)[0]
+        divided = tf.gather(self._has_parts, own_ids)
+        own_ids, rows, starts, ends, divided = self._parts(own_ids, rows, starts, ends, divided)
+        begin, end = (tf.minimum(starts + tf.cast(each, tf.int64), ends) for each in (begin, end))
+        starts, ends = tf.where(divided, begin, starts), tf.where(divided, end, ends)
+        if origins is not None:
+            lengths = tf.cast(tf.strings.length(texts, unit="UTF8_CHAR"), tf.int64)
+            starts, ends = _original(codes, origins, tf.gather(lengths, rows), rows, starts, ends)
+        ids = tf.RaggedTensor.from_value_rowids(tf.gather(self._id_of, own_ids), rows, tf.size(texts, tf.int64))
+        return ids, starts, ends
+
+    def _characters_of(self, codes: Tensor, rows: Tensor, first: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the characters of pieces whose bytes in their texts are known, without the white space before them.
+
+        Example:
+            "é b", of which a piece has the bytes 2 to 4
+            byte_of    0 2 3        before each character
+            found      1 3          of which the first is a space: 2 3
+        """
+        flat = codes.flat_values
+        sizes = 1 + sum(tf.cast(flat >= least, tf.int64) for least in (0x80, 0x800, 0x10000))
+        byte_of = tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(sizes)], axis=0)
+        text_begin = tf.gather(codes.row_starts(), rows)
+        base = tf.gather(byte_of, text_begin)
+        start, end = (
+            tf.searchsorted(byte_of, base + tf.cast(each, tf.int64), out_type=tf.int64) for each in (first, behind)
+        )
+        shows = tf.where((self._properties(flat) & _WHITE == 0) & (flat != ord(MARK)))[:, 0]
+        shows = tf.concat([shows, [tf.size(flat, tf.int64)]], axis=0)
+        start = tf.minimum(tf.gather(shows, tf.searchsorted(shows, start, out_type=tf.int64)), tf.maximum(start, end))
+        return start - text_begin, end - text_begin
+
+    @staticmethod
+    def _transcoded(texts: Tensor) -> tuple[Tensor, None]:
+        return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"), None
+
+    def _prepared(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """`data.tokenizers.sentencepiece.prepare`, and of each character that it makes the place in its text."""
         codes, row = _characters(texts)
         white = self._properties(codes) & _WHITE != 0
         begins = ~white & (_differs(row) | _after(white))
         (row_of_word,) = _only(begins, row)
-        codes, word = self._decomposed(*_only(~white, codes, _count(begins) - 1))
+        codes, word, place = _only(~white, codes, _count(begins) - 1, _within(row))
+        space = tf.math.segment_max(place, word) + 1
+        codes, word, place = self._decomposed(codes, word, place)
         if self._lower is not None:
             # A space ends what is looked at around a sigma, so that words can be taken one by one.
             codes = self._lower(_with_final_sigmas(codes, word, self._properties(codes)))
         spelt = tf.RaggedTensor.from_value_rowids(codes, word, tf.size(row_of_word, tf.int64))
-        words = tf.strings.unicode_encode(spelt, "UTF-8")
-        by_text = tf.RaggedTensor.from_value_rowids(words, row_of_word, tf.size(texts, tf.int64))
-        return tf.strings.reduce_join(by_text, axis=-1, separator=" ")
+        # TensorFlow's own joining leaves out the space behind a word of nothing.
+        followed = tf.concat([row_of_word[1:] == row_of_word[:-1], tf.zeros_like(row_of_word[:1], tf.bool)], axis=0)
+        spaces = tf.RaggedTensor.from_row_lengths(_only(followed, space)[0], tf.cast(followed, tf.int64))
+        spaced = tf.concat([spelt, spaces.with_flat_values(tf.fill(tf.shape(spaces.flat_values), ord(" ")))], axis=1)
+        words = tf.RaggedTensor.from_value_rowids(row_of_word, row_of_word, tf.size(texts, tf.int64))
+        by_text = tf.RaggedTensor.from_row_splits(spaced.flat_values, tf.gather(spaced.row_splits, words.row_splits))
+        origins = tf.concat([spelt.with_flat_values(place), spaces], axis=1).flat_values
+        return tf.strings.unicode_encode(by_text, "UTF-8"), origins
+
+
+def _original(
+    codes: Tensor, origins: Tensor, lengths: Tensor, rows: Tensor, starts: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return places in texts for places in what was prepared of them; `lengths` [N] are those of the tokens' texts."""
+    base, there = tf.gather(codes.row_starts(), rows), tf.gather(codes.row_lengths(), rows)
+    padded = tf.concat([origins, tf.zeros([1], tf.int64)], axis=0)
+    begin = tf.where(starts < there, tf.gather(padded, tf.where(starts < there, base + starts, 0)), lengths)
+    end = tf.gather(padded, base + tf.maximum(ends, 1) - 1) + 1
+    return begin, tf.where(starts >= ends, begin, end)
 
 
 def in_graph(tokenizer: Tokenizer) -> InGraphTokenizer:

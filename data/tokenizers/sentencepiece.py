@@ -203,7 +203,8 @@ class SentencePieceTokenizer:
             text, a, b = prepared[t], splits[t], splits[t + 1]
             mapping = self._processor.encode(text, return_type="offset_mapping")
             for place, (start, end) in zip(range(a, b), mapping["offsets"], strict=True):
-                while start < end and text[start].isspace():
+                # In texts whose pieces spell them a mark has no extent either.
+                while start < end and (text[start].isspace() or text[start] == MARK):
                     start += 1
                 starts[place], ends[place] = start, end
         return starts, ends

@@ -138,13 +138,16 @@ function parameterBoxes({ parameters = {} }) {
 function numberBox([name, { minimum: min, maximum: max, value }]) {
   const id = `box-${name}`;
   const described = `wrong-${name}`;
-  const input = make("input", { type: "number", id, name, min, max, value, "aria-describedby": described });
+  const step = Number.isInteger(min) ? 1 : min;
+  const range = { min, max, step, value: value ?? "" };
+  const input = make("input", { type: "number", id, name, ...range, "aria-describedby": described });
   const problem = make("p", { class: "wrong", id: described, hidden: true });
   return make("div", { class: "number" }, make("label", { for: id }, sayOf("parameter", name)), input, problem);
 }
 
-/** Return the parameters that the boxes of a form say; an empty box leaves the model's own. */
+/** Return the parameters that the boxes of a form say; an empty box, or its first number, leaves the model's own. */
 export function parametersOf({ parameters = {} }, form) {
   const numbers = Object.keys(parameters).map((name) => [name, form.elements[name].valueAsNumber]);
-  return Object.fromEntries(numbers.filter(([, value]) => !Number.isNaN(value)));
+  const isAsked = ([name, value]) => !Number.isNaN(value) && value !== parameters[name].value;
+  return Object.fromEntries(numbers.filter(isAsked));
 }

@@ -18,7 +18,9 @@ import numpy as np
 from absl.app import UsageError
 
 if TYPE_CHECKING:
+    from data.tokenizers import Tokenizer
     from serving.loading import Loaded
+    from serving.strings.told import Told
 
 FORMS: dict[str, str] = {
     "classes": "serving.strings.texts:Classes",
@@ -32,6 +34,13 @@ FORMS: dict[str, str] = {
     "masks": "serving.strings.masks:Masks",
 }
 """form -> module and class."""
+TOLD: dict[str, str] = {
+    "choices": "serving.strings.told:ToldChoices",
+    "entities": "serving.strings.told:ToldEntities",
+    "spans": "serving.strings.told:ToldSpans",
+    "masks": "serving.strings.told:ToldMasks",
+}
+"""form -> module and class of what tells its answers; the outputs of the other forms are the task's predictions."""
 _SHOWN = 300
 
 
@@ -58,6 +67,14 @@ def form_of(loaded: Loaded) -> OnStrings:
         )
     module, _, kind = FORMS[name].partition(":")
     return getattr(importlib.import_module(module), kind)(loaded)
+
+
+def told_of(name: str, tokenizer: Tokenizer) -> Told | None:
+    """Return what tells the answers of a form by its outputs; None where these are the task's predictions."""
+    if name not in TOLD:
+        return None
+    module, _, kind = TOLD[name].partition(":")
+    return getattr(importlib.import_module(module), kind)(tokenizer)
 
 
 def wanted_of(form: OnStrings, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,14 +5,13 @@ Inputs are context [B], question [B] and choices [B, C], where "" stands for a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow
 
 from data.tokenizers.in_graph import InGraphFeatures
 from serving.exporting import whole
+from serving.strings.told import ToldChoices
 from tasks.inputs import MASK
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 tf: Any = tensorflow
 
 
-class Choices(tf.Module):
+class Choices(tf.Module, ToldChoices):
     """`probabilities` [B, C], the number of the best choice, `prediction` [B], and its text, `choice` [B]."""
 
     def __init__(self, loaded: Loaded):
@@ -51,26 +50,6 @@ class Choices(tf.Module):
             "prediction": best,
             "choice": tf.gather(choices, best, batch_dims=1),
         }
-
-    def given(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Return the texts of examples."""
-        most = max(len(each.choices) for each in examples)
-        return {
-            "context": np.array([each.context for each in examples]),
-            "question": np.array([each.question for each in examples]),
-            "choices": np.array([[*each.choices, *[""] * (most - len(each.choices))] for each in examples]),
-        }
-
-    def answers(self, found: Mapping[str, np.ndarray], examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the best choice, by number and text, and the probability of each."""
-        return [
-            {
-                "prediction": int(found["prediction"][n]),
-                "choice": str(found["choice"][n]),
-                "probabilities": [float(each) for each in found["probabilities"][n][: len(example.choices)]],
-            }
-            for n, example in enumerate(examples)
-        ]
 
 
 def _asked(questions: Any, choices: Any) -> Any:

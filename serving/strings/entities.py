@@ -7,13 +7,13 @@ Long texts are read in windows that the graph makes and joins again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow
 
 from serving.exporting import whole
+from serving.strings.told import ToldEntities
 from serving.strings.windows import InGraphWindows, Marks, WindowRows
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _FAR = 1 << 40
 """More than any text has characters: places of several texts side by side are told apart by it."""
 
 
-class Entities(tf.Module):
+class Entities(tf.Module, ToldEntities):
     """See the head of this file."""
 
     def __init__(self, loaded: Loaded):
@@ -68,13 +68,16 @@ class Entities(tf.Module):
         """Return the token that carries each word, -1 for none, and whether the word is the first that it carries."""
         lengths = rows.splits[1:] - rows.splits[:-1]
         text = tf.repeat(tf.range(tf.size(lengths, tf.int64)), lengths)
+        # A token without extent, as a mark alone is, carries nothing.
+        real = tf.where(rows.ends > rows.starts)[:, 0]
+        text, starts, ends = (tf.gather(x, real) for x in (text, rows.starts, rows.ends))
         # The first token that ends behind the beginning of the word, if it begins before the end of the word.
-        place = tf.searchsorted(text * _FAR + rows.ends, words["text"] * _FAR + words["begin"], "right", tf.int64)
+        place = tf.searchsorted(text * _FAR + ends, words["text"] * _FAR + words["begin"], "right", tf.int64)
         there = place < tf.size(text, tf.int64)
         near = tf.where(there, place, 0)
-        text, starts = (tf.concat([x, tf.zeros([1], tf.int64)], axis=0) for x in (text, rows.starts))
+        text, starts, real = (tf.concat([x, tf.zeros([1], tf.int64)], axis=0) for x in (text, starts, real))
         carried = there & (tf.gather(text, near) == words["text"]) & (tf.gather(starts, near) < words["end"])
-        token = tf.where(carried, near, -1)
+        token = tf.where(carried, tf.gather(real, near), -1)
         which = tf.where(carried)[:, 0]
         tokens = tf.gather(token, which)
         new = tf.concat([tf.ones_like(tokens[:1], tf.bool), tokens[1:] != tokens[:-1]], axis=0)
@@ -125,20 +128,6 @@ class Entities(tf.Module):
             name: tf.RaggedTensor.from_value_rowids(value, text, words["texts"]).to_tensor()
             for name, value in found.items()
         }
-
-    def given(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Return the texts of examples."""
-        return {"text_a": np.array([each.text for each in examples])}
-
-    def answers(self, found: Mapping[str, np.ndarray], examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the entities of each text."""
-        names = {"type": "types", "text": "texts", "begin": "begin", "end": "end", "probability": "probability"}
-        answers = []
-        for n in range(len(examples)):
-            count = int((found["types"][n] != "").sum())
-            entities = [{key: found[name][n][e].item() for key, name in names.items()} for e in range(count)]
-            answers.append({"entities": entities})
-        return answers
 
 
 def joined(rows: WindowRows, values: Any) -> Any:

@@ -6,7 +6,6 @@ Outputs are embedding [B, D], and of each [MASK] tokens and probabilities [B, P,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import tensorflow
 
 from data.tokenizers.in_graph import in_graph
 from serving.exporting import whole
+from serving.strings.told import ToldMasks
 from serving.strings.windows import first_of
 from tasks.inputs import IDS, MASK, POSITIONS, TYPES
 from tasks.pretrained import MASK as MASK_NAME
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 tf: Any = tensorflow
 
 
-class Masks(tf.Module):
+class Masks(tf.Module, ToldMasks):
     """See the head of this file."""
 
     def __init__(self, loaded: Loaded):
@@ -82,20 +82,3 @@ class Masks(tf.Module):
         message = f"a {MASK_NAME} stands behind the {self.room} tokens that the model reads: shorten the text"
         with tf.control_dependencies([tf.debugging.Assert(lost == 0, [message])]):
             return behind.with_flat_values(tf.identity(behind.flat_values))
-
-    def given(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Return the texts."""
-        return {"text_a": np.array(list(examples))}
-
-    def answers(self, found: Mapping[str, np.ndarray], examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the tokens of each mask, or the vector of a text without one."""
-        answers = []
-        for n, text in enumerate(examples):
-            count = text.replace(self.mask, MASK_NAME).count(MASK_NAME)
-            if not count:
-                answers.append({"embedding": [float(each) for each in found["embedding"][n]]})
-                continue
-            pairs = (zip(found["tokens"][n][p], found["probabilities"][n][p], strict=True) for p in range(count))
-            masks = [[{"token": str(t), "probability": float(p)} for t, p in each if t != ""] for each in pairs]
-            answers.append({"masks": masks})
-        return answers

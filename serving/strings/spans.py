@@ -7,13 +7,13 @@ Long contexts are read in windows that the graph makes; the best answer of all w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow
 
 from serving.exporting import whole
+from serving.strings.told import ToldSpans
 from serving.strings.windows import InGraphWindows, Marks, WindowRows
 from tasks.kinds.span import MAX_ANSWER_TOKENS
 
@@ -25,7 +25,7 @@ _NONE = -np.inf
 _N_BEST, _QUERY = 20, 64
 
 
-class Spans(tf.Module):
+class Spans(tf.Module, ToldSpans):
     """See the head of this file; what decides answers is that of the run's last command."""
 
     untold = ("n_best",)
@@ -104,19 +104,6 @@ class Spans(tf.Module):
         again = tf.reduce_any((texts[:, :, None] == texts[:, None, :]) & before[None], axis=-1)
         new = tf.math.is_finite(score) & ~again
         return new & (tf.cumsum(tf.cast(new, tf.int32), axis=1) <= self.n_best)
-
-    def given(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Return the questions and their contexts."""
-        return {name: np.array([getattr(each, name) for each in examples]) for name in self.inputs}
-
-    def answers(self, found: Mapping[str, np.ndarray], examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the answers with their places; of no answer the places are None."""
-        answers = []
-        for n in range(len(examples)):
-            place = [None if found[name][n] < 0 else int(found[name][n]) for name in ("begin", "end")]
-            told = {"answer": str(found["answer"][n]), "begin": place[0], "end": place[1]}
-            answers.append({**told, "probability": float(found["probability"][n])})
-        return answers
 
 
 def _by_text(rows: WindowRows, context: Any, score: Any, begin: Any, behind: Any) -> tuple[Any, Any, Any, Any]:

@@ -51,7 +51,7 @@ class InGraphWindows(tf.Module):
     """Texts, perhaps behind questions -> `WindowRows`; see `data.windows.encode_windows`.
 
     Args:
-        tokenizer: one whose graph knows the places of its tokens.
+        tokenizer: of the texts.
         max_seq_length: of a row in tokens, specials counted.
         stride: tokens between two windows, as in `data.windows.cut`.
         max_query_length: longer questions are cut.
@@ -60,8 +60,6 @@ class InGraphWindows(tf.Module):
     def __init__(self, tokenizer: Tokenizer, max_seq_length: int, stride: int | None, max_query_length: int = 64):
         super().__init__()
         self.ids = in_graph(tokenizer)
-        # Refused here, before a model is written, where the graph knows no places.
-        self.ids.with_places(tf.constant(["a"]))
         self._template, self._length = tokenizer.template, max_seq_length
         self._stride, self._longest_question = stride, max_query_length
 

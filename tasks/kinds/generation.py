@@ -214,7 +214,7 @@ class Predictor:
     """
 
     def __init__(self, generate: TextGenerator):
-        self._generate, self.new_tokens = generate, generate.new_tokens
+        self._generate, self.new_tokens, self.settings = generate, generate.new_tokens, generate.settings
 
     def __call__(self, dataset: Any, listener: Callable[[int, str], None] | None = None) -> list[Prediction]:
         """Return the hypotheses of each source.

@@ -30,13 +30,7 @@ def test_ratios_are_those_of_medians():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_every_turn_runs():
-    import tensorflow as tf
-
-    options = Options(batch_size=2, max_seq_length=8, steps=1)
-    tf.config.run_functions_eagerly(True)
-    try:
-        seconds = take_turns(turns_of(options, TINY, TINY), rounds=1)
-    finally:
-        tf.config.run_functions_eagerly(False)
+    seconds = take_turns(turns_of(Options(batch_size=2, max_seq_length=8, steps=1), TINY, TINY), rounds=1)
     assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys((STUDENT, LIVE, CACHED, TEACHER), 1)

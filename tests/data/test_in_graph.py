@@ -121,10 +121,18 @@ def test_places_are_those_of_the_tokenizer(tokenizers, batch: list[str]):
         assert list(found) == wanted
 
 
-def test_a_sentencepiece_graph_knows_no_places(tokenizers):
-    tokenizer, _ = tokenizers["xlmr"]
-    with pytest.raises(UsageError, match="does not know where its tokens stand in a text"):
-        in_graph(tokenizer).with_places(tf.constant(["a"]))
+@settings(deadline=None, max_examples=12, suppress_health_check=quick)
+@given(batch=batches)
+@hard
+@example(batch=["In 1999, the ½ café\u3000 ended.  ", "今天天气很好，[MASK]ﬁne<s>", "\u0301 a\u0301", "a▁b ▁ 龘1,9"])
+def test_places_are_those_of_sentencepiece(tokenizers, batch: list[str]):
+    for name in ("albert uncased", "albert cased", "xlmr"):
+        tokenizer, _ = tokenizers[name]
+        ids, *places = in_graph(tokenizer).with_places(tf.constant(batch, tf.string, shape=[len(batch)]))
+        wanted = tokenizer.encode_batch(batch)
+        np.testing.assert_array_equal(ids.row_splits, wanted.splits)
+        np.testing.assert_array_equal(ids.flat_values, wanted.ids)
+        np.testing.assert_array_equal(places, [wanted.starts, wanted.ends])
 
 
 @settings(max_examples=90, deadline=None, suppress_health_check=quick)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
-from tests.hostile import archives, contents, documents, flags, tensors
+from tests.hostile import archives, contents, documents, flags, servers, tensors
 from tests.hostile.case import Case, change
 from tests.hostile.seeds import BASES
 
@@ -65,6 +65,8 @@ CLASSES: Mapping[str, tuple[int, Make]] = {
     "archive": (3, archives.archive),
     "address": (1, archives.address),
     "run folder": (3, tensors.run_folder),
+    "server": (4, servers.server),
+    "export": (2, servers.export),
 }
 _ROUND = [name for name, (weight, _) in CLASSES.items() for _ in range(weight)]
 # Mixed once, so that any hundred cases in a row hold every class in its share.

@@ -56,7 +56,7 @@ _SIZES = (
 )
 # What would leave this machine: devices and runners elsewhere.
 _ELSEWHERE = ("use_tpu", "tpu_name", "master", "tpu_zone", "gcp_project", "coordinator_address", "runner", "topology")
-_ELSEWHERE_TOO = ("beam_options", "num_processes", "process_id", "num_tpu_cores", "backend", "compile")
+_ELSEWHERE_TOO = ("beam_options", "num_processes", "process_id", "num_tpu_cores", "backend", "compile", "host")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ _LONGEST = 5100
 _SIGNALLED = (130, 141, 143)
 # Progress is written over itself, a line of several states.
 _PROGRESS = re.compile(r"\s*(decoding|reading|writing|joining|held out|training|looking|checking|compiling)\b|.*\r")
+# What a server says while it starts and ends.
+_SAID = re.compile(r"serve\.py: (listening on |whoever reaches |[\w-]{1,64}: version |ready$|stopped: )")
 # What a run shows before it trains.
 _PREAMBLE = re.compile(r"(model|memory|device|weights|data|step|output|child|lock)\b")
 # Native libraries write about their compiler and their devices whatever level of words they are told.
@@ -79,7 +81,7 @@ def judge_killed(case: Case, seen: Observation) -> Verdict | None:
 def message_lines(case: Case, seen: Observation) -> list[str]:
     """Return the lines of stderr that a person reads as an answer."""
     lines = [line.strip() for line in seen.stderr.splitlines() if line.strip()]
-    return [line for line in lines if line.startswith(f"{case.verb}.py: ")]
+    return [line for line in lines if line.startswith(f"{case.verb}.py: ") and not _SAID.match(line)]
 
 
 def refused(case: Case, seen: Observation) -> bool:
@@ -167,7 +169,7 @@ def _of_the_message(case: Case, seen: Observation) -> list[str]:
         line
         for line in seen.stderr.split("\n")
         if line.strip()
-        and not (line.strip() in lines or _PROGRESS.match(line) or _PREAMBLE.match(line) or _NATIVE.match(line))
+        and not (line.strip() in lines or any(each.match(line) for each in (_PROGRESS, _PREAMBLE, _NATIVE, _SAID)))
     ]
     if len(lines) != 1 or (others and not _had_begun(seen)):
         return [f"many lines: {len(lines)} messages and {len(others)} further lines, {last_line(seen.stderr)}"]

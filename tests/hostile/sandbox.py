@@ -270,6 +270,8 @@ def call_verb(verb: str, arguments: Sequence[str], *, trains: bool) -> None:
 
         parity: Any = conversion.parity
         parity.largest_differences = lambda *given: {"not compared": 0.0}
+    if verb == "serve":
+        _ends_once_ready()
     if verb.startswith("export_"):
         import serving.formats
 
@@ -278,6 +280,20 @@ def call_verb(verb: str, arguments: Sequence[str], *, trains: bool) -> None:
         formats._measured = lambda name, *given: formats.Written(name, 1, (), (), 0.0, None)
     given = module.as_flags(arguments) if verb == "inspect_records" else arguments
     run(module.main, module.Options, given)
+
+
+def _ends_once_ready() -> None:
+    """Let a server do what it does at a signal as soon as its models are there."""
+    import serving.server
+
+    kind: Any = serving.server.Serving
+    load = kind._load
+
+    def loads_and_ends(self: Any, server: Any) -> None:
+        load(self, server)
+        self.stop()
+
+    kind._load = loads_and_ends
 
 
 def kill_at(number: int, seconds: float, folder: Path) -> None:
@@ -350,6 +366,8 @@ def answer(verb: str, flags: Mapping[str, str], folder: Path) -> tuple[int, str]
     from commands.flags import run
 
     module: Any = importlib.import_module(verb)
+    if verb == "serve":
+        _ends_once_ready()
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     words, code = io.StringIO(), 0
     with contextlib.chdir(folder), contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):

@@ -16,6 +16,8 @@ TEXT, VOCABULARY, PIECES = "in/text.txt", "in/vocab.txt", "in/spiece.model"
 OTHER_TEXT = "in/text.gb18030"
 ASKED = "in/asked.tsv"
 NUMBERED = ("in/pieces.txt", "in/pieces.model")
+KEY = "in/key.txt"
+EXPORT = "in/export"
 VICTIM = "victim/thesis.txt"
 TRAINING = {"do_train": "true", "log_steps": "1", "backend": "tensorflow"}
 CREATE = {
@@ -88,6 +90,12 @@ def _convert(name: str, source: str, kind: str = "ours", **flags: str) -> Base:
     reads = ("input", "config_file", "vocab_file")
     uses = (source, CONFIG, VOCABULARY)
     return Base(name, "convert_checkpoint", given, uses, ("out/",), reads, ("output",))
+
+
+def _serve(name: str, model: str) -> Base:
+    # Compiling every shape takes longer than all else.
+    given = {"model": f"tuned={model}", "port": "0", "warm_up": "false", "api_key_file": KEY}
+    return Base(name, "serve", given, (model, KEY), (), ("api_key_file",))
 
 
 _PAIRS = ("in/pairs", CONFIG, VOCABULARY)
@@ -295,6 +303,17 @@ BASES: Mapping[str, Base] = {
             ("output",),
         ),
         Base(
+            "ask_export",
+            "predict",
+            {"model": EXPORT, "input_file": ASKED, "output_file": "out/answers.jsonl"},
+            (EXPORT, ASKED),
+            ("out/",),
+            ("model", "input_file"),
+            ("output_file",),
+        ),
+        _serve("serve", "in/tuned"),
+        _serve("serve_export", EXPORT),
+        Base(
             "plan",
             "plan_training",
             {"bert_config_file": CONFIG, "device": "h100", "max_seq_length": "32", "train_batch_size": "8"},
@@ -359,12 +378,14 @@ def make_seeds(folder: Path) -> None:
     _json_pairs(inside)
     lines = (inside / "pairs/test.txt").read_text(encoding="utf-8").splitlines()
     (folder / ASKED).write_text("".join(f"{line.rpartition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
+    (folder / KEY).write_text("secret-key-1\n", encoding="utf-8")
     _other_encoding(inside)
     _checkpoints(inside)
     _packed(folder)
     _runs(folder)
-    for name in ("predict", "ask", "export", "inspect_stats_records", "convert_from_bin", "plan"):
+    for name in ("predict", "ask", "export", "serve", "inspect_stats_records", "convert_from_bin", "plan"):
         _expect_zero(answer(BASES[name].verb, BASES[name].flags, folder))
+    (folder / "out/export").rename(folder / EXPORT)
     shutil.rmtree(folder / "out")
 
 

@@ -1,22 +1,10 @@
-"""Gradients inside of a task, on TensorFlow here and on JAX in a process of its own."""
-
-import subprocess
-import sys
+"""Gradients inside of a task, on TensorFlow here and on JAX by `tests/test_on_jax.py`."""
 
 import keras
 import numpy as np
-import pytest
-from on_jax import ROOT, environment_on_jax
 
 from ground.tensors import ops
 from modeling.differentiation import gradient, variable_gradients
-
-FILES = (
-    "tests/modeling/test_differentiation.py",
-    "tests/tasks/test_fisher.py",
-    "tests/tasks/test_regularization.py::test_known_answer_of_the_released_divergence",
-    "tests/tasks/test_regularization.py::test_dropout_masks_of_the_passes_differ_and_follow_from_the_key",
-)
 
 
 def test_gradient_of_a_function_is_its_derivative():
@@ -50,12 +38,3 @@ def test_a_gradient_inside_is_a_constant_to_the_one_outside():
 
     # d/dx of x * constant, the constant being d(y^2 x)/dy = 2 x y at y = x = 3.
     assert float(variable_gradients(function, [x])()[0]) == 18.0
-
-
-@pytest.mark.slow
-def test_all_of_this_holds_on_jax():
-    if keras.config.backend() == "jax":
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *FILES]
-    result = subprocess.run(command, cwd=ROOT, env=environment_on_jax(), capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-3000:]

@@ -21,6 +21,9 @@ VECTORS = {"猫在睡觉": (1.0, 0.0), "一只猫睡着了": (0.8, 0.6), "股市
 STORY = ["从前", "有", "一座", "图书馆", "，", "每天", "夜里", "都", "亮着", "灯", "。"]
 NUMBERS = {
     "max_new_tokens": {"minimum": 1, "maximum": 64, "value": 64},
+    "num_beams": {"minimum": 1, "maximum": 8, "value": 5},
+    "temperature": {"minimum": 0.1, "maximum": 2, "value": None},
+    "top_p": {"minimum": 0.05, "maximum": 1, "value": None},
 }
 SECRET = "<img src=x onerror=alert(1)>"
 

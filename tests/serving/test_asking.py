@@ -23,6 +23,7 @@ from ground.tensors import named_variables, ops
 from modeling import PretrainingModel
 from modeling.config import Config
 from serving import loading
+from serving.models import open_model
 from tasks.datasets import find_row
 from tasks.splits import Splits
 
@@ -231,6 +232,10 @@ def test_what_is_no_model_is_one_line(forms: Path, tmp_path: Path):
     (tmp_path / "bare/vocab.txt").unlink()
     with pytest.raises(UsageError, match=r"no vocabulary lies beside the weights in .*bare: give vocab_file"):
         serving.load(tmp_path / "bare")
+    with pytest.raises(
+        UsageError, match=r"in .*bare: copy the vocabulary that .* there, as vocab\.txt or spiece\.model"
+    ):
+        open_model(str(tmp_path / "bare"))  # of a server, which has no flag for it
     assert serving.load(tmp_path / "bare", vocab_file=forms / "vocab.txt").predict("a").keys() == {"embedding"}
     with pytest.raises(UsageError, match=r"unknown setting 'mask_token'.*mask_tokens"):
         serving.load(forms / "pretrained", mask_token=3)

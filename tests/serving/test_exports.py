@@ -20,10 +20,13 @@ from conversion.writers import write_ours
 from ground.tensors import named_variables
 from modeling import PretrainingModel
 from modeling.config import Config
-from serving import formats
+from serving import formats, rows
 from serving.exported import is_exported
 from serving.formats import Development, export
 from serving.loading import load
+from serving.refusals import RefusalError
+from serving.searching import check_parameters, parameters_of, search_of
+from serving.served import Served
 from serving.strings import compare_answers
 
 pytestmark = [
@@ -103,6 +106,13 @@ def test_a_saved_model_is_opened(tmp_path: Path, classifier: Any):
     assert not is_exported(tmp_path)
     found = load(tmp_path / "out").predict(PAIRS)
     assert compare_answers(found, classifier.predict(PAIRS), 1e-4, what="saved_model") < 1e-4
+    for name in ("saved_model.pb", "variables/variables.index"):
+        right = (tmp_path / "out" / name).read_bytes()
+        (tmp_path / "out" / name).write_bytes(b"\xff" * len(right))
+        with pytest.raises(UsageError, match=r"out cannot be opened, .*: write it again with export_model") as error:
+            load(tmp_path / "out")
+        assert "\n" not in str(error.value)
+        (tmp_path / "out" / name).write_bytes(right)
     (tmp_path / "out/labels.json").write_text("[]")
     with pytest.raises(UsageError, match=r"does not hold the files that its export\.json lists"):
         load(tmp_path / "out")
@@ -140,5 +150,34 @@ def test_two_signatures_write_the_texts_of_the_search(tmp_path: Path):
     run_of("text_to_text", tmp_path / "run", **{**GENERATING, "copy": "none"})
     loaded = load(tmp_path / "run", dtype="float32", num_beams=2, max_target_length=6)
     export(loaded, tmp_path / "out", "saved_model", SOURCES)
-    found = load(tmp_path / "out").predict(SOURCES)
-    assert compare_answers(found, loaded.predict(SOURCES), 1e-3, what="texts") < 1e-3
+    opened = load(tmp_path / "out")
+    assert compare_answers(opened.predict(SOURCES), loaded.predict(SOURCES), 1e-3, what="texts") < 1e-3
+    # A request takes another search, where nothing is compiled for one.
+    assert [*parameters_of(loaded)] == ["max_new_tokens"]
+    assert parameters_of(opened) == {
+        "max_new_tokens": {"minimum": 1, "maximum": 6, "value": 6},
+        "num_beams": {"minimum": 1, "maximum": 6, "value": 2},
+        "temperature": {"minimum": 0.1, "maximum": 2.0, "value": None},
+        "top_p": {"minimum": 0.05, "maximum": 1.0, "value": None},
+    }
+    assert search_of(opened, {"num_beams": 2}) == ()
+    drawn: dict[str, Any] = {"num_beams": 1, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    searches: list[tuple[dict[str, float], dict[str, Any]]] = [
+        ({"num_beams": 1}, {"num_beams": 1}),
+        ({"num_beams": 3}, {"num_beams": 3}),
+        ({"temperature": 0.7, "top_p": 0.9}, drawn),
+    ]
+    for wanted, settings in searches:
+        again = load(tmp_path / "out", **settings).predict(SOURCES)
+        asked = [rows.ask(opened, each, search=search_of(opened, wanted)) for each in SOURCES]
+        answers = [rows.told(opened, each, rows.predicted(opened, each.rows)) for each in asked]
+        assert compare_answers(answers, again, 1e-3, what=str(wanted)) < 1e-3
+    with pytest.raises(RefusalError, match="num_beams is 2 beside top_p: text is drawn, or searched") as error:
+        search_of(opened, {"num_beams": 2, "top_p": 0.5})
+    assert error.value.field == "parameters.num_beams"
+    served = Served("m", "1", opened)
+    check_parameters(served, {"num_beams": 6, "top_p": 0.05})
+    for wrong in ({"num_beams": 7}, {"temperature": 0.05}, {"top_p": 1.01}, {"max_new_tokens": 7}):
+        with pytest.raises(RefusalError, match=r"; expected [\d.]+ to [\d.]+") as error:
+            check_parameters(served, wrong)
+        assert error.value.field == f"parameters.{next(iter(wrong))}"

@@ -22,6 +22,7 @@ from serving import formats
 from serving.exporting import is_export
 from serving.formats import FORMATS, TEXTS, export, given_forms
 from serving.loading import load
+from serving.strings import compare_answers
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,6 +49,12 @@ def test_strings_are_answered_like_the_model(row_name: str, tmp_path: Path):
     described = json.loads((tmp_path / "out/export.json").read_text())
     assert described["imports"] == ["tensorflow_text"]
     assert described["inputs"].values() == [[None]] or {tuple(x) for x in described["inputs"].values()} == {(None,)}
+    if row_name == "cluener":
+        given = ["a b c d e", "j", "i h g f e d c b a " * 4]
+        found = load(tmp_path / "out").predict(given, batch_size=2)
+        assert compare_answers(found, loaded.predict(given), 1e-4, what="opened") < 1e-4
+        with pytest.raises(UsageError, match="answers as it was made: leave doc_stride out"):
+            load(tmp_path / "out", doc_stride=4)
     if row_name == "lcqmc":
         import tensorflow as tf
         import tensorflow_text  # noqa: F401

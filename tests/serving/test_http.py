@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from absl.app import UsageError
 from http_cases import Client, Counted, expected, imitation, running
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -110,6 +111,9 @@ def test_parameters_cut_or_refuse(client: Client):
     assert client.predict(long, parameters={"truncate": False}).error == (422, "too_long")
     assert client.predict("a", parameters={"max_seq_length": 17}).error == (422, "wrong_input")
     assert client.predict("a", stream=True).error == (422, "wrong_input")
+    for name in ("num_beams", "temperature", "max_new_tokens"):
+        reply = client.predict("a", parameters={name: 1})
+        assert (*reply.error, reply.json["error"]["field"]) == (422, "wrong_input", f"parameters.{name}")
 
 
 @pytest.mark.parametrize(
@@ -419,9 +423,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(folder: Path):
     def fails(path: str) -> Any:
         raise OSError(2, "No such file or directory", path)
 
-    with running({"m": "nowhere"}, fails) as client:
-        pass
-    assert [str(error) for error in client.failed] == ["[Errno 2] No such file or directory: 'nowhere'"]
+    def is_none(path: str) -> Any:
+        raise UsageError("no vocabulary lies there: copy it there")
+
+    for open_, kind, why in (
+        (fails, FileNotFoundError, "No such file or directory: 'nowhere'"),
+        (is_none, UsageError, "no vocabulary lies there: copy it there"),
+    ):
+        with running({"m": "nowhere"}, open_) as client:
+            pass
+        (error,) = client.failed
+        assert isinstance(error, kind)
+        assert str(error).endswith(f"the model m at nowhere cannot be served: {why}")
 
 
 def test_stopping_answers_all_that_was_accepted_and_refuses_the_rest(folder: Path):
@@ -477,7 +490,7 @@ def test_a_new_version_takes_over_without_a_lost_or_mixed_answer(folder: Path, t
         (tmp_path / "versions/.7.tmp/factor").write_text("3")
         (tmp_path / "versions/.7.tmp").rename(tmp_path / "versions/7")
         client.until(lambda: "7" in seen)
-        # What cannot be opened is told once, and the old one goes on.
+        # What cannot be opened is told once, in one line, and counted; the old one goes on.
         (tmp_path / "versions/8").mkdir()
         (tmp_path / "versions/8/factor").write_text("x")
         client.until(lambda: any("not served" in line for line in client.said))
@@ -485,9 +498,12 @@ def test_a_new_version_takes_over_without_a_lost_or_mixed_answer(folder: Path, t
         for thread in threads:
             thread.join(20)
         assert client.get("/v1/models/m").json["model_version_status"][0]["version"] == "7"
-        assert sum("not served" in line for line in client.said) == 1
+        (told,) = (line for line in client.said if "not served" in line)
+        assert told.startswith(f"m: what is new at {tmp_path}/versions/8 is not served, version 7 goes on: invalid lit")
+        assert "\n" not in told
         text = client.get("/metrics").body.decode()
         assert 'divan_reloads_total{model="m",result="served"} 1.0' in text
+        assert 'divan_reloads_total{model="m",result="refused"} 1.0' in text
         assert 'divan_model_info{format="run",model="m",precision="float32",version="7"} 1.0' in text
         assert 'version="1"' not in text
     assert wrong == []

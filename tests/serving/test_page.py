@@ -18,6 +18,8 @@ from browser import MISSING, Browser, browser, wait
 from page_server import CONTEXT, MODELS, SECRET, STORY, page_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+BOXES = """return [...document.querySelectorAll('.number input')]
+  .map(({ name, labels, value, min, max, step }) => [name, labels[0].innerText, value, min, max, step])"""
 READY = "return document.querySelector('#notes:not([hidden])') && !document.querySelector('#run').disabled"
 # What is wrong for somebody who cannot see well: names of controls, contrast of texts (WCAG 2.2, 1.4.3), ids.
 FAULTS = (Path(__file__).with_name("faults.js")).read_text(encoding="utf-8")
@@ -232,11 +234,19 @@ def test_a_text_is_streamed_and_can_be_stopped(page: Browser, server: Any):
     assert page.texts(".time .legend li")[2] == "compute 42 ms"
     sent = server.asked[-1]
     assert sent["stream"] is True
-    assert sent["parameters"] == {"max_new_tokens": 64}
-    page.run("document.querySelector('[name=max_new_tokens]').value = ''")
+    assert sent["parameters"] == {}
+    # What differs from the model's own is asked for; an empty box is the model's own.
+    assert page.run(BOXES) == [
+        ["max_new_tokens", "Most tokens", "64", "1", "64", "1"],
+        ["num_beams", "Beams", "5", "1", "8", "1"],
+        ["temperature", "Drawn: temperature", "", "0.1", "2", "0.1"],
+        ["top_p", "Drawn: top p", "", "0.05", "1", "0.05"],
+    ]
+    for name, value in (("max_new_tokens", ""), ("num_beams", "1"), ("temperature", "0.8"), ("top_p", "0.95")):
+        page.type(f"[name={name}]", value)
     page.click("#run")
     page.wait(READY)
-    assert server.asked[-1]["parameters"] == {}
+    assert server.asked[-1]["parameters"] == {"num_beams": 1, "temperature": 0.8, "top_p": 0.95}
     server.slow.set()
     server.goes_on.clear()
     page.click("#run")

@@ -38,6 +38,9 @@ def test_parameters_are_taken_by_the_names_of_each_shape():
     simple = read_simple(body({"data": {"text": "a"}, "parameters": {"max_seq_len": 9, "batch_size": 1}}), LIMITS)
     assert (simple.max_seq_length, simple.truncate) == (9, True)
     assert read_predict(body({"instances": ["a"], "parameters": {}, "stream": True}), LIMITS).stream
+    numbers = {"max_new_tokens": 3, "num_beams": 2, "temperature": 0.5, "top_p": 1}
+    drawn = read_predict(body({"instances": ["a"], "parameters": numbers}), LIMITS)
+    assert (drawn.max_new_tokens, drawn.search) == (3, {"num_beams": 2, "temperature": 0.5, "top_p": 1})
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,10 @@ def test_parameters_are_taken_by_the_names_of_each_shape():
             body({"instances": ["a"], "parameters": {"max_seq_length": True}}),
             (422, "wrong_input", "parameters.max_seq_length"),
         ),
+        (body({"instances": ["a"], "parameters": {"num_beams": 1.5}}), (422, "wrong_input", "parameters.num_beams")),
+        (body({"instances": ["a"], "parameters": {"top_p": 0}}), (422, "wrong_input", "parameters.top_p")),
+        (body({"instances": ["a"], "parameters": {"top_p": True}}), (422, "wrong_input", "parameters.top_p")),
+        (b'{"instances": ["a"], "parameters": {"temperature": 1e999}}', (400, "malformed", None)),
         (body({"instances": ["a"], "parameters": 1}), (422, "wrong_input", "parameters")),
         (body({"instances": ["a"], "stream": 1}), (422, "wrong_input", "stream")),
         (body({"instances": ["a"], "signature_name": "x"}), (422, "wrong_input", "signature_name")),

@@ -1,17 +1,16 @@
-"""Packed rows: every sequence is scored, and changes the weights, as if it stood alone; on both backends."""
+"""Packed rows: every sequence is scored, and changes the weights, as if it stood alone.
+
+`tests/test_on_jax.py` runs it on JAX too.
+"""
 
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from absl.app import UsageError
-from on_jax import ROOT, environment_on_jax
 
 from data.forms import FORMS
 from data.masking import Masking, MaskVocabulary
@@ -180,12 +179,3 @@ def test_the_verbs_train_on_and_score_packed_records(tmp_path, capsys):
                 input_file=(str(tmp_path / "packed*tfrecord"),), **{**common, "bert_config_file": str(short)}
             )
         )
-
-
-@pytest.mark.slow
-def test_all_of_this_holds_on_jax():
-    if keras.config.backend() == "jax":
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "bert_offset"]
-    result = subprocess.run(command, cwd=ROOT, env=environment_on_jax(), capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-3000:]

@@ -1,12 +1,10 @@
 """Prompts, the device half, on the backend of Keras: scores of words, soft slots, the contrastive loss, anchors.
 
-Expected numbers are NumPy's or of a closed form. On JAX all of it runs again in a process of its own.
+Expected numbers are NumPy's or of a closed form. `tests/test_on_jax.py` runs all of it on JAX too.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 from kind_files import CONFIG
-from on_jax import environment_on_jax
 
 from conversion.loading import with_computed
 from conversion.readers import Checkpoint
@@ -303,11 +300,3 @@ def test_a_text_has_the_label_of_its_nearest_anchor():
     best = np.where(there, cosines, -1).reshape(4, 3, 2).max(axis=-1)
     np.testing.assert_allclose(found[:3], np.exp(log_softmax(64 * best))[:3], rtol=1e-3, atol=1e-6)
     assert found[:2].argmax(axis=1).tolist() == [2, 0]
-
-
-@pytest.mark.skipif(ON_JAX, reason="this is the process on JAX")
-def test_all_of_it_on_jax():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment_on_jax(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "1 skipped" in done.stdout

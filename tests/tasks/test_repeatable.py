@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from data.tokenizers import load_tokenizer
 from modeling import Computation, Config
@@ -29,14 +27,6 @@ CONFIG = Config(
     max_position_embeddings=64,
     initializer_range=0.2,
 )
-
-
-@pytest.fixture
-def operation_by_operation() -> Iterator[None]:
-    """Run TensorFlow uncompiled: tracing takes longer than two steps of a tiny model."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def predictions(name: str, folder: str, seed: int) -> list[dict[str, np.ndarray]]:

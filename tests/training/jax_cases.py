@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def every_optimizer() -> Outcome:
     found = {}
     for name in OPTIMIZERS:
         for mesh, cuts in MESHES.items():
-            if mesh == "data 8" and name not in ("adamw", "lamb"):
+            # Where weights are cut twice, every optimizer is; two of them on the meshes between.
+            if "data" in mesh and name not in ("adamw", "lamb"):
                 continue
             engine = make_engine(PerceptronTask(), name, steps_per_call=2, **cuts)
             results = engine.train([TokenBatches().batch(step) for step in range(5)])
@@ -298,13 +300,23 @@ def loop(output_dir: str, signal_step: str, process: str = "0") -> Outcome:
     return engine.state()
 
 
-def disagreement(process: str) -> Outcome:
-    """A mistake that only one process sees ends all, with its own words."""
+def whole() -> Outcome:
+    """The run of `loop` in this process alone, and its losses."""
+    from training.hooks import read_metrics
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        state = loop(folder, "-1")
+        losses = [record["loss"] for record in read_metrics(Path(folder) / "metrics.jsonl")]
+    return {f"state/{key}": x for key, x in state.items()} | {"losses": np.array(losses)}
+
+
+def disagreement(*arguments: str) -> Outcome:
+    """A mistake that only one process sees ends all, with its own words; the last argument is the process."""
     from absl.app import UsageError
 
     from training.processes import current
 
-    processes = current()
+    processes, process = current(), arguments[-1]
 
     def look() -> None:
         if process == "1":

@@ -28,7 +28,7 @@ def assert_close(one, two, but=()):
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
     """What the cases of one process found, by case."""
-    cases = "every_optimizer,taught,pretraining,blocks,lowered,mistakes"
+    cases = "every_optimizer,taught,pretraining,blocks,lowered,mistakes,whole"
     return run_apart(tmp_path_factory.mktemp("devices") / "found.npz", cases)
 
 
@@ -38,7 +38,8 @@ def test_every_optimizer_on_every_mesh_equals_one_device(on_eight_devices):
         one = part(found, f"{name}|one|")
         assert one["step/4/loss"] < one["step/0/loss"]
         meshes = {key.split("|")[1] for key in found if key.startswith(f"{name}|")}
-        assert meshes >= MESHES.keys() - {"data 8"}
+        assert meshes >= {"one", "fsdp 4, model 2"}
+        assert meshes == MESHES.keys() or name not in ("adamw", "lamb")
         for mesh in meshes:
             assert_close(part(found, f"{name}|{mesh}|"), one)
 
@@ -83,14 +84,16 @@ def test_the_step_is_lowered_from_shapes_and_fsdp_holds_less(on_eight_devices):
     assert found["arguments/True"] < 0.5 * found["arguments/False"]
 
 
-def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(tmp_path):
-    whole = run_apart(tmp_path / "whole.npz", "loop", tmp_path / "whole", -1, devices=4)
-    for found, _ in run_in_two(tmp_path, "loop", tmp_path / "together", -1):
-        assert_close(found, whole)
+def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(on_eight_devices, tmp_path):
+    whole = part(on_eight_devices, "whole/state/")
+    together = [found for found, _ in run_in_two(tmp_path, "loop,disagreement", tmp_path / "together", -1)]
+    for found in together:
+        assert_close(part(found, "loop/"), whole)
+    assert_a_mistake_that_one_process_sees_ends_all(*together)
     records = read_metrics(tmp_path / "together/metrics.jsonl")
     assert [record["step"] for record in records if record["phase"] == "train"] == [2, 4, 6, 8, 10, 12]
     losses = [record["loss"] for record in records]
-    np.testing.assert_allclose(losses, [x["loss"] for x in read_metrics(tmp_path / "whole/metrics.jsonl")], rtol=1e-6)
+    np.testing.assert_allclose(losses, on_eight_devices["whole/losses"], rtol=1e-6)
 
     errors = [error for _, error in run_in_two(tmp_path, "loop", tmp_path / "stopped", 8, code=128 + 15)]
     assert "SIGTERM: saved" in errors[0]
@@ -104,13 +107,14 @@ def test_two_processes_equal_one_and_a_signal_to_one_saves_on_both(tmp_path):
     assert files == {f"optimizer-process-0000{index}-of-00002.safetensors" for index in (1, 2)}
     shutil.copytree(tmp_path / "stopped", tmp_path / "again")
     for found, _ in run_in_two(tmp_path, "loop", tmp_path / "again", -1):
-        assert_close(found, whole)
+        assert_close(part(found, "loop/"), whole)
     # Begun by two processes, ended by one, on one device.
-    assert_close(run_apart(tmp_path / "ended.npz", "loop", tmp_path / "stopped", -1, devices=1), whole)
+    ended = run_apart(tmp_path / "ended.npz", "loop", tmp_path / "stopped", -1, devices=1)
+    assert_close(part(ended, "loop/"), whole)
 
 
-def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
-    first, second = (part(found, "disagreement/") for found, _ in run_in_two(tmp_path, "disagreement"))
+def assert_a_mistake_that_one_process_sees_ends_all(*together):
+    first, second = (part(found, "disagreement/") for found in together)
     assert first["text"] == "process 1 of 2: no record file matches 'gone*'"
     assert second["text"] == "no record file matches 'gone*'"
     assert first["largest"] == second["largest"] == 1
