@@ -332,7 +332,8 @@ def _transformers_config(
     else:
         values["architectures"] = [f"{naming.class_prefix}Model"]
     described = {name: getattr(config, name) for name in naming.config_keys} or naming.describe(config)
-    values |= described | ({"hidden_act": transformers_activation(config)} if "hidden_act" in described else {})
+    activation = {"hidden_act": transformers_activation(config)} if "hidden_act" in described else {}
+    values |= {**described, **activation}
     own = {} if naming.code is None else naming.code.description(tensors, generates=naming.generates)
     return {**values, **naming.config_constants, **own}
 

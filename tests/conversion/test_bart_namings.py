@@ -342,9 +342,12 @@ def test_the_command_proves_what_it_writes(
 ):
     monkeypatch.chdir(tmp_path)
     write_ours("in", OWN, _tensors(OWN), [pieces])
-    for output, options in (("out", {}), ("file/weights.bin", {}), ("ours", {"format": "ours"})):
-        source = "out" if options else "in"
-        assert convert_checkpoint.main(convert_checkpoint.Options(input=source, output=output, **options)) == 0
+    for source, output, form in (
+        ("in", "out", "transformers"),
+        ("in", "file/weights.bin", "transformers"),
+        ("out", "ours", "ours"),
+    ):
+        assert convert_checkpoint.main(convert_checkpoint.Options(input=source, output=output, format=form)) == 0
         told = capsys.readouterr().out
         assert "next-token logits" in told
         assert "greedy tokens" in told
