@@ -4,7 +4,6 @@ They are those with which a model is trained and searched here (tasks/text_gener
 every text begins with, and special tokens are never written.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,5 +43,7 @@ def never_written(ids: Mapping[str, int], tokenizer: bytes | None) -> dict[str, 
     """Return the setting of the special tokens that are no text; empty without the tokenizer, which knows them."""
     if tokenizer is None:
         return {}
-    special = (token["id"] for token in json.loads(tokenizer)["added_tokens"] if token["special"])
-    return {"suppress_tokens": sorted(set(special) - {ids["eos_token_id"]})}
+    from tokenizers import Tokenizer
+
+    added = Tokenizer.from_str(tokenizer.decode()).get_added_tokens_decoder()
+    return {"suppress_tokens": sorted({i for i, token in added.items() if token.special} - {ids["eos_token_id"]})}

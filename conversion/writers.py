@@ -270,8 +270,8 @@ def _kept(naming: Naming, tensors: Tensors, allow_dropped: Sequence[str]) -> dic
         count = naming.head_classes.get(head)
         reason = "" if count is None else f", whose {head} has {count} classes and not {tensors[lost[0]].shape[-1]}"
         raise UsageError(
-            f"{few_names(lost)} have no place in {naming.name}{reason}; to leave them out, say so: "
-            f"--allow_unexpected={head}/.*; --format=ours keeps them"
+            f"{few_names(lost)} have no place in {naming.name}{reason}; --format=ours keeps them; to leave them out, "
+            f"say so: --allow_unexpected={head}/.*"
         )
     return kept
 
@@ -332,7 +332,8 @@ def _transformers_config(
     else:
         values["architectures"] = [f"{naming.class_prefix}Model"]
     described = {name: getattr(config, name) for name in naming.config_keys} or naming.describe(config)
-    values |= described | ({"hidden_act": transformers_activation(config)} if "hidden_act" in described else {})
+    activation = {"hidden_act": transformers_activation(config)} if "hidden_act" in described else {}
+    values |= {**described, **activation}
     own = {} if naming.code is None else naming.code.description(tensors, generates=naming.generates)
     return {**values, **naming.config_constants, **own}
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from absl.app import UsageError
 from conversion_cases import CONFIGS, all_numbers, random_tensors, shapes
+from eager_search import Eager
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,6 @@ from generation.generator import Generator, Hypothesis
 from generation.language_model import Generative
 from generation.model import Tokens
 from generation.settings import Settings
-from generation.tensorflow_executor import TensorFlowExecutor
 from modeling.config import COPYING, Config
 from modeling.families import FAMILIES
 
@@ -173,20 +173,6 @@ def test_the_code_knows_every_family_or_says_so(monkeypatch: pytest.MonkeyPatch,
 
 
 # -- generation --------------------------------------------------------------------------------------------------------
-
-
-class Eager(TensorFlowExecutor):
-    """Steps without compilation, which would cost more than they do."""
-
-    def __init__(self, model: Any, search: Any) -> None:
-        super().__init__(model, search)
-        self._start = model.start
-        self._loop = self._eagerly
-
-    def _eagerly(self, stop: Any, carry: Any, memory: Any, prepared: Any) -> Any:
-        while int(carry[0]) < int(stop) and bool(np.any(carry[1]["open"])):
-            carry = self.decoding.step(*carry, memory, prepared)
-        return carry
 
 
 def _lively(checkpoint: Checkpoint) -> Checkpoint:

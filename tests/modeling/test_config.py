@@ -113,7 +113,7 @@ THEIRS = {"model_type": "bert", **without(BERT, "hidden_size")}
         (without(OURS, "vocab_size"), 'missing key "vocab_size"'),
         (OURS | {"ffn_group": 2}, 'unknown key "ffn_group"; the nearest is "ffn_groups"'),
         (THEIRS | {"hiden_size": 8}, 'missing key "hidden_size"; the nearest there is "hiden_size"'),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; expected one of albert, bert, ernie_m, palm, palm_en, plug,"),
+        ({"model_type": "gpt2"}, "'gpt2'; expected one of albert, bart, bert, ernie_m, palm, palm_en, plug,"),
         (BERT | {"model_type": "bert", "position_embedding_type": "relative_key"}, "only 'absolute' can be read"),
         (BERT | {"model_type": "bert", "hidden_act": "mish"}, "hidden_act is 'mish'; expected one of"),
         (BERT | {"hidden_size": "768"}, "hidden_size is '768'; expected int"),
