@@ -125,6 +125,7 @@ def test_a_signal_goes_from_camlm_to_btmlm_and_is_left_out_of_other_formats(
         assert {name for name in read_checkpoint(world / f"saying_{form}").tensors if "languages" in name} == kept
 
 
+@pytest.mark.usefixtures("operation_by_operation")
 def test_sentences_of_the_start_are_written_once_and_read_in_every_step(
     world: Path, camlm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

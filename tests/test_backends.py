@@ -116,16 +116,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             ("run_pretraining", {**on_jax, "output_dir": folder / "jax"}),
             ("run_pretraining", {**on_jax, "output_dir": folder / "begun_on_tensorflow"}),
             ("run_classifier", {**classifier, "output_dir": folder / "classifier"}),
-        ],
-    )
-    interrupted(folder / "classifier", folder / "resumed", step=2)
-    alone = {"do_train": False, "do_eval": True, "output_dir": folder / "jax"}
-    (folder / "jax_scores.json").write_text((folder / "jax/eval_results.json").read_text())
-    call_on_jax(
-        folder,
-        [
+            # As it stood when it had saved step 2.
+            ("copy", {"source": folder / "classifier", "target": folder / "resumed", "but": "step_00000004"}),
             ("run_classifier", {**classifier, "output_dir": folder / "resumed"}),
-            ("run_pretraining", {**on_jax, **alone}),
+            ("copy", {"source": folder / "jax/eval_results.json", "target": folder / "jax_scores.json"}),
+            ("run_pretraining", {**on_jax, "do_train": False, "do_eval": True, "output_dir": folder / "jax"}),
         ],
     )
     return Runs(folder, pretraining, errors)

@@ -110,6 +110,7 @@ def test_everything_composes_and_a_run_that_goes_on_is_the_run_that_was_not_stop
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_task_driven_child_by_every_example(arguments, tmp_path):
     from modeling import ClassifierModel, named_variables
 
@@ -126,6 +127,7 @@ def test_task_driven_child_by_every_example(arguments, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_the_best_of_earlier_steps_is_scored_without_another_prediction(arguments, tmp_path, monkeypatch):
     asked = []
     answers = Splits.answers

@@ -109,6 +109,7 @@ def test_a_translation_is_plugged_in(world: Path):
     assert row.plug_in
 
 
+@pytest.mark.usefixtures("operation_by_operation")
 def test_an_encoder_finds_translations_without_training(world: Path, encoder: Path):
     from tasks.retrieval import Margin, retrieval_scores
 
@@ -133,6 +134,7 @@ def test_an_encoder_finds_translations_without_training(world: Path, encoder: Pa
         run(world, "xtreme_tatoeba", "deep", **{**flags, "pooling_layer": -6})
 
 
+@pytest.mark.usefixtures("operation_by_operation")
 def test_translations_are_mined_from_the_threshold_of_each_language(world: Path, encoder: Path):
     flags: dict[str, Any] = {"data_dir": world / "bucc", "init_checkpoint": encoder, "pooling_layer": 1}
     folder = run(world, "xtreme_bucc", "mined", do_eval=True, **flags)
@@ -154,6 +156,7 @@ def test_translations_are_mined_from_the_threshold_of_each_language(world: Path,
     assert {language: own["threshold"] for language, own in again.by_language.items()} == thresholds
 
 
+@pytest.mark.usefixtures("operation_by_operation")
 def test_a_threshold_of_dev_is_kept_and_predicts(tmp_path: Path):
     write_world(tmp_path)
     flags = flags_of_kind(tmp_path, "lcqmc_matching", "out") | {"do_predict": False}

@@ -163,7 +163,7 @@ def test_every_code_point_between_letters(tokenizers):
         np.testing.assert_array_equal(found.flat_values, expected.ids)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.binary(max_size=8), min_size=1))
 def test_bytes_that_are_no_text_are_dropped(tokenizers, batch: list[bytes]):
     for name in ("wordpiece uncased", "albert uncased"):

@@ -291,6 +291,7 @@ def test_more_seeds_arms_and_tasks_join_what_is_there(folder: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("operation_by_operation")
 def test_the_recipe_in_small(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Every verb for real, within this process."""
     demo = json.loads((ROOT / "albert_config/albert_config_demo.json").read_text(encoding="utf-8"))

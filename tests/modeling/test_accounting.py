@@ -101,7 +101,7 @@ LAYOUTS = st.builds(
 
 # The first example declares the model.
 @pytest.mark.slow
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(LAYOUTS)
 def test_memory_grows_with_what_is_held_and_falls_with_what_is_cut(layout: Layout):
     def peak(**changes: object) -> float:

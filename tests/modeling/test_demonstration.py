@@ -1,22 +1,14 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import test_changes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 
 @pytest.mark.slow
-def test_the_three_changes_are_shown_and_hold():
-    result = subprocess.run(
-        [sys.executable, "test_changes.py"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_the_three_changes_are_shown_and_hold(capsys: pytest.CaptureFixture[str]):
+    test_changes.main()
+    shown = capsys.readouterr().out
     for number in ("30,720,000", "3,971,072", "125,976,576", "10,498,048", "All numbers hold."):
-        assert number in result.stdout
+        assert number in shown
 
 
 def test_a_number_that_does_not_hold_stops_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

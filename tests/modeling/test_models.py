@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -12,6 +13,7 @@ import tensorflow as tf
 from absl import app
 from modeling_cases import CONFIGS, PALM_CONFIGS, features, without_dropout
 from on_jax import environment_on_jax
+from uncompiled import uncompiled
 
 from modeling import (
     ClassifierModel,
@@ -285,8 +287,10 @@ def test_scores_of_the_first_position_alone_are_those_of_the_whole_model(name: s
         gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    for one, other in zip(gradients_of(False), gradients_of(True), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    # Tracing takes longer than the gradients, but loops over layers are there to be traced.
+    with contextlib.nullcontext() if scan else uncompiled():
+        for one, other in zip(gradients_of(False), gradients_of(True), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_a_head_that_reads_other_positions_gets_them():
@@ -489,21 +493,16 @@ def run_on_jax(script: str, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_jax_equals_tensorflow(tmp_path: Path):
+def test_jax_equals_tensorflow_and_trains_with_rematerialisation_and_by_plain_fit(tmp_path: Path):
     """The same seed gives the same model and outputs on both backends."""
     path = tmp_path / "jax.npz"
     names = ("bert_erf_offset_no_types", "albert_groups", "albert_zh_preln", "google_fast")
-    run_on_jax(JAX_FORWARD, str(path), *names)
+    run_on_jax(JAX_FORWARD + JAX_TRAINING, str(path), *names)
     answers = np.load(path)
     for name in names:
         outputs = PretrainingModel(CONFIGS[name])(features())
         for key in ("masked_lm_logits", "sentence_pair_logits", "sequence_output"):
             np.testing.assert_allclose(outputs[key], answers[f"{name}/{key}"], atol=3e-5, err_msg=f"{name} {key}")
-
-
-@pytest.mark.slow
-def test_jax_trains_with_rematerialisation_and_by_plain_fit():
-    run_on_jax(JAX_TRAINING)
 
 
 def test_config_is_importable_without_keras():

@@ -13,7 +13,7 @@ from modeling.differentiation import variable_gradients
 from tasks.classification import ClassificationTask
 from tasks.pretraining import PretrainingTask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("operation_by_operation")]
 
 KEY = np.array([1, 2], np.uint32)
 STEP = 1e-5

@@ -123,12 +123,33 @@ def test_a_text_of_too_many_windows_or_choices_is_one_line(tmp_path: Path):
         rows.ask(load(tmp_path / "run"), {"question": "a", "context": "b c d e " * 2000})
 
 
+def check_signature_of_strings(loaded: Loaded, folder: Path) -> None:
+    """Ask the graph as another program does."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401
+
+    served: Any = tf.saved_model.load(str(folder))
+    given = [("a b c", "d"), ("j", "i h g f e d c b a")]
+    found = served.signatures["serving_default"](
+        text_a=tf.constant([a for a, _ in given]), text_b=tf.constant([b for _, b in given])
+    )
+    wanted = loaded.predict(given)
+    assert [each.decode() for each in found["label"].numpy()] == [each["prediction"] for each in wanted]
+    assert found["labels"].numpy().tolist() == [[b"0", b"1"]] * 2
+    np.testing.assert_allclose(
+        found["probabilities"], [[*each["probabilities"].values()] for each in wanted], atol=2e-6
+    )
+
+
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="exports are TensorFlow's")
 def test_an_export_of_each_form_answers_as_its_model(tmp_path: Path):
     run_of("lcqmc", tmp_path / "run")
     loaded = load(tmp_path / "run", dtype="float32")
     wanted = [loaded.predict(each) for each in INPUTS["lcqmc"]]
-    export(loaded, tmp_path / "text", "saved_model_text")
+    (made,) = export(loaded, tmp_path / "text", "saved_model_text")
+    assert made.difference < 1e-4
+    assert made.agreeing == 1.0
+    check_signature_of_strings(loaded, tmp_path / "text")
     export(loaded, tmp_path / "ids", "saved_model")
     forms = {"text": "saved_model_text", "ids": "saved_model"}
     if HAS_ONNX:

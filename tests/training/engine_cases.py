@@ -267,10 +267,10 @@ def toy_batches(first: int, last: int) -> list[dict[str, np.ndarray]]:
 
 
 def toy_cases(state: Outcome) -> Outcome:
-    """All cases of the toy task."""
+    """All cases, most of them of the toy task."""
     cases = {"steps": toy_steps(), "continued": continued(state), "resumed": resumed()}
     cases |= {"mixture": mixture(), "distilled": distilled(), "undropped": undropped(), "clipped": clipped()}
-    cases |= {"scheduled": scheduled(), "restarted": restarted()}
+    cases |= {"scheduled": scheduled(), "restarted": restarted(), "eight_steps": eight_steps()}
     return {f"{case}/{key}": x for case, found in cases.items() for key, x in found.items()}
 
 

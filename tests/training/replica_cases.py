@@ -88,9 +88,13 @@ def in_step(engine: TensorFlowEngine, strategy: Strategy) -> bool:
     )
 
 
-def every_optimizer(strategy: Strategy) -> Outcome:
-    runs: dict[str, dict[str, Any]] = {name: {"name": name} for name in OPTIMIZERS}
-    return _runs(strategy, runs)
+def every_optimizer(strategy: Strategy, names: Iterable[str] = OPTIMIZERS) -> Outcome:
+    return _runs(strategy, {name: {"name": name} for name in names})
+
+
+def two_optimizers(strategy: Strategy) -> Outcome:
+    """Those that most runs have, for numbers of replicas at which the others have nothing of their own."""
+    return every_optimizer(strategy, ("adamw", "lamb"))
 
 
 def micro_batches(strategy: Strategy) -> Outcome:

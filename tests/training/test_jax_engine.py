@@ -30,8 +30,8 @@ def toy_on_jax(tmp_path_factory, tensorflow_state):
     return run_apart(folder / "found.npz", "toy_cases", backend="jax", state=folder / "state.npz")
 
 
-def test_every_optimizer_equals_tensorflow_after_eight_steps_in_micro_batches_too(tmp_path):
-    on_jax = run_apart(tmp_path / "found.npz", "eight_steps", backend="jax")
+def test_every_optimizer_equals_tensorflow_after_eight_steps_in_micro_batches_too(toy_on_jax):
+    on_jax = part(toy_on_jax, "eight_steps/")
     assert_close(on_jax, engine_cases.eight_steps(), 1e-6)
     assert_close(part(on_jax, "lamb/1/"), part(on_jax, "lamb/2/"), 1e-6)
 

@@ -7,6 +7,8 @@ from optimization import OPTIMIZERS
 pytestmark = pytest.mark.slow
 SHARED = "every_optimizer,micro_batches,evaluation,companion"
 ALONE = "poisoned,unscaled,masks,resumed"
+RUNS = [(2, "every_optimizer", name) for name in OPTIMIZERS]
+RUNS += [(4, "two_optimizers", name) for name in ("adamw", "lamb")]
 
 
 def part(found, prefix):
@@ -38,7 +40,7 @@ def single():
 def several(tmp_path_factory):
     """The outcome by the number of replicas."""
     folder = tmp_path_factory.mktemp("replicas")
-    cases = {2: f"{SHARED},pretraining,{ALONE}", 4: "every_optimizer,evaluation"}
+    cases = {2: f"{SHARED},pretraining,{ALONE}", 4: "two_optimizers,evaluation"}
     paths = {replicas: folder / f"{replicas}.npz" for replicas in cases}
     started = {replicas: start(path, cases[replicas], replicas=replicas) for replicas, path in paths.items()}
     with ending(started.values()):
@@ -56,11 +58,10 @@ def processes(tmp_path_factory):
         return [finish(process, path) for process, path in zip(started, paths, strict=True)]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_equal_one_device(single, several, name, replicas):
+@pytest.mark.parametrize(("replicas", "case", "name"), RUNS)
+def test_replicas_equal_one_device(single, several, replicas, case, name):
     # Real weights differ from replica to replica, so that a mean of means would show.
-    assert_close(part(several[replicas], f"every_optimizer/{name}/"), part(single, f"every_optimizer/{name}/"))
+    assert_close(part(several[replicas], f"{case}/{name}/"), part(single, f"every_optimizer/{name}/"))
 
 
 def test_replicas_equal_one_device_on_a_model(single, several):
