@@ -80,7 +80,7 @@ def restore(
         engine: receives the weights, also as their average where it keeps one.
         config: of its model.
         output_dir: of the run.
-        init_checkpoint: is of step 0.
+        init_checkpoint: where the output folder holds none; of a run its best or its newest too, and else of step 0.
         allow_unexpected: expressions over names of tensors that `init_checkpoint` may have besides.
         adjust: as in `initialize`.
         only_reads: leave what a crash left in the output folder as it is.
@@ -91,6 +91,7 @@ def restore(
     Raises:
         UsageError: there are no weights, or they do not fit the model.
     """
+    from conversion.locating import locate
     from training.checkpoints import CorruptCheckpointError, checkpoint_folder, latest_state, read_state
     from training.processes import current
 
@@ -102,6 +103,14 @@ def restore(
             raise UsageError(f"{error}; remove {folder}, and the newest checkpoint is taken") from None
     elif found := latest_state(Path(output_dir), processes=current(), only_reads=only_reads):
         source, step, unused = str(checkpoint_folder(Path(output_dir), found.step)), found.step, ()
+    elif init_checkpoint:
+        kind, place = locate(init_checkpoint, prefer_best=best)
+        if kind == "ours":
+            try:
+                # Otherwise a finished run would have other scores from another output folder than from its own.
+                source, step = str(place), read_state(place, groups=()).step
+            except CorruptCheckpointError as error:
+                raise UsageError(str(error)) from None
     if not source:
         raise UsageError(
             f"no weights: --output_dir={output_dir} holds no checkpoint; "

@@ -212,6 +212,21 @@ def test_processes_look_for_the_newest_checkpoint_together(monkeypatch: pytest.M
     assert seen == [((tmp_path,), {"processes": "all of them", "only_reads": only_reads})]
 
 
+@pytest.mark.parametrize(("best", "expected"), [(True, ("best", 3)), (False, ("checkpoints/step_00000007", 7))])
+def test_a_finished_run_is_scored_with_the_same_weights_from_another_folder(
+    best: bool, expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name, step in (("best", 3), ("checkpoints/step_00000007", 7)):
+        write_state(tmp_path / "run" / name, RunState(step, 1, {}, {}, {"model/x": np.ones(1)}))
+    seen: list[str] = []
+    monkeypatch.setattr("commands.weights.initialize", lambda model, config, path, **names: seen.append(path))
+    engine: Any = types.SimpleNamespace(model=None, state=dict)
+    folder, (name, step) = tmp_path / "run", expected
+    for given in ([str(folder)], [str(tmp_path / "other"), str(folder)]):
+        assert restore(engine, None, *given, best=best) == step  # pyright: ignore[reportArgumentType]
+    assert seen == [str(folder / name)] * 2
+
+
 def test_several_languages_are_scored_apart_and_on_average():
     def evaluate(batches: Any) -> dict[str, float]:
         (found,) = batches
