@@ -114,6 +114,7 @@ def results(folder: Path, name: str = "eval_results") -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
+@pytest.mark.usefixtures("operation_by_operation")
 def test_the_command_of_the_readme(world: Path, go: Any, capsys: pytest.CaptureFixture[str]):
     go(*COMMAND)
     said, folder = capsys.readouterr().out, world / "finetuned_models"
