@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,17 @@ def test_the_table_has_what_is_done(tmp_path: Path):
     assert json.loads((tmp_path / "out/table.json").read_text())["alone"]["runs"] == {"1": 0.5, "2": 0.6}
 
 
-def test_every_text_is_answered_twice_and_the_second_time_counts():
+def test_models_take_turns_and_the_first_round_does_not_count():
     asked: list[str] = []
-    assert recipe.milliseconds(asked.append, ["a", "b"]) >= 0
-    assert asked == ["a", "b", "a", "b"]
+
+    def slow_once(text: str) -> None:
+        asked.append(text)
+        time.sleep(0.05 if len(asked) <= 2 else 0)
+
+    found = recipe.milliseconds({"teacher": slow_once, "student": asked.append}, ["a", "b"])
+    assert asked == ["a", "b"] * 22
+    assert 0 <= found["teacher"] < 50
+    assert 0 <= found["student"] < 50
 
 
 def test_a_dry_run_writes_nothing_and_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
