@@ -174,7 +174,7 @@ def with_sentences(session: Session, options: Any, records: Records, loss: Loss)
         return {name: found[name] for name in (PSEUDO, "pseudo_mask")}
 
     def write(batches: Iterable[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for found in Programs(prepared, session.engine.model).predict(batches):
+        for found in Programs(prepared, session.engine.model, of_shape=True).predict(batches):
             yield found[PSEUDO], found["pseudo_mask"].sum(axis=1)
 
     asked: list[PretrainingDataset | Spoken] = []

@@ -165,7 +165,8 @@ class Attention(keras.layers.Layer):
             if cache is not None:
                 memory = cache = _written(cache, memory, position)
         if first_only:
-            x_BLD, h_BLD, decoding = x_BLD[:, :1], h_BLD[:, :1], True
+            # A slice of one position would be of unknown length where L is.
+            x_BLD, h_BLD, decoding = x_BLD[:, 0][:, None], h_BLD[:, 0][:, None], True
             attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
         context_BLD = self._attend(self._split(self.query(h_BLD)), memory, attention_mask, training, decoding)
         y_BLD = self._added(x_BLD, context_BLD, training)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 LENGTHS = (16, 32, 64, 128, 256, 384, 512)
 """What batches are padded to, beside the model's greatest length: each is a program for every number of rows."""
-FREE_STEP = 16
+FREE_STEP = 4
 """What lengths are a multiple of where nothing is compiled for a length."""
 MAX_SEQ_LENGTH = 512
 """Tokens to which input is cut where no run says how many, specials counted."""
@@ -198,11 +198,22 @@ class Loaded:
         return next(self.programs.predict([batch]))
 
     @property
+    def free(self) -> bool:
+        """Whether one program takes every shape; a run that generates compiles its search for each."""
+        compiles = self.form == "run" and hasattr(self.host, "predictor")
+        return getattr(self.programs, "free", False) and not compiles
+
+    @property
     def lengths(self) -> tuple[int, ...]:
-        """What batches are padded to; where shapes are free (an export), more of them."""
-        free = getattr(self.programs, "free", False)
-        lengths = range(FREE_STEP, self.max_seq_length, FREE_STEP) if free else LENGTHS
-        return (*(length for length in lengths if length < self.max_seq_length), self.max_seq_length)
+        """What batches are padded to; where shapes are free, more of them."""
+        if not self.free:
+            return self.few_lengths
+        return (*range(FREE_STEP, self.max_seq_length, FREE_STEP), self.max_seq_length)
+
+    @property
+    def few_lengths(self) -> tuple[int, ...]:
+        """What batches are padded to where each length is a program, and which lengths are tried to begin with."""
+        return (*(length for length in LENGTHS if length < self.max_seq_length), self.max_seq_length)
 
     def dataset(self, example: Any, max_seq_length: int | None = None) -> Any:
         """Return the encoded rows of one example, cut to fewer tokens than the model reads where that is given."""

@@ -1,6 +1,7 @@
-"""A function of a model and a batch as compiled programs, one a shape, kept from one call to the next.
+"""A function of a model and a batch as compiled programs, kept from one call to the next.
 
-Which compiler is that of Keras's backend: `tf.function`, `jax.jit`, or none.
+Which compiler is that of Keras's backend: `tf.function`, whose program takes every shape, `jax.jit`, which has one for
+each, or none.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ Arrays = Mapping[str, np.ndarray]
 class Programs:
     """The programs of one function.
 
+    Attributes:
+        free: whether one program takes every shape.
+
     Args:
         function: (model, features) -> arrays by name; computes nothing but its return value.
         model: a built Keras model.
+        of_shape: whether the function needs to know the shape: each is a program, whatever the backend.
     """
 
-    free = False  # each shape is a program
-
-    def __init__(self, function: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]], model: Any):
+    def __init__(
+        self, function: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]], model: Any, *, of_shape: bool = False
+    ):
         import keras
 
         self._function, self._model = function, model
+        self.free = keras.config.backend() == "tensorflow" and not of_shape
         make = {"tensorflow": self._tensorflow, "jax": self._jax}
         self._make = make.get(keras.config.backend(), lambda batch: self._plain)
         self._kept: dict[Any, Callable[[Arrays], Mapping[str, Any]]] = {}
@@ -39,7 +45,10 @@ class Programs:
     def predict(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
         """Yield what the function says of each batch."""
         for batch in batches:
-            key = tuple((name, value.shape, value.dtype.str) for name, value in sorted(batch.items()))
+            key = tuple(
+                (name, value.ndim if self.free else value.shape, value.dtype.str)
+                for name, value in sorted(batch.items())
+            )
             if key not in self._kept:
                 self._kept[key] = self._make(batch)
             yield {name: np.asarray(value) for name, value in self._kept[key](batch).items()}
@@ -48,7 +57,10 @@ class Programs:
         import tensorflow
 
         tf: Any = tensorflow
-        shapes = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in batch.items()}
+        shapes = {
+            name: tf.TensorSpec([None] * value.ndim if self.free else value.shape, value.dtype)
+            for name, value in batch.items()
+        }
         program = tf.function(lambda features: self._function(self._model, features), autograph=False)
         concrete = program.get_concrete_function(shapes)
         return lambda given: concrete({name: tf.constant(value) for name, value in given.items()})

@@ -146,7 +146,7 @@ def predicted(
 
 def size_of(loaded: Loaded, count: int) -> int:
     """Return the rows of a batch that so many rows are given: where each shape is a program, a power of two."""
-    return count if getattr(loaded.programs, "free", False) else 1 << (count - 1).bit_length()
+    return count if loaded.free else 1 << (count - 1).bit_length()
 
 
 def joined(rows: Sequence[Features], size: int) -> dict[str, np.ndarray]:
@@ -170,7 +170,9 @@ def joined(rows: Sequence[Features], size: int) -> dict[str, np.ndarray]:
 
 
 def warm(loaded: Loaded, inputs: Iterable[Any], sizes: Sequence[int], budget_tokens: int) -> int:
-    """Ask the model once in every shape that `predicted` may meet; return how many there were.
+    """Ask the model once in every shape that is a program of its own; return how many there were.
+
+    Where one program takes every shape it is asked single rows of a few lengths.
 
     Args:
         loaded: the model.
@@ -179,9 +181,11 @@ def warm(loaded: Loaded, inputs: Iterable[Any], sizes: Sequence[int], budget_tok
         budget_tokens: no batch of several rows costs more.
     """
     done = 0
+    if loaded.free:
+        sizes = sizes[:1]
     for row in {row.shape: row for given in inputs for row in ask(loaded, given).rows}.values():
         is_text = bool(getattr(loaded.programs, "texts", ()))
-        for length in (row.tokens,) if is_text else loaded.lengths:
+        for length in (row.tokens,) if is_text else loaded.few_lengths:
             longer = row if is_text else _of_length(row, length)
             for size in sizes:
                 if size == 1 or size * longer.tokens <= budget_tokens:

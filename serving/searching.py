@@ -34,7 +34,7 @@ def parameters_of(loaded: Loaded) -> dict[str, dict[str, float | None]]:
         return {}
     least, most = bounds
     found: dict[str, dict[str, float | None]] = {NEW_TOKENS: {"minimum": least, "maximum": most, "value": most}}
-    if not getattr(loaded.programs, "free", False):
+    if not loaded.free:
         return found
     own = generate.settings
     widest = min(MOST_BEAMS, loaded.config.vocab_size // 2 - 1)

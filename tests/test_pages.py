@@ -25,6 +25,7 @@ from unittest import mock
 
 import pytest
 from language_files import write_xnli
+from on_jax import environment_on_jax
 from test_ernie_m_command import make_model
 from uncompiled import uncompiled
 
@@ -228,7 +229,7 @@ def test_the_commands_for_jax_run(journey: Path):
     given = [words for page in DOCS for words in commands(page) if is_of_jax(words)]
     assert len(given) >= 4
     script = f"import test_pages; print([test_pages.call(words, dry=test_pages.is_dry(words)) for words in {given!r}])"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    environment = environment_on_jax(ROOT, ROOT / "tests")
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=journey, env=environment, capture_output=True, text=True, check=False
     )

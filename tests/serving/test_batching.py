@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.batching import Batcher, LateError, Work, chosen
+from serving.batching import BATCH_TOKENS, Batcher, LateError, Work, chosen
 
 FAR = 1e9
 
@@ -54,18 +55,32 @@ def test_a_batch_is_of_the_oldest_and_holds_its_limits(
     oldest = works[0]
     assert batch[0] is oldest
     assert len(set(map(id, batch))) == len(batch) <= most
-    assert all(work.group is oldest.group and work.tokens <= oldest.tokens for work in batch)
-    assert len(batch) == 1 or len(batch) * oldest.tokens <= budget
+    assert all(work.group is oldest.group for work in batch)
+    assert len(batch) == 1 or len(batch) * max(work.tokens for work in batch) <= budget
     for tokens in {work.tokens for work in batch}:
         alike = [work.row for work in works if work.group is oldest.group and work.tokens == tokens]
         taken = [work.row for work in batch if work.tokens == tokens]
         assert taken == alike[: len(taken)]  # the oldest of a size come first
-    alike = sum(work.group is oldest.group and work.tokens == oldest.tokens for work in works)
-    room = max(1, min(most, budget // oldest.tokens))
-    assert sum(work.tokens == oldest.tokens for work in batch) == min(alike, room)
-    # Smaller ones get only places that would be empty.
-    same = sum(work.tokens == oldest.tokens for work in batch)
-    assert len(batch) <= max(same, min(oldest.group.size_of(same), room))
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=7), st.integers(16, 512), st.integers(1, 7), st.booleans())
+@example([32, 16, 32, 64, 32], 128, 32, True)
+def test_no_other_batch_of_the_oldest_computes_more_of_what_was_asked(
+    tokens: list[int], budget: int, most: int, rounds: bool
+):
+    group = Squares(rounds=rounds)
+
+    def share(rows: Sequence[int]) -> float:
+        return sum(rows) / (group.size_of(len(rows)) * max(rows) + BATCH_TOKENS)
+
+    every = [
+        (tokens[0], *others)
+        for count in range(min(most, len(tokens)))
+        for others in itertools.combinations(tokens[1:], count)
+        if not count or (count + 1) * max(tokens[0], *others) <= budget
+    ]
+    found = [work.tokens for work in chosen(works_of(group, tokens), budget, most)]
+    assert share(found) == pytest.approx(max(map(share, every)))
 
 
 def test_places_that_rounding_leaves_empty_go_to_smaller_works():

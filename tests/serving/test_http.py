@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.guard import LINGER_SECONDS
 from serving.http import PAGE, page_files
+from serving.server import listen
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,15 @@ def test_the_routes_of_the_contract(client: Client):
     assert (status["version"], status["state"]) == ("1", "AVAILABLE")
     assert client.get("/healthz").json == {"status": "ok"}
     assert client.get("/readyz").json == {"status": "ready"}
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_client_s_acknowledgement_of_its_headers():
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_info_says_what_a_model_takes_and_the_limits(client: Client):
