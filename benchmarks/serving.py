@@ -162,6 +162,7 @@ def turn(each: Contender, requests: Sequence[bytes], clients: int, seconds: floa
                     failed.append(str(error))
                 if number == first:
                     together.wait()  # the first answer is not counted
+                    connection.close()  # a server ends one on which nobody asks for seconds; the next request opens it
                 else:
                     own.append(1000 * (time.perf_counter() - begin))
                 if failed or time.perf_counter() >= end[0]:

@@ -6,6 +6,7 @@ each, or none.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,13 +57,17 @@ class Programs:
     def _tensorflow(self, batch: Arrays) -> Callable[[Arrays], Mapping[str, Any]]:
         import tensorflow
 
+        from modeling.fusion import plain
+
         tf: Any = tensorflow
         shapes = {
             name: tf.TensorSpec([None] * value.ndim if self.free else value.shape, value.dtype)
             for name, value in batch.items()
         }
         program = tf.function(lambda features: self._function(self._model, features), autograph=False)
-        concrete = program.get_concrete_function(shapes)
+        # XLA would compile what `fused` marks once more for each shape, for seconds.
+        with plain() if self.free else contextlib.nullcontext():
+            concrete = program.get_concrete_function(shapes)
         return lambda given: concrete({name: tf.constant(value) for name, value in given.items()})
 
     def _jax(self, batch: Arrays) -> Callable[[Arrays], Mapping[str, Any]]:

@@ -66,6 +66,8 @@ def test_rows_in_one_batch_are_answered_as_each_input_alone(row_name: str, tmp_p
     assert same(answered(loaded, inputs), [loaded.predict(each) for each in inputs])
     alone = [answered(loaded, [each])[0] for each in inputs]
     assert alone == [loaded.predict(each) for each in inputs]
+    if keras.config.backend() == "tensorflow":
+        assert loaded.programs.count == 1
 
 
 def test_a_pretrained_model_fills_masks_and_embeds_in_one_request(tmp_path: Path):
@@ -115,6 +117,15 @@ def test_warming_meets_every_length_and_size_within_the_budget(tmp_path: Path):
     loaded = imitation(tmp_path, programs, max_seq_length=64)
     assert rows.warm(loaded, ["a b"], [1, 2, 4], 128) == len(programs.batches) == 8
     assert programs.batches == [(size, length) for length in (16, 32) for size in (1, 2, 4)] + [(1, 64), (2, 64)]
+
+
+def test_where_one_program_takes_every_shape_warming_asks_single_rows(tmp_path: Path):
+    programs = Counted()
+    programs.free = True
+    loaded = imitation(tmp_path, programs, max_seq_length=64)
+    assert loaded.lengths == tuple(range(4, 65, 4))
+    assert rows.warm(loaded, ["a b"], [1, 2, 4], 128) == 3
+    assert programs.batches == [(1, 16), (1, 32), (1, 64)]
 
 
 def test_a_text_of_too_many_windows_or_choices_is_one_line(tmp_path: Path):
