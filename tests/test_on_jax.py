@@ -20,7 +20,7 @@ FILES = {
     "tests/tasks/test_packing.py": "bert_offset",
     "tests/tasks/test_prompt_tasks.py": "",
     "tests/tasks/test_regularization.py": "known_answer_of_the_released or masks_of_the_passes",
-    "tests/test_technique_pairs.py": "at_once",
+    "tests/test_technique_pairs.py": "at_once and child_F",
 }
 """A file, and which of its tests are chosen, in the words of pytest's -k; all of them by default."""
 

@@ -468,7 +468,8 @@ def loss(weights, model):
 
 for dtype, tolerance in (("float32", 1e-5), ("mixed_bfloat16", 2e-2)):
     gradients = []
-    for choice in ({}, {"remat": True}, {"scan": True}, {"scan": True, "remat": True}):
+    both = {"scan": True, "remat": True}
+    for choice in ({}, {"remat": True}, {"scan": True}, both) if dtype == "float32" else ({}, both):
         model = PretrainingModel(CONFIGS["albert_zh_share_attention"], computation=Computation(dtype, **choice))
         weights = [variable.value for variable in model.trainable_variables]
         gradients.append(jax.jit(jax.grad(lambda w: loss(w, model)))(weights))

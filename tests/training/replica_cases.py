@@ -92,9 +92,9 @@ def every_optimizer(strategy: Strategy, names: Iterable[str] = OPTIMIZERS) -> Ou
     return _runs(strategy, {name: {"name": name} for name in names})
 
 
-def two_optimizers(strategy: Strategy) -> Outcome:
-    """Those that most runs have, for numbers of replicas at which the others have nothing of their own."""
-    return every_optimizer(strategy, ("adamw", "lamb"))
+def one_optimizer(strategy: Strategy) -> Outcome:
+    """One with trust ratios, for numbers of replicas at which the others have nothing of their own."""
+    return every_optimizer(strategy, ("lamb",))
 
 
 def micro_batches(strategy: Strategy) -> Outcome:

@@ -39,7 +39,7 @@ def test_every_optimizer_on_every_mesh_equals_one_device(on_eight_devices):
         assert one["step/4/loss"] < one["step/0/loss"]
         meshes = {key.split("|")[1] for key in found if key.startswith(f"{name}|")}
         assert meshes >= {"one", "fsdp 4, model 2"}
-        assert meshes == MESHES.keys() or name not in ("adamw", "lamb")
+        assert meshes == MESHES.keys() or name != "adamw"
         for mesh in meshes:
             assert_close(part(found, f"{name}|{mesh}|"), one)
 
