@@ -85,6 +85,8 @@ EVERYTHING = (
 def test_everything_composes_and_a_run_that_goes_on_is_the_run_that_was_not_stopped(arguments, tmp_path, child):
     from modeling import ClassifierModel, load_config, named_variables
 
+    # A third layer of so many passes is traced for ten seconds.
+    (tmp_path / "config.json").write_text(dataclasses.replace(CONFIG, num_hidden_layers=2).to_json())
     flags = [*EVERYTHING, f"--child_tuning={child[0]}", *(f"--child_tuning_fisher={each}" for each in child[1:])]
     options = run(arguments, *flags)
     step, final = weights(tmp_path / "out")
@@ -99,9 +101,9 @@ def test_everything_composes_and_a_run_that_goes_on_is_the_run_that_was_not_stop
         if "embeddings" in name or "_0/" in name or name == "backbone/pooler/bias":
             assert not changed.any(), name
     assert moved["classifier/kernel"].any()
-    assert moved["backbone/encoder/attention_2/value/kernel"].any()
+    assert moved["backbone/encoder/attention_1/value/kernel"].any()
     if child[0] == "D":
-        blocks = [changed.ravel() for name, changed in moved.items() if "_1/" in name or "_2/" in name]
+        blocks = [changed.ravel() for name, changed in moved.items() if "_1/" in name]
         assert 0.1 < np.concatenate(blocks).mean() <= 0.3
 
     shutil.rmtree(tmp_path / "out/checkpoints/step_00000004")

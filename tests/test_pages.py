@@ -90,7 +90,7 @@ def is_dry(words: Sequence[str]) -> bool:
 
 def is_short(words: Sequence[str]) -> bool:
     """Return whether compiling would take longer than the few steps; a text has many, and exports are compiled."""
-    short = ("run_pretraining.py", "run_classifier.py", "predict.py", "augment_examples.py")
+    short = ("run_pretraining.py", "run_classifier.py", "run_generation.py", "predict.py", "augment_examples.py")
     return words[1] in short and "--do_export" not in words
 
 
