@@ -38,7 +38,7 @@ class Options:
     model: str = flag(help="NAME=PATH, as serve.py takes it; a classifier of texts or pairs")
     seconds: float = flag(600.0, help="of asking twice as much as it can answer", minimum=0)
     fuzzed: int = flag(100_000, help="wrong requests", minimum=0)
-    clients: int = flag(64, help="that ask at once", minimum=1)
+    clients: int = flag(400, help="that ask at once: fewer than the server's queue holds never fill it", minimum=1)
     seed: int = flag(0, help="of what is asked")
 
 
@@ -49,14 +49,15 @@ def main(options: Options) -> int:
         server = Server(port, name)
         instances = instances_of(server, options.seed)
         wanted = [server.predict(each)[1] for each in instances]
-        rate = capacity(server, instances, 5.0, 16)
-        print(f"it answers {rate:.1f} requests a second; asked {2 * rate:.1f} for {options.seconds:g} s")
+        rate = capacity(server, instances, 10.0, min(64, options.clients))
+        print(f"it answers {rate:.1f} requests a second; asked {2 * rate:.1f} for {options.seconds:g} s", flush=True)
         memory = [memory_bytes(process.pid)]
         found = Counter[str]()
         for _ in range(4):
             found += overload(server, instances, wanted, 2 * rate, options.seconds / 4, options.clients)
             memory.append(memory_bytes(process.pid))
-        print(f"answers: {dict(found)}; memory after each quarter, MB: {[round(each / 1e6) for each in memory]}")
+        quarters = [round(each / 1e6) for each in memory]
+        print(f"answers: {dict(found)}; memory after each quarter, MB: {quarters}", flush=True)
         fuzzed = fuzz(server, options.fuzzed, options.seed)
         print(f"wrong requests: {dict(sorted(fuzzed.items()))}")
         memory.append(memory_bytes(process.pid))
@@ -121,15 +122,22 @@ def capacity(server: Server, instances: Sequence[Any], seconds: float, clients: 
 def overload(
     server: Server, instances: Sequence[Any], wanted: Sequence[Any], rate: float, seconds: float, clients: int
 ) -> Counter[str]:
-    """Ask at a rate, whatever comes back, and count what did: right, wrong, refused (503, 504), lost."""
+    """Ask at a rate, whatever comes back, and count what did: right, wrong, refused (503, 504), lost.
+
+    A client asks when its turn has come and its last request was answered: fewer clients than the server's queue holds
+    would wait for answers, and so ask no more than the server can answer.
+    """
     found, lock = Counter[str](), threading.Lock()
     begin = time.monotonic()
+    end = begin + seconds
 
     def ask_on(number: int) -> None:
         own, place = Counter[str](), number
         connection = server.connection()
-        while (due := begin + place / rate) < begin + seconds:
-            time.sleep(max(0.0, due - time.monotonic()))
+        while (due := begin + place / rate) < end and time.monotonic() < end:
+            if (wait := due - time.monotonic()) > 1:
+                connection.close()  # the server ends one on which nobody asks for seconds; the next request opens it
+            time.sleep(max(0.0, wait))
             which, place = place % len(instances), place + clients
             try:
                 status, told = server.predict(instances[which], connection)
